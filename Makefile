@@ -1,0 +1,59 @@
+# The commands of a checkout. PYTHON (3.11 or newer) makes the environment, VENV is where it lives.
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n 2 --dist worksteal
+
+BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test check quality lint types doctest slow format clean
+
+help:
+	@echo "make demo    train a teacher, distil it into 16 small students, print the table"
+	@echo "make test    the quick suite and the notebooks"
+	@echo "make check   all that CI runs: test, lint, types, doctest, slow"
+	@echo "make format  let ruff rewrite what lint would complain about"
+
+demo: $(VENV)/.installed-base
+	$(BIN)/jaxkd distill CartPole-v1
+
+test: $(VENV)/.installed-test
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS) --nbmake tests notebooks
+
+check: test quality slow
+
+quality: lint types doctest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+doctest: $(VENV)/.installed-test
+	$(PYTEST) --doctest-modules jaxkd
+
+slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow $(PYTEST_ARGS) tests
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+
+# Installed once, and again when pyproject.toml changes; the package itself is editable.
+EXTRA_base =
+EXTRA_test = [test]
+EXTRA_dev = [dev]
+$(VENV)/.installed-base $(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".$(EXTRA_$*)"
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: jaxkd needs Python 3.11 or newer, '$(PYTHON)' is not. Try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

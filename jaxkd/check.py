@@ -1,0 +1,144 @@
+"""Errors at the earliest moment: plain numbers, what a component reads, and how it is called."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxkd.base import UsageError
+
+_INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint")
+
+
+def number(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, above: bool = False) -> None:
+    """Raises if a plain number lies outside [low, high] ((low, high] with `above`); tracers, arrays and schedules pass."""
+    if not isinstance(value, int | float | np.number):
+        return
+    if not (low < value if above else low <= value) or value > high:
+        left = "(" if above else "["
+        raise UsageError(f"{name} must be in {left}{low:g}, {high:g}], got {value:g}.")
+
+
+def count(name: str, value: Any) -> None:
+    """Raises unless `value` is a positive Python int: sizes are static."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise UsageError(f"{name} must be a positive int (sizes are static), got {value!r}.")
+
+
+def divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
+    """Raises unless `part` divides `whole`, naming the nearest values that do."""
+    if whole % part == 0:
+        return
+    valid = [n for n in range(1, whole + 1) if whole % n == 0]
+    near = [max(n for n in valid if n < part), *[n for n in valid if n > part][:1]]
+    raise UsageError(f"{whole_name} = {whole} is not divisible by {part_name} = {part}; nearest: {', '.join(map(str, near))}.")
+
+
+def reads(fn: Callable, **args: Any) -> frozenset[str]:
+    """The leaves of `args` that the result of `fn(**args)` depends on, as dotted paths ("batch.teacher.policy.logits").
+
+    Backward liveness on the jaxpr. Loops, branches and custom_vjp count as reading all: it may over-report, never under-report.
+
+    >>> import jax.numpy as jnp
+    >>> sorted(reads(lambda a, b: a["x"] + 0 * jnp.zeros_like(b), a={"x": 1.0, "y": 2.0}, b=3.0))
+    ['a.x']
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(args)
+    jaxpr = jax.make_jaxpr(lambda *x: fn(**jax.tree.unflatten(structure, x)))(*[leaf for _, leaf in leaves]).jaxpr
+    live = _live(jaxpr, [True] * len(jaxpr.outvars))
+    return frozenset(jax.tree_util.keystr(path, simple=True, separator=".") for (path, _), alive in zip(leaves, live, strict=True) if alive)
+
+
+def _live(jaxpr: Any, wanted: list[bool]) -> list[bool]:
+    live = {v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want and not _literal(v)}
+    for eqn in reversed(jaxpr.eqns):
+        outs = [v in live for v in eqn.outvars]
+        if any(outs):
+            inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")) if eqn.primitive.name in _INLINED else None
+            ins = _live(getattr(inner, "jaxpr", inner), outs) if inner is not None else [True] * len(eqn.invars)
+            live |= {v for v, alive in zip(eqn.invars, ins, strict=True) if alive and not _literal(v)}
+    return [v in live for v in jaxpr.invars]
+
+
+def _literal(variable: Any) -> bool:
+    return hasattr(variable, "val")
+
+
+def touches(read: frozenset[str], *prefixes: str) -> bool:
+    """Whether any path of `read` is one of the prefixes or lies below one."""
+    return any(path == p or path.startswith(p + ".") for path in read for p in prefixes)
+
+
+def label(component: Any) -> str:
+    """How a component was made, read off the closure of its function: "scale(value=0.5, term=forward_kl(temperature=2.0))"."""
+    if isinstance(component, tuple):
+        component = next((part for part in reversed(component) if callable(part)), component)
+    name = getattr(component, "__qualname__", type(component).__name__).split(".<locals>")[0]
+    code, closure = getattr(component, "__code__", None), getattr(component, "__closure__", None)
+    if code is None or ".<locals>" not in component.__qualname__ or component.__name__ == "<lambda>":
+        return name.split(".")[-1] if component is not None else ""
+    cells = {k: c.cell_contents for k, c in zip(code.co_freevars, closure or (), strict=True)}
+    return f"{name}({', '.join(f'{k}={_show(v)}' for k, v in cells.items())})"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, jax.core.Tracer):
+        return "traced"
+    if isinstance(value, tuple) and any(map(callable, value)) or callable(value):
+        return label(value)
+    return repr(value)
+
+
+def spaces(obs_spec: Any, action_space: Any) -> tuple[tuple, tuple]:
+    """Observation and action specification as plain, hashable values: ((path, shape, dtype), ...) and ("discrete", n) or ("box", D)."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(obs_spec)
+    obs = tuple((jax.tree_util.keystr(p, simple=True, separator="/"), tuple(x.shape), np.dtype(x.dtype).name) for p, x in leaves)
+    return obs, ("discrete", action_space.n) if hasattr(action_space, "n") else ("box", *action_space.shape)
+
+
+def in_words(obs: tuple, action: tuple) -> str:
+    """Those values for a person: "obs (4,) float32 and 2 actions"."""
+    seen = ", ".join(f"{path + ' ' if path else ''}{shape} {dtype}" for path, shape, dtype in obs)
+    return f"obs {seen} and {action[1]} " + ("actions" if action[0] == "discrete" else "action dimensions")
+
+
+def fits(role: str, policy: Any, env: Any) -> None:
+    """Raises if the policy cannot act on the environment: both specifications are printed."""
+    given = spaces(env.obs_spec, env.action_space)
+    obs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), env.obs_spec)
+    cause, action = None, ("", 0)
+    try:
+        key = jax.random.key(0)
+        reset = jax.ShapeDtypeStruct((2,), np.float32)
+        out = jax.eval_shape(lambda obs, reset: policy.step(policy.init(key), policy.initial_carry(2), obs, reset), obs, reset)[1]
+        kind = "discrete" if hasattr(out.policy, "logits") else "box"
+        action = kind, jax.tree.leaves(out.policy)[0].shape[-1]
+    except Exception as error:  # whatever the network's module system raises
+        cause = error
+    if cause is None and action == given[1]:
+        return
+    keywords = dict(policy.description[1]) if policy.description else {}
+    expected = in_words(keywords["obs"], keywords["action"]) if "obs" in keywords else f"{action[1] or 'other'} actions or observations"
+    raise UsageError(f"{role} expects {expected}; {env.name!r} gives {in_words(*given)}.") from cause
+
+
+def kind(name: str, value: Any, cls: type, hint: str) -> None:
+    """Raises unless `value` is a `cls`."""
+    if not isinstance(value, cls):
+        raise UsageError(f"{name} must be {hint}, got {type(value).__name__}.")
+
+
+def traced(name: str, fn: Callable, **args: Any) -> tuple[Any, frozenset[str]]:
+    """The shapes that `fn(**args)` returns and the leaves it reads; whatever it raises carries the component's name."""
+    try:
+        return jax.eval_shape(lambda args: fn(**args), args), reads(fn, **args)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+    except jax.errors.ConcretizationTypeError as error:
+        raise UsageError(
+            f"{name} calls float(), int(), bool() or `if` on a value that is only known when the program runs. "
+            f"Keep it an array: jnp.where for branches, no float() around a hyperparameter."
+        ) from error
+    except Exception as error:
+        raise UsageError(f"{name} fails on its batch: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error

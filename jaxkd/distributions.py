@@ -1,0 +1,81 @@
+"""Action distributions: records of parameters with closed forms. Shapes `[...]`; every method returns `[...]`."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Categorical(NamedTuple):
+    """A choice among A actions.
+
+    >>> Categorical(jnp.array([0.0, 0.0])).entropy().round(4)
+    Array(0.6931, dtype=float32)
+    """
+
+    logits: jax.Array  # [..., A], unnormalised
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """An action [...], int32."""
+        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+
+    def mode(self) -> jax.Array:
+        """The most probable action [...], int32; the first of equals."""
+        return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """log p(action) [...] for action [...]. A one-hot sum: the gradient of a gather is a scatter, which is slow."""
+        chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=self.logits.dtype)
+        return jnp.sum(chosen * jax.nn.log_softmax(self.logits), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """-sum p log p [...], nats."""
+        log_p = jax.nn.log_softmax(self.logits)
+        return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+    def kl(self, other: "Categorical") -> jax.Array:
+        """KL(self || other) = sum p (log p - log q) [...], nats."""
+        log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+    def temper(self, temperature: float | jax.Array) -> "Categorical":
+        """p^(1/temperature), renormalised: logits / temperature."""
+        return Categorical(self.logits / temperature)
+
+
+class Normal(NamedTuple):
+    """Independent normals over D dimensions, unbounded: the environment adapter clips, and log_prob is of the sample before it.
+
+    >>> Normal(jnp.zeros(2), jnp.zeros(2)).kl(Normal(jnp.ones(2), jnp.zeros(2)))
+    Array(1., dtype=float32)
+    """
+
+    mean: jax.Array  # [..., D]
+    log_std: jax.Array  # [..., D]
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """An action [..., D]."""
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+
+    def mode(self) -> jax.Array:
+        """The mean [..., D]."""
+        return self.mean
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """log density of action [..., D], summed over D."""
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return -jnp.sum(0.5 * jnp.square(z) + self.log_std + 0.5 * jnp.log(2 * jnp.pi), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """Differential entropy [...], nats, summed over D."""
+        return jnp.sum(self.log_std + 0.5 * jnp.log(2 * jnp.pi * jnp.e), axis=-1)
+
+    def kl(self, other: "Normal") -> jax.Array:
+        """KL(self || other) [...], nats, summed over D."""
+        ratio = jnp.exp(2 * (self.log_std - other.log_std))
+        shift = jnp.square((self.mean - other.mean) * jnp.exp(-other.log_std))
+        return jnp.sum(other.log_std - self.log_std + 0.5 * (ratio + shift - 1), axis=-1)
+
+    def temper(self, temperature: float | jax.Array) -> "Normal":
+        """p^(1/temperature), renormalised: the variance times the temperature."""
+        return Normal(self.mean, self.log_std + 0.5 * jnp.log(temperature))

@@ -1,0 +1,5 @@
+"""Batches of environments with exact automatic reset; gymnax itself is imported by the first `make` or `ids`."""
+
+from jaxkd.envs.gymnax import ids, make
+
+__all__ = ["ids", "make"]

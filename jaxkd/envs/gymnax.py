@@ -1,0 +1,410 @@
+"""The adapter to gymnax, and the only file that imports it.
+
+Legend of shapes: `B` environments, `G` members of a group, `D` action dimensions.
+
+A batch is `vmap` over one environment, and one environment is gymnax's own arithmetic: `step_env`, `is_truncated`, `reset_env`, select.
+Nothing of `info` leaves it. gymnax is imported where it is used, because the import takes seconds.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxkd.base import Box, Discrete, Env, TimeStep, UsageError
+from jaxkd.check import count, divides
+
+# The field of the parameters that holds a time limit, and the field of the state that is compared with it (gymnax; Craftax).
+_CLOCKS = {"max_steps_in_episode": "time", "max_timesteps": "timestep"}
+_NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
+
+
+class Counted(NamedTuple):
+    """An `env_state` of which the adapter counts something itself; otherwise `env_state` is gymnax's state alone."""
+
+    inner: Any  # [B, ...] gymnax's state
+    time: Any = ()  # int32 [B], steps of the episode; () where the environment knows its own time limit
+    episode: Any = ()  # int32 [B], number of the episode; () without groups
+    group_key: Any = ()  # key [B], equal within a group; () without groups
+
+
+class _Limit(NamedTuple):
+    """What is known about the time limit."""
+
+    max_steps: int | None
+    counted: bool  # the adapter counts the steps and cuts
+    field: str | None  # the parameter in which the environment reads its limit
+
+
+class _First(NamedTuple):
+    """How an episode begins."""
+
+    obs: Any
+    env_state: Any
+
+
+class _Ended(NamedTuple):
+    """One transition before the adapter's reset."""
+
+    next_obs: Any  # the true successor
+    obs: Any  # next_obs, or the first observation of a new episode where the environment has reset itself
+    inner: Any  # belongs to `obs`
+    reward: jax.Array  # []
+    terminated: jax.Array  # bool []
+    truncated: jax.Array  # bool [], never with terminated
+
+
+# --- public ---------------------------------------------------------------------------------------------------------
+
+
+def ids() -> tuple[str, ...]:
+    """The environments that `make` knows by name: gymnax's, without the one that needs a download, and those a user registered."""
+    import gymnax
+
+    return tuple(name for name in gymnax.registered_envs if name != _NEEDS_DOWNLOAD)
+
+
+def make(
+    id_or_environment: Any,
+    num_envs: int,
+    *,
+    env_params: Any = None,
+    group_size: int = 1,
+    max_steps: int | None = None,
+    **env_kwargs: Any,
+) -> Env:
+    """A batch of environments that reset themselves.
+
+    Without groups a trajectory is bit-equal to `jax.vmap(environment.step, (0, 0, 0, None))` on `jax.random.split(key, num_envs)`.
+    In groups (GRPO), environment i belongs to group i // G and the n-th episodes of a group all begin with
+    `reset_env(fold_in(group_key, n))`; what an environment carries over from one episode to the next is dropped there.
+
+    Args:
+        id_or_environment: one of `ids()`, or an object with gymnax's `reset_env` and `step_env` (and `is_truncated`; without it, as in
+            Craftax and gymnax 0.x, `done` is divided by the time limit where state and parameters show one).
+        num_envs: B.
+        env_params: the environment's parameters; its floats may be traced values, so a sweep over them is a `vmap`.
+        group_size: G, a divisor of B.
+        max_steps: time limit in steps. It replaces the one in the parameters; where the environment has none, the adapter counts and
+            cuts, and an `is_truncated` that reads something else must not cut earlier.
+        **env_kwargs: those named like a field of the parameters replace it, the others go to the environment's constructor.
+
+    Returns:
+        An Env. Actions are int32 [B], or float32 [B, D] in [-1, 1]^D for a Box: clipped, scaled to its bounds (clipped to them only,
+        where one is infinite) and reshaped. A Discrete observation becomes one-hot float32 [n]; all others keep shape and dtype.
+
+    Raises:
+        UsageError: an unknown name or argument, sizes that do not fit, a traced time limit without `max_steps`.
+
+    >>> env = make("CartPole-v1", 8)
+    >>> env_state, obs = env.reset(jax.random.key(0))
+    >>> obs.shape, env.action_space, env.max_steps
+    ((8, 4), Discrete(n=2), 500)
+    """
+    count("num_envs", num_envs)
+    count("group_size", group_size)
+    divides("group_size", group_size, "num_envs", num_envs)
+    if max_steps is not None:
+        count("max_steps", max_steps)
+    environment, params, name = _construct(id_or_environment, env_params, env_kwargs)
+    _check_environment(environment, name)
+    own_step = _has_own_step(environment)
+    params = _with_limit(params, max_steps)
+
+    def begin(key):
+        return _First(*(environment.reset(key, params) if own_step else environment.reset_env(key, params)))
+
+    like = jax.eval_shape(lambda: begin(jax.random.key(0)))
+    limit = _time_limit(environment, params, like.env_state, max_steps, name)
+    space, to_action = _actions(environment, params, name)
+    start = lambda key: _cast(begin(key), like, name)
+    transition = _transition(environment, params, to_action, limit, like, own_step, name)
+    observe = _observation(environment, params, like.obs)
+    reset, step = _batch(start, transition, observe, num_envs, group_size, limit, own_step)
+    return Env(
+        reset=reset,
+        step=step,
+        num_envs=int(num_envs),
+        obs_spec=jax.tree.map(_strong, jax.eval_shape(lambda: observe(start(jax.random.key(0)).obs))),
+        action_space=space,
+        max_steps=limit.max_steps,
+        truncates=hasattr(environment, "is_truncated") or limit.max_steps is not None,
+        group_size=int(group_size),
+        name=name,
+    )
+
+
+# --- the environment and its parameters -----------------------------------------------------------------------------
+
+
+def _check_environment(environment, name):
+    """The object itself has gymnax's methods; a wrapper that only forwards them would be passed by in silence."""
+    for method in ("reset_env", "step_env"):
+        if isinstance(environment, type) or not hasattr(environment, method):
+            raise UsageError(f"{name!r} is no environment: give one of jaxkd.envs.ids(), or an object with reset_env and step_env")
+        if not hasattr(type(environment), method) and method not in vars(environment):
+            raise UsageError(
+                f"{name!r} forwards {method} to the environment it wraps, so what the wrapper does would be lost: "
+                f"give the wrapped environment, or an object with a reset_env and a step_env of its own"
+            )
+
+
+def _construct(id_or_environment: Any, env_params: Any, env_kwargs: dict[str, Any]) -> tuple[Any, Any, str]:
+    """-> (environment, params, name), with every keyword used."""
+    by_name = isinstance(id_or_environment, str)
+    if by_name:
+        name = id_or_environment
+        environment = _by_id(name, {})
+    else:
+        environment = id_or_environment
+        name = str(getattr(environment, "name", type(environment).__name__))
+    params = _default_params(environment) if env_params is None else env_params
+    others = {key: value for key, value in env_kwargs.items() if key not in _fields(params)}
+    if others and not by_name:
+        raise UsageError(
+            f"{name!r} is made already, so {_listed(others)} cannot go to its constructor: give it where the object is made. "
+            f"Parameters: {_listed(_fields(params))}"
+        )
+    if others:
+        try:
+            environment = _by_id(name, others)
+        except TypeError as error:
+            raise UsageError(
+                f"{name!r} does not take {_listed(others)} ({error}). Parameters: {_listed(_fields(params))}. "
+                f"Constructor arguments: {_listed(inspect.signature(type(environment)).parameters)}"
+            ) from error
+        params = _default_params(environment) if env_params is None else env_params
+    fields = {key: value for key, value in env_kwargs.items() if key not in others}
+    return environment, (dataclasses.replace(params, **fields) if fields else params), name
+
+
+def _by_id(name, arguments):
+    """The environment that gymnax makes under this name, its arrays concrete even while something is being traced."""
+    import gymnax
+
+    if name == _NEEDS_DOWNLOAD:
+        raise UsageError(f"{name!r} downloads MNIST when it is made, which jaxkd never does: make the object yourself and pass it")
+    if name not in gymnax.registered_envs:
+        lower = {known.lower(): known for known in ids()}
+        close = difflib.get_close_matches(name.lower(), lower, n=1)
+        hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
+        raise UsageError(f"unknown environment {name!r}.{hint} (jaxkd envs lists all)")
+    with _concrete(arguments):
+        return gymnax.make(name, **arguments)[0]
+
+
+def _default_params(environment) -> Any:
+    with jax.ensure_compile_time_eval():
+        return getattr(environment, "default_params", None)
+
+
+def _fields(params):
+    """Names of the parameters; none where they are no dataclass."""
+    return tuple(field.name for field in dataclasses.fields(params)) if dataclasses.is_dataclass(params) else ()
+
+
+def _listed(names):
+    return ", ".join(names) or "none"
+
+
+def _concrete(tree):
+    """A context in which arrays are computed at once, if nothing in `tree` is traced."""
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+    return contextlib.nullcontext() if traced else jax.ensure_compile_time_eval()
+
+
+def _has_own_step(environment):
+    """True for a gymnax Environment that overrides `step`; found by name, so that plain objects do not import gymnax."""
+    for base in type(environment).__mro__:
+        if (base.__module__, base.__name__) == ("gymnax.environments.environment", "Environment"):
+            return type(environment).step is not base.step
+    return False
+
+
+# --- time limits ----------------------------------------------------------------------------------------------------
+
+
+def _with_limit(params: Any, max_steps: int | None) -> Any:
+    """`max_steps` in the parameters, and Python numbers as weak arrays: gymnax computes with float32, not with Python's doubles."""
+    if max_steps is not None:
+        old = {name: getattr(params, name) for name in _CLOCKS if name in _fields(params)}
+        new = {name: float(max_steps) if isinstance(value, float) else int(max_steps) for name, value in old.items()}
+        params = dataclasses.replace(params, **new) if new else params
+    with jax.ensure_compile_time_eval():
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, int | float | np.ndarray) else leaf, params)
+
+
+def _time_limit(environment, params, inner, max_steps, name):
+    """-> _Limit; `inner` is the state's structure."""
+    fields = [field for field in _CLOCKS if hasattr(params, field)]
+    modern = hasattr(environment, "is_truncated")
+    readable = [field for field in fields if modern or hasattr(inner, _CLOCKS[field])]
+    field = next(iter(readable or fields), None)
+    if not readable or field is None:
+        if max_steps is None and not modern:
+            warnings.warn(
+                f"{name!r} has no is_truncated and shows no time limit, so every end counts as a termination; max_steps= sets a limit",
+                stacklevel=3,
+            )
+        return _Limit(None if max_steps is None else int(max_steps), max_steps is not None, field)
+    if max_steps is None:
+        value = getattr(params, field)
+        if isinstance(value, Tracer):
+            raise UsageError(f"{field} of {name!r} is traced, but the time limit must be known before compilation: give max_steps=")
+        max_steps = int(value)
+    return _Limit(int(max_steps), False, field)
+
+
+def _ends(environment, params, inner, done, time, limit):
+    """-> (terminated, truncated), bool []; a termination on the last step is a termination."""
+    at_limit = jnp.asarray(time >= limit.max_steps if limit.counted else False)
+    if hasattr(environment, "is_truncated"):
+        truncated = jnp.logical_or(environment.is_truncated(inner, params), at_limit)
+        return done, jnp.logical_and(truncated, jnp.logical_not(done))
+    if limit.field is None or limit.max_steps is None:
+        return done, jnp.logical_and(at_limit, jnp.logical_not(done))
+    if not limit.counted:
+        at_limit = jnp.logical_and(done, getattr(inner, _CLOCKS[limit.field]) >= getattr(params, limit.field))
+    # An environment that reads the limit itself reports it as `done`, and which of the two it was cannot be told.
+    return jnp.logical_and(done, jnp.logical_not(at_limit)), at_limit
+
+
+# --- actions and observations ---------------------------------------------------------------------------------------
+
+
+def _actions(environment, params, name):
+    """-> (space, function from a policy's action to the environment's), for gymnax's spaces and those of `base`."""
+    with _concrete(params):
+        space = environment.action_space(params)
+    if hasattr(space, "n"):
+        return Discrete(int(space.n)), lambda action: action
+    if isinstance(space, Box):
+        return space, lambda action: jnp.clip(action, -1.0, 1.0)
+    if not (hasattr(space, "low") and hasattr(space, "high")):
+        raise UsageError(f"{name!r} has the action space {space!r}; jaxkd acts in Discrete and Box spaces: wrap it into one of them")
+    return Box((int(np.prod(space.shape)),)), _scaling(space)
+
+
+def _scaling(space) -> Callable:
+    """-> function from [-1, 1]^D to the bounds of a Box: float32 [D] -> the space's shape."""
+    with _concrete((space.low, space.high)):
+        low, high = (jnp.broadcast_to(jnp.asarray(bound, jnp.float32), space.shape) for bound in (space.low, space.high))
+        finite = jnp.logical_and(jnp.isfinite(low), jnp.isfinite(high))
+        middle = jnp.where(finite, (high + low) / 2, 0.0)
+        half = jnp.where(finite, (high - low) / 2, 1.0)
+
+    def to_action(action):
+        action = action.reshape(space.shape)
+        scaled = middle + half * jnp.where(finite, jnp.clip(action, -1.0, 1.0), action)
+        return jnp.clip(scaled, low, high)  # rounding may pass a bound by one bit
+
+    return to_action
+
+
+def _observation(environment, params, like):
+    """-> function on one raw observation: one-hot for a Discrete space, else the identity."""
+    leaves = jax.tree.leaves(like)
+    if len(leaves) == 1 and leaves[0].shape == () and jnp.issubdtype(leaves[0].dtype, jnp.integer):
+        space = environment.observation_space(params)
+        if hasattr(space, "n"):
+            return lambda obs: jax.nn.one_hot(obs, int(space.n), dtype=jnp.float32)
+    return lambda obs: obs
+
+
+def _strong(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _cast(tree, like, name):
+    """`tree` with the dtypes that a reset gives, none of them weak; what a cast would round off is refused."""
+
+    def cast(path, leaf, wanted):
+        if jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key):
+            return leaf
+        given = jnp.result_type(leaf)
+        if not jnp.issubdtype(wanted.dtype, jnp.floating) and not np.can_cast(given, wanted.dtype, "same_kind"):
+            where = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise UsageError(f"{where} of {name!r} is {wanted.dtype} after a reset, {given} after a step: make reset_env return {given}")
+        return jax.lax.convert_element_type(leaf, wanted.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, tree, like)
+
+
+def _scalar(value, dtype, what, name):
+    """`value` as a strongly typed scalar []."""
+    if jnp.shape(value) != ():
+        raise UsageError(f"{what} of {name!r} has shape {jnp.shape(value)}, but must be a scalar: squeeze it in step_env")
+    return jnp.asarray(value, dtype)
+
+
+# --- one environment, then a batch ----------------------------------------------------------------------------------
+
+
+def _transition(environment, params, to_action, limit, like, own_step, name):
+    """-> function (key, inner, action, time) -> _Ended of one environment; `time` counts this step."""
+
+    def transition(key, inner, action, time):
+        action = to_action(action)
+        if own_step:
+            obs, inner, reward, done, cut, info = environment.step(key, inner, action, params)
+            next_obs = info["final_observation"]
+            done, cut = _scalar(done, bool, "terminated", name), _scalar(cut, bool, "truncated", name)
+            cut = jnp.logical_or(cut, time >= limit.max_steps) if limit.counted else cut
+            cut = jnp.logical_and(cut, jnp.logical_not(done))
+        else:
+            key_step, _ = jax.random.split(key)
+            next_obs, inner, reward, done, _ = environment.step_env(key_step, inner, action, params)
+            obs = next_obs
+            done, cut = _ends(environment, params, inner, _scalar(done, bool, "done", name), time, limit)
+        next_obs, _ = _cast(_First(next_obs, inner), like, name)
+        obs, inner = _cast(_First(obs, inner), like, name)
+        return _Ended(next_obs, obs, inner, _scalar(reward, jnp.float32, "reward", name), done, _scalar(cut, bool, "truncated", name))
+
+    return transition
+
+
+def _batch(start, transition, observe, num_envs, group_size, limit, own_step):
+    """-> (reset, step) of B environments."""
+    grouped = group_size > 1
+    counting = grouped or limit.counted
+    resets_itself = own_step and not counting
+
+    def begin(key, episode=(), group_key=()):
+        obs, inner = start(jax.random.fold_in(group_key, episode) if grouped else key)
+        time = jnp.zeros((), jnp.int32) if limit.counted else ()
+        return obs, Counted(inner, time, episode, group_key) if counting else inner
+
+    def step_one(key, env_state, action):
+        before = env_state if counting else Counted(env_state)
+        time = before.time + 1 if limit.counted else ()
+        ended = transition(key, before.inner, action, time)
+        after = before._replace(inner=ended.inner, time=time) if counting else ended.inner
+        obs = ended.obs
+        if not resets_itself:
+            _, key_reset = jax.random.split(key)
+            first = begin(key_reset, before.episode + 1 if grouped else (), before.group_key)
+            done = jnp.logical_or(ended.terminated, ended.truncated)
+            obs, after = jax.tree.map(lambda new, old: jax.lax.select(done, new, old), first, (ended.obs, after))
+        flags = (flag.astype(jnp.float32) for flag in (ended.terminated, ended.truncated))
+        return after, TimeStep(observe(obs), observe(ended.next_obs), ended.reward, *flags)
+
+    def reset(key):
+        if grouped:
+            group_keys = jax.random.split(key, num_envs // group_size)[jnp.arange(num_envs) // group_size]
+            obs, env_state = jax.vmap(begin, (None, 0, 0))(key, jnp.zeros(num_envs, jnp.int32), group_keys)
+        else:
+            obs, env_state = jax.vmap(begin)(jax.random.split(key, num_envs))
+        return env_state, jax.vmap(observe)(obs)
+
+    def step(key, env_state, action):
+        return jax.vmap(step_one)(jax.random.split(key, num_envs), env_state, action)
+
+    return reset, step

@@ -1,0 +1,79 @@
+"""Reinforcement learning: terms that read advantages and targets."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import check
+from jaxkd.base import LossTerm
+from jaxkd.losses.combine import stateless
+
+
+def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> LossTerm:
+    """-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A), rho = pi_S / pi_acting (Schulman et al. 2017).
+
+    Args:
+        epsilon: clip range, > 0.
+        normalise: A gets mean 0 and standard deviation 1 over the minibatch.
+
+    Returns:
+        a term, [L, N]; reads `batch.advantage` and `batch.acting.policy`.
+
+    >>> ppo_clip(0.1).init(None, None)
+    ()
+    """
+    check.number("epsilon", epsilon, low=0, above=True)
+
+    def loss(student, batch):
+        ratio = jnp.exp(student.policy.log_prob(batch.action) - batch.acting.policy.log_prob(batch.action))
+        advantage = _standardised(batch.advantage, batch.weight) if normalise else batch.advantage
+        return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - epsilon, 1 + epsilon) * advantage)
+
+    return stateless(loss)
+
+
+def _standardised(x, weight):
+    total = jnp.sum(weight)
+    mean = jnp.sum(weight * x) / total
+    var = jnp.sum(weight * jnp.square(x - mean)) / total
+    return (x - mean) / (jnp.sqrt(var) + 1e-8)
+
+
+def td_mse(*, stream: str = "", clip: float | jax.Array | None = None) -> LossTerm:
+    """(V_S(s) - target)^2 for the value of one reward stream.
+
+    Args:
+        stream: "" is the environment's; another name reads the head `extra[stream]`.
+        clip: the value may move this far from the acting one before its gradient stops (PPO's clipped value loss:
+            the larger of both squared errors); None: no clipping.
+
+    Returns:
+        a term, [L, N]; reads `batch.targets[stream]`, and `batch.acting` if it clips.
+
+    >>> td_mse(clip=0.2).init(None, None)
+    ()
+    """
+    check.number("clip", clip, low=0, above=True)
+
+    def loss(student, batch):
+        value = student.extra[stream] if stream else student.value
+        error = jnp.square(value - batch.targets[stream])
+        if clip is None:
+            return error
+        before = batch.acting.extra[stream] if stream else batch.acting.value
+        near = before + jnp.clip(value - before, -clip, clip)
+        return jnp.maximum(error, jnp.square(near - batch.targets[stream]))
+
+    return stateless(loss)
+
+
+def entropy() -> LossTerm:
+    """-H(pi_S): minimised, it keeps the policy random; `scale` gives its weight.
+
+    >>> entropy().init(None, None)
+    ()
+    """
+
+    def loss(student, batch):
+        return -student.policy.entropy()
+
+    return stateless(loss)

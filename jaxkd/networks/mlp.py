@@ -1,0 +1,114 @@
+"""Multilayer perceptrons, and the heads that every built-in network ends with."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxkd import check
+from jaxkd.base import Discrete, Outputs, Policy, UsageError
+from jaxkd.distributions import Categorical, Normal
+from jaxkd.networks import module, wrap
+
+_HIDDEN, _POLICY, _VALUE = math.sqrt(2), 0.01, 1.0  # gains of the orthogonal initialisation (Andrychowicz et al. 2021)
+
+
+class Dense(nn.Module):
+    """Dense layers, each followed by the activation; observations are flattened, concatenated and cast first."""
+
+    hidden: tuple[int, ...]
+    activation: Callable
+    layer_norm: bool
+    dtype: Any
+    ranks: tuple[int, ...]  # of the leaves of one observation
+
+    @nn.compact
+    def __call__(self, obs):
+        leaves = [x.reshape(x.shape[: x.ndim - rank] + (-1,)) for x, rank in zip(jax.tree.leaves(obs), self.ranks, strict=True)]
+        x = jnp.concatenate([leaf.astype(self.dtype) for leaf in leaves], axis=-1)
+        for width in self.hidden:
+            x = nn.Dense(width, kernel_init=nn.initializers.orthogonal(_HIDDEN), dtype=self.dtype)(x)
+            x = self.activation(nn.LayerNorm(dtype=self.dtype)(x) if self.layer_norm else x)
+        return x
+
+
+class ActorCritic(nn.Module):
+    """A policy head, a value head and further heads on one torso, or the value heads on a torso of their own."""
+
+    torso: Callable[..., nn.Module]
+    action_space: Any
+    separate: bool
+    extra: tuple[str, ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, obs):
+        features = self.torso(name="actor")(obs)
+        behind = self.torso(name="critic")(obs) if self.separate else features
+
+        def head(name, x, size, gain):
+            layer = nn.Dense(size, kernel_init=nn.initializers.orthogonal(gain), dtype=self.dtype, name=name)
+            return layer(x).astype(jnp.float32)
+
+        if isinstance(self.action_space, Discrete):
+            policy = Categorical(head("policy", features, self.action_space.n, _POLICY))
+        else:
+            mean = head("policy", features, math.prod(self.action_space.shape), _POLICY)
+            log_std = self.param("log_std", nn.initializers.zeros, mean.shape[-1:])
+            policy = Normal(mean, jnp.broadcast_to(log_std, mean.shape))
+        value = head("value", behind, 1, _VALUE)[..., 0]
+        return Outputs(policy, value, features, {name: head(name, behind, 1, _VALUE)[..., 0] for name in self.extra})
+
+
+def actor_critic(name: str, env: Any, torso: Callable, *, separate, normalise, dtype, select, extra, **described: Any) -> Policy:
+    """The policy of a torso with the heads of `ActorCritic`."""
+    network = ActorCritic(torso, env.action_space, separate, tuple(extra), dtype)
+    common = dict(separate=separate, normalise=normalise, dtype=dtype, select=select, extra=tuple(extra))
+    description = module.describe(name, env, **described, **common)
+    return module.build(env, network, normalise=normalise, select=select, description=description)
+
+
+def mlp(
+    env: Any,
+    hidden: Sequence[int],
+    *,
+    separate: bool = False,
+    activation: Callable = nn.tanh,
+    layer_norm: bool = False,
+    normalise: bool = False,
+    dtype: Any = jnp.float32,
+    select: str | None = None,
+    extra: Sequence[str] = (),
+) -> Policy:
+    """A multilayer perceptron with a policy and a value head; orthogonal weights, zero biases.
+
+    Args:
+        env: an `Env` or anything with `obs_spec` and `action_space`. Several observation arrays are flattened and concatenated.
+        hidden: widths of the hidden layers.
+        separate: the value has a torso of its own. PPO teachers want it: 376 against 100 on CartPole after 164k steps.
+        activation: a function of `jax.nn` or `jax.numpy`.
+        layer_norm: before each activation (PQN needs it).
+        normalise: observations standardised by running statistics, kept beside the weights.
+        dtype: of the computation; weights and outputs are float32.
+        select: the field of a dict observation that is seen.
+        extra: names of further value heads, one a reward stream.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
+    >>> student = mlp(env, hidden=(44,))
+    """
+    hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    for width in hidden:
+        check.count("hidden", width)
+    if not hidden:
+        raise UsageError("hidden must name at least one layer, such as hidden=(64, 64).")
+    ranks = tuple(len(x.shape) for x in jax.tree.leaves(wrap.field(env.obs_spec, select)))
+    torso = partial(Dense, hidden, activation, layer_norm, dtype, ranks)
+    described = dict(hidden=hidden, activation=activation, layer_norm=layer_norm)
+    return actor_critic(
+        "mlp", env, torso, separate=separate, normalise=normalise, dtype=dtype, select=select, extra=extra, **described
+    )

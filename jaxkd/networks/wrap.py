@@ -1,0 +1,82 @@
+"""A policy made of a policy."""
+
+from typing import Any
+
+import jax
+
+from jaxkd import check, moments
+from jaxkd.base import Policy, UsageError
+
+_CLIP = 10.0  # of standardised observations, as in Stable-Baselines3's VecNormalize
+
+
+def normalised(policy: Policy, obs_spec: Any) -> Policy:
+    """`policy` on observations standardised by their running mean and variance, clipped to [-10, 10].
+
+    The statistics live beside the weights, as params["statistics"]: they get no gradient and no weight decay, a student's
+    are updated once an update, a teacher's are frozen.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
+    >>> policy = normalised(jaxkd.networks.mlp(env, hidden=(8,)), env.obs_spec)
+    >>> sorted(policy.init(jaxkd.seeds(0, 1)[0]))
+    ['policy', 'statistics']
+    """
+
+    def init(key):
+        return {"policy": policy.init(key), "statistics": moments.empty(obs_spec)}
+
+    def through(call):
+        def standardised(params, carry, obs, reset):
+            statistics = jax.lax.stop_gradient(params["statistics"])
+            return call(params["policy"], carry, moments.standardise(statistics, obs, _CLIP), reset)
+
+        return standardised
+
+    def observe(params, obs):
+        return {"policy": policy.observe(params["policy"], obs), "statistics": moments.update(params["statistics"], obs)}
+
+    return policy._replace(init=init, step=through(policy.step), unroll=through(policy.unroll), observe=observe)
+
+
+def select(policy: Policy, name: str) -> Policy:
+    """`policy` on one field of a dict observation: a privileged teacher and a blind student select different ones.
+
+    >>> import jaxkd
+    >>> policy = select(jaxkd.networks.mlp(jaxkd.envs.make("CartPole-v1", num_envs=2), hidden=(8,)), "vector")
+    """
+
+    def through(call):
+        return lambda params, carry, obs, reset: call(params, carry, obs[name], reset)
+
+    return policy._replace(
+        step=through(policy.step), unroll=through(policy.unroll), observe=lambda params, obs: policy.observe(params, obs[name])
+    )
+
+
+def temper(policy: Policy, temperature: float | jax.Array) -> Policy:
+    """`policy` with its distribution tempered: Q-values to a soft policy (Rusu et al. 2015: a teacher at 0.01), a bolder behaviour.
+
+    >>> import jaxkd
+    >>> teacher = temper(jaxkd.networks.mlp(jaxkd.envs.make("CartPole-v1", num_envs=2), hidden=(8,)), 0.01)
+    """
+    check.number("temperature", temperature, low=0, above=True)
+
+    def through(call):
+        def tempered(params, carry, obs, reset):
+            carry, out = call(params, carry, obs, reset)
+            return carry, out._replace(policy=out.policy.temper(temperature))
+
+        return tempered
+
+    return policy._replace(step=through(policy.step), unroll=through(policy.unroll), description=())
+
+
+def field(obs_spec: Any, name: str | None) -> Any:
+    """The field `name` of a dict observation's spec; all of it for None."""
+    if name is None:
+        return obs_spec
+    if not isinstance(obs_spec, dict) or name not in obs_spec:
+        fields = ", ".join(obs_spec) if isinstance(obs_spec, dict) else "none, it is one array"
+        raise UsageError(f"select={name!r}: the observation has no such field (fields: {fields}).")
+    return obs_spec[name]

@@ -1,0 +1,101 @@
+"""Stage 4, learn: sequences, shuffling, and one optimizer step a minibatch. The only file where the environment axis is reshaped away."""
+
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd.base import Batch, Context, LossTerm, Policy
+
+
+class Optimization(NamedTuple):
+    """The static arguments of stage 4."""
+
+    student: Policy
+    losses: dict[str, LossTerm]
+    optimizer: optax.GradientTransformation
+    sequence_length: int
+    num_epochs: int
+    num_minibatches: int
+    shuffle: str
+
+
+def component_key(key: jax.Array, name: str) -> jax.Array:
+    """The key of a component by its name: adding one changes no other's."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def total(losses: dict[str, LossTerm], loss_params: dict, out: Any, batch: Batch, context: Context) -> tuple[jax.Array, dict]:
+    """The summed, weighted means of the terms on [L, N], and each mean by name."""
+    means = {}
+    for name, term in losses.items():
+        loss = term.loss(loss_params[name], out, batch, context._replace(key=component_key(context.key, name)))
+        means[name] = jnp.sum(batch.weight * loss) / jnp.sum(batch.weight)
+    return sum(means.values(), jnp.zeros(())), means
+
+
+def learn(o: Optimization, params: Any, loss_params: dict, opt_state: Any, batch: Batch, context: Context) -> tuple:
+    """`num_epochs` passes over the batch [T, B] in shuffled minibatches [L, N].
+
+    Returns:
+        (params, loss_params, opt_state, the mean of each term over all minibatches by name).
+    """
+    units = arrange(batch, o.sequence_length, o.shuffle)
+    number = units.reward.shape[2]
+
+    def loss_fn(trained, minibatch, context):
+        params, loss_params = trained
+        _, out = o.student.unroll(params, minibatch.carry, minibatch.obs, minibatch.reset)
+        return total(o.losses, loss_params, out, minibatch, context)
+
+    def one_minibatch(state, row):
+        trained, opt_state = state
+        index, minibatch_context = row[0], context._replace(key=row[1])
+        gradient, means = jax.grad(loss_fn, has_aux=True)(trained, pick(units, index), minibatch_context)
+        updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
+        return (optax.apply_updates(trained, without_statistics(updates)), opt_state), means
+
+    def one_epoch(state, key):
+        key_shuffle, key_losses = jax.random.split(key)
+        order = jax.random.permutation(key_shuffle, number) if o.num_minibatches > 1 else jnp.arange(number)
+        rows = order.reshape(o.num_minibatches, -1), jax.random.split(key_losses, o.num_minibatches)
+        return jax.lax.scan(one_minibatch, state, rows)
+
+    keys = jax.random.split(context.key, o.num_epochs)
+    ((params, loss_params), opt_state), means = jax.lax.scan(one_epoch, ((params, loss_params), opt_state), keys)
+    return params, loss_params, opt_state, jax.tree.map(jnp.mean, means)
+
+
+def arrange(batch: Batch, length: int, shuffle: str) -> Batch:
+    """Leaves [T, B, ...] as [L, S, U, ...]: U shuffled units of S sequences each; a carry [T / L, B, ...] as [1, S, U, ...].
+
+    "env": a unit is one environment with its T / L sequences; "full": a unit is one sequence.
+    """
+
+    def split(x, steps):
+        x = x.reshape((-1, steps, *x.shape[1:])).swapaxes(0, 1)
+        return x.reshape((steps, 1, -1, *x.shape[3:])) if shuffle == "full" else x
+
+    carry = jax.tree.map(lambda x: split(x, 1), batch.carry)
+    return jax.tree.map(lambda x: split(x, length), batch._replace(carry=()))._replace(carry=carry)
+
+
+def pick(units: Batch, index: jax.Array) -> Batch:
+    """The minibatch [L, N, ...] of the units `index` [N / S]; its carry is [N, ...]."""
+
+    def gather(x):
+        return jnp.take(x, index, axis=2, mode="clip").reshape((x.shape[0], -1, *x.shape[3:]))
+
+    carry = jax.tree.map(lambda x: gather(x)[0], units.carry)
+    return jax.tree.map(gather, units._replace(carry=()))._replace(carry=carry)
+
+
+def without_statistics(updates: Any) -> Any:
+    """Updates with zeros for running statistics, which weight decay would shrink."""
+
+    def keep(path, x):
+        return jnp.zeros_like(x) if any(getattr(p, "key", None) == "statistics" for p in path) else x
+
+    return jax.tree_util.tree_map_with_path(keep, updates)

@@ -1,0 +1,42 @@
+"""Rewards at a known scale."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxkd import check, moments
+from jaxkd.base import RewardTransform
+
+
+def normalise(gamma: float | jax.Array = 0.99, *, episodic: bool = True, stream: str = "") -> RewardTransform:
+    """The reward divided by the running standard deviation of its discounted return R_t = gamma R_{t-1} + r_t.
+
+    Never mean-centred: that would change what is optimal. R runs forward in time and is carried from rollout to rollout.
+
+    Args:
+        gamma: of R, in [0, 1].
+        episodic: R starts at 0 with every episode; False lets it run through resets, as random network distillation does.
+        stream: the reward it is chained on.
+
+    >>> normalise(0.99).stream
+    ''
+    """
+    check.number("gamma", gamma, low=0, high=1)
+
+    def init(key, spec):
+        return {"actors": jnp.zeros(spec[1].reward.shape[1:]), "moments": moments.empty(jnp.zeros(()))}
+
+    def update(reward, state, batch, context):
+        chex.assert_rank(reward, 2)
+        keep = gamma * (1 - batch.terminated) * (1 - batch.truncated) if episodic else jnp.full_like(reward, gamma)
+
+        def body(before, row):
+            r, decay = row
+            now = before + r
+            return decay * now, now
+
+        last, running = jax.lax.scan(body, state["actors"], (reward, keep), unroll=8)
+        seen = moments.update(state["moments"], running)
+        return reward * jax.lax.rsqrt(seen.var + 1e-8), {"actors": last, "moments": seen}
+
+    return RewardTransform(init, update, stream)

@@ -1,0 +1,109 @@
+"""Running an algorithm: in one compiled call, or in chunks with the host in between."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import check
+from jaxkd.base import Algorithm, UsageError
+
+
+def seeds(seed: int, n: int) -> jax.Array:
+    """n keys [n] from one number: fold_in(key(seed), i), so that seed 7 is the same run whether 8 or 64 are asked for.
+
+    >>> seeds(0, 16).shape
+    (16,)
+    """
+    check.count("n", n)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(n))
+
+
+def run(algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any) -> tuple[Any, dict[str, jax.Array]]:
+    """`num_updates` steps from a fresh state, compiled once an algorithm: call it again with another key and nothing is compiled.
+
+    Inside your own jit or vmap it is inlined.
+
+    Args:
+        algorithm: keep one object; it is compiled by its identity.
+        key: a typed key (`jax.random.key`, `jaxkd.seeds`).
+        inputs: of the algorithm's step: the teacher's params.
+
+    Returns:
+        (State, metrics: dict of [num_updates]).
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> state, metrics = run(jaxkd.ppo(env, jaxkd.networks.mlp(env, (8,))), jaxkd.seeds(0, 1)[0], 2)
+    >>> metrics["return"].shape
+    (2,)
+    """
+    _check_call(algorithm, num_updates)
+    return _advance(algorithm, _start(algorithm, key), num_updates, *inputs)
+
+
+def stream(
+    algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any, chunk_size: int, state: Any = None
+) -> Iterator[tuple[Any, dict[str, jax.Array]]]:
+    """`run` in chunks, the same bits: yields (State, metrics [<= chunk_size]) after each, for progress, logs and checkpoints.
+
+    The state's memory is donated to the next chunk: a yielded State is valid until the next item is asked for.
+
+    Args:
+        key, inputs: as in `run`; many seeds are `stream(lanes(algorithm), seeds(0, n), ...)`.
+        chunk_size: updates between two looks.
+        state: goes on from a yielded State instead of starting with `key`; it is donated too.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> for state, metrics in stream(jaxkd.ppo(env, jaxkd.networks.mlp(env, (8,))), jaxkd.seeds(0, 1)[0], 3, chunk_size=2):
+    ...     print(metrics["return"].shape)
+    (2,)
+    (1,)
+    """
+    _check_call(algorithm, num_updates)
+    check.count("chunk_size", chunk_size)
+    state = _start(algorithm, key) if state is None else state
+    for done in range(0, num_updates, chunk_size):
+        state, metrics = _advance_donated(algorithm, state, min(chunk_size, num_updates - done), *inputs)
+        yield state, metrics
+
+
+def lanes(algorithm: Algorithm, *, shared: bool = True) -> Algorithm:
+    """`algorithm` for many keys at once: init takes keys [n], every leaf of state and metrics leads with [n].
+
+    Args:
+        shared: the inputs are one for all lanes (one copy in memory); False: they lead with [n] too (a teacher for each seed).
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> state, metrics = run(lanes(jaxkd.ppo(env, jaxkd.networks.mlp(env, (8,)))), jaxkd.seeds(0, 3), 2)
+    >>> metrics["return"].shape
+    (2, 3)
+    """
+
+    def step(state, *inputs):
+        return jax.vmap(algorithm.step, (0, *[None if shared else 0 for _ in inputs]))(state, *inputs)
+
+    return Algorithm(jax.vmap(algorithm.init), step, algorithm.description)
+
+
+@partial(jax.jit, static_argnums=0)
+def _start(algorithm, key):
+    return algorithm.init(key)
+
+
+def _updates(algorithm, state, num_updates, *inputs):
+    return jax.lax.scan(lambda state, _: algorithm.step(state, *inputs), state, None, num_updates)
+
+
+_advance = jax.jit(_updates, static_argnums=(0, 2))
+_advance_donated = jax.jit(_updates, static_argnums=(0, 2), donate_argnums=1)
+
+
+def _check_call(algorithm: Any, num_updates: Any) -> None:
+    if not isinstance(algorithm, Algorithm):
+        raise UsageError(f"run and stream take an Algorithm (jaxkd.ppo, jaxkd.distill), got {type(algorithm).__name__}.")
+    check.count("num_updates", num_updates)
