@@ -79,6 +79,8 @@ def label(component: Any) -> str:
     if code is None or ".<locals>" not in component.__qualname__ or component.__name__ == "<lambda>":
         return name.split(".")[-1] if component is not None else ""
     cells = {k: c.cell_contents for k, c in zip(code.co_freevars, closure or (), strict=True)}
+    if name == "stateless":
+        return label(cells["fn"])
     return f"{name}({', '.join(f'{k}={_show(v)}' for k, v in cells.items())})"
 
 
@@ -141,4 +143,6 @@ def traced(name: str, fn: Callable, **args: Any) -> tuple[Any, frozenset[str]]:
             f"Keep it an array: jnp.where for branches, no float() around a hyperparameter."
         ) from error
     except Exception as error:
-        raise UsageError(f"{name} fails on its batch: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+        raise UsageError(
+            f"{name} fails on its batch: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error

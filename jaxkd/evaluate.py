@@ -42,7 +42,16 @@ def _evaluate(env, policy, params, key, rounds, greedy, gamma):
     zeros = jnp.zeros(env.num_envs)
     running = Evaluation(zeros, jnp.zeros(env.num_envs, jnp.int32), zeros)
     finished = jax.tree.map(lambda x: jnp.zeros((rounds, env.num_envs), x.dtype), running)
-    start = (jnp.int32(0), env_state, obs, jnp.ones(env.num_envs), policy.initial_carry(env.num_envs), running, zeros.astype(jnp.int32), finished)
+    start = (
+        jnp.int32(0),
+        env_state,
+        obs,
+        jnp.ones(env.num_envs),
+        policy.initial_carry(env.num_envs),
+        running,
+        zeros.astype(jnp.int32),
+        finished,
+    )
 
     def under_way(state):
         return (state[0] < rounds * env.max_steps) & jnp.any(state[6] < rounds)

@@ -3,7 +3,7 @@
 `step` has five stages: act (`rollout.py`), relabel (`rewards/`), evaluate (`returns.py`), learn (`optimize.py`), report.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,21 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd import check, optimize, rollout
-from jaxkd.base import Algorithm, Batch, Behavior, Context, Env, LossTerm, Memory, Outputs, Policy, Returns, RewardTransform, State, UsageError
+from jaxkd.base import (
+    Algorithm,
+    Batch,
+    Behavior,
+    Context,
+    Env,
+    LossTerm,
+    Memory,
+    Outputs,
+    Policy,
+    Returns,
+    RewardTransform,
+    State,
+    UsageError,
+)
 from jaxkd.behavior import student_acts
 from jaxkd.losses import stateless
 from jaxkd.memory import this_rollout
@@ -37,7 +51,7 @@ def learner(
     student: Policy,
     teacher: Policy | None = None,
     *,
-    losses: dict[str, LossTerm | Callable],
+    losses: Mapping[str, LossTerm | Callable],
     rewards: dict[str, RewardTransform] | None = None,
     behavior: Behavior | None = None,
     returns: Returns | dict[str, Returns] = _DEFAULT_RETURNS,
@@ -88,34 +102,51 @@ def learner(
     spec = _spec(parts)
     read = _check_reads(parts, spec)
     needs = _needs(parts, read)
-    description = _description(parts, read)
+    return Algorithm(
+        lambda key: init(parts, spec, key),
+        lambda state, *inputs: step(parts, spec, needs, state, _teacher_params(parts, inputs)),
+        _description(parts, read),
+    )
 
-    def init(key):
-        return _init(parts, spec, key)
 
-    def step(state, *inputs):
-        teacher_params = _teacher_params(parts, inputs)
-        key = jax.random.fold_in(state.key, state.update)
-        context = Context(state.update, _mean_last_return(state.actors), (), key)
-        actors = state.actors
-        if any(r.fresh for r in parts.returns.values()):
-            actors = rollout.start(parts.rollout, component_key(key, "reset"))._replace(last_return=actors.last_return)
-        act_context = context._replace(key=component_key(key, "act"))
-        actors, batch, last = rollout.act(parts.rollout, needs, state.params, teacher_params, actors, act_context)
-        batch = _complete(batch, spec, needs)
-        batch, reward_state, paid = relabel(parts, state.rewards, batch, context)
-        batch = evaluate(parts, batch, last, context) if needs.acting_next else batch._replace(weight=jnp.ones_like(batch.reward))
-        batch = jax.lax.stop_gradient(batch)
-        memory = parts.memory.add(state.memory, _recorded(batch) if parts.memory.replays else batch)
-        sample = parts.memory.sample(component_key(key, "memory"), memory, batch)
-        learn_context = context._replace(key=component_key(key, "learn"))
-        trained = state.params, state.loss_params, state.opt_state
-        params, loss_params, opt_state, means = optimize.learn(parts.optimization, *trained, sample, learn_context)
-        params = student.observe(params, batch.obs)
-        metrics = report(actors, batch, means, paid)
-        return State(params, loss_params, opt_state, reward_state, memory, actors, state.update + 1, state.key), metrics
+def init(parts: Learner, spec: tuple[Outputs, Batch], key: jax.Array) -> State:
+    """The state before the first update."""
+    params = parts.rollout.student.init(component_key(key, "student"))
+    losses = {name: term.init(component_key(key, name), spec) for name, term in parts.optimization.losses.items()}
+    return State(
+        params=params,
+        loss_params=losses,
+        opt_state=parts.optimization.optimizer.init((params, losses)),
+        rewards={name: transform.init(component_key(key, name), spec) for name, transform in parts.rewards.items()},
+        memory=parts.memory.init(_recorded(spec[1])),
+        actors=rollout.start(parts.rollout, component_key(key, "env")),
+        update=jnp.int32(0),
+        key=key,
+    )
 
-    return Algorithm(init, step, description)
+
+def step(parts: Learner, spec: tuple[Outputs, Batch], needs: rollout.Needs, state: State, teacher_params: Any) -> tuple[State, dict]:
+    """One update."""
+    key = jax.random.fold_in(state.key, state.update)
+    context = Context(state.update, _mean_last_return(state.actors), (), key)
+
+    def own(name):
+        return context._replace(key=component_key(key, name))
+
+    actors = state.actors
+    if any(returns.fresh for returns in parts.returns.values()):
+        actors = rollout.start(parts.rollout, own("reset").key)._replace(last_return=actors.last_return)
+    actors, batch, last = rollout.act(parts.rollout, needs, state.params, teacher_params, actors, own("act"))
+    batch = _complete(batch, spec, needs)
+    batch, reward_states, paid = relabel(parts, state.rewards, batch, context)
+    batch = jax.lax.stop_gradient(evaluate(parts, batch, last, needs, context))
+    memory = parts.memory.add(state.memory, _recorded(batch) if parts.memory.replays else batch)
+    sample = parts.memory.sample(own("memory").key, memory, batch)
+    trained = state.params, state.loss_params, state.opt_state
+    params, loss_params, opt_state, means = optimize.learn(parts.optimization, *trained, sample, own("learn"))
+    params = parts.rollout.student.observe(params, batch.obs)
+    after = State(params, loss_params, opt_state, reward_states, memory, actors, state.update + 1, state.key)
+    return after, report(actors, batch, means, paid)
 
 
 # --- the stages that have no file of their own ----------------------------------------------------------------------
@@ -132,8 +163,10 @@ def relabel(parts: Learner, states: dict, batch: Batch, context: Context) -> tup
     return batch._replace(streams=streams), after, paid
 
 
-def evaluate(parts: Learner, batch: Batch, last: Outputs, context: Context) -> Batch:
-    """Stage 3: one `Returns` a stream; advantages are summed, weights multiplied."""
+def evaluate(parts: Learner, batch: Batch, last: Outputs, needs: rollout.Needs, context: Context) -> Batch:
+    """Stage 3: one `Returns` a stream; advantages are summed, weights multiplied. Skipped where nothing reads them."""
+    if not needs.acting_next:
+        return batch._replace(weight=jnp.ones_like(batch.reward))
     advantage, weight, targets = jnp.zeros_like(batch.reward), jnp.ones_like(batch.reward), {}
     for stream, returns in parts.returns.items():
         acting, following, final = (out.extra[stream] if stream else out.value for out in (batch.acting, batch.acting_next, last))
@@ -154,21 +187,6 @@ def report(actors: Any, batch: Batch, means: dict, paid: dict) -> dict[str, jax.
 def _mean_last_return(actors: Any) -> jax.Array:
     ended = ~jnp.isnan(actors.last_return)
     return jnp.sum(jnp.where(ended, actors.last_return, 0.0)) / jnp.sum(ended)
-
-
-def _init(parts: Learner, spec: tuple[Outputs, Batch], key: jax.Array) -> State:
-    params = parts.rollout.student.init(component_key(key, "student"))
-    losses = {name: term.init(component_key(key, name), spec) for name, term in parts.optimization.losses.items()}
-    return State(
-        params=params,
-        loss_params=losses,
-        opt_state=parts.optimization.optimizer.init((params, losses)),
-        rewards={name: transform.init(component_key(key, name), spec) for name, transform in parts.rewards.items()},
-        memory=parts.memory.init(_recorded(spec[1])),
-        actors=rollout.start(parts.rollout, component_key(key, "env")),
-        update=jnp.int32(0),
-        key=key,
-    )
 
 
 def _recorded(batch: Batch) -> Batch:

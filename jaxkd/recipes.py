@@ -1,6 +1,6 @@
 """Named methods: each is the learner with other arguments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ def ppo(
     value: float | jax.Array | Callable = 0.5,
     entropy: float | jax.Array | Callable = 0.01,
     learning_rate: float | jax.Array | Callable = 3e-3,
-    losses: dict[str, LossTerm | Callable] | None = None,
+    losses: Mapping[str, LossTerm | Callable] | None = None,
     returns: Returns | dict[str, Returns] = _DEFAULT_RETURNS,
     optimizer: optax.GradientTransformation | None = None,
     num_epochs: int = 4,
@@ -47,7 +47,7 @@ def ppo(
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> teacher = ppo(env, jaxkd.networks.mlp(env, (64, 64), separate=True))
     """
-    terms = {"policy": ppo_clip(clip), "value": scale(value, td_mse(clip=clip)), "entropy": scale(entropy, entropy_bonus())}
+    terms: dict[str, LossTerm | Callable] = {"policy": ppo_clip(clip), "value": scale(value, td_mse(clip=clip)), "entropy": scale(entropy, entropy_bonus())}
     adam = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(learning_rate, eps=1e-5))
     terms |= losses or {}
     return distill(env, policy, teacher, losses=terms, returns=returns, optimizer=optimizer or adam, num_epochs=num_epochs, **keywords)

@@ -69,4 +69,3 @@ def watch(fn: LossTerm | Callable) -> LossTerm:
         return jax.lax.stop_gradient(jnp.asarray(term.loss(params, student, batch, context), jnp.float32))
 
     return LossTerm(term.init, loss)
-

@@ -23,7 +23,13 @@ def forward_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
     >>> forward_kl(temperature=2.0).init(None, None)
     ()
     """
-    return _kl(temperature, lambda student, teacher: teacher.kl(student))
+    check.number("temperature", temperature, low=0, above=True)
+
+    def loss(student, batch, context):
+        ours, theirs, squared = _tempered(temperature, student, batch, context)
+        return squared * theirs.kl(ours)
+
+    return stateless(loss)
 
 
 def reverse_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
@@ -35,14 +41,16 @@ def reverse_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
     >>> reverse_kl().init(None, None)
     ()
     """
-    return _kl(temperature, lambda student, teacher: student.kl(teacher))
-
-
-def _kl(temperature, divergence) -> LossTerm:
     check.number("temperature", temperature, low=0, above=True)
 
     def loss(student, batch, context):
-        t = temperature(context.update) if callable(temperature) else temperature
-        return t**2 * divergence(student.policy.temper(t), batch.teacher.policy.temper(t))
+        ours, theirs, squared = _tempered(temperature, student, batch, context)
+        return squared * ours.kl(theirs)
 
     return stateless(loss)
+
+
+def _tempered(temperature, student, batch, context):
+    """Both policies at the temperature, and its square."""
+    t = temperature(context.update) if callable(temperature) else temperature
+    return student.policy.temper(t), batch.teacher.policy.temper(t), t**2

@@ -95,6 +95,4 @@ def cnn(
         )
     torso = partial(Convolutional, channels, dense, activation, dtype)
     described = dict(channels=channels, dense=dense, activation=activation)
-    return actor_critic(
-        "cnn", env, torso, separate=separate, normalise=normalise, dtype=dtype, select=select, extra=extra, **described
-    )
+    return actor_critic("cnn", env, torso, separate=separate, normalise=normalise, dtype=dtype, select=select, extra=extra, **described)

@@ -109,6 +109,4 @@ def mlp(
     ranks = tuple(len(x.shape) for x in jax.tree.leaves(wrap.field(env.obs_spec, select)))
     torso = partial(Dense, hidden, activation, layer_norm, dtype, ranks)
     described = dict(hidden=hidden, activation=activation, layer_norm=layer_norm)
-    return actor_critic(
-        "mlp", env, torso, separate=separate, normalise=normalise, dtype=dtype, select=select, extra=extra, **described
-    )
+    return actor_critic("mlp", env, torso, separate=separate, normalise=normalise, dtype=dtype, select=select, extra=extra, **described)

@@ -1,0 +1,218 @@
+"""Settings that work, as data: one row an environment, and what the main job makes of a row."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd import envs, losses, networks, rewards
+from jaxkd.base import Algorithm, Env, Policy, UsageError
+from jaxkd.evaluate import actor_size
+from jaxkd.recipes import distill, ppo
+from jaxkd.returns import gae
+
+
+class Preset(NamedTuple):
+    """How to train a teacher with PPO, and how to distil it; steps are environment steps of one seed."""
+
+    num_envs: int = 64
+    unroll_length: int = 32
+    num_epochs: int = 4
+    num_minibatches: int = 4
+    learning_rate: float = 3e-3  # decays linearly to 0
+    gamma: float = 0.99
+    lambda_: float = 0.95
+    entropy: float = 0.01
+    normalise_obs: bool = False
+    normalise_reward: bool = False
+    num_steps: int = 250_000
+    hidden: tuple[int, ...] = (64, 64)  # of an MLP, actor and critic apart
+    channels: tuple[int, ...] = ()  # of a CNN with dense layers `hidden`, one torso
+    student_steps: int = 100_000
+    student_epochs: int = 4
+    student_learning_rate: float = 3e-3  # decays linearly to 0
+    gate: float | None = None  # mean greedy return that the teacher reaches over 10 seeds
+
+
+_MINATAR = Preset(
+    unroll_length=128,
+    num_minibatches=8,
+    learning_rate=1e-3,
+    num_steps=1_000_000,
+    hidden=(128,),
+    channels=(16,),
+    student_steps=1_000_000,
+    student_epochs=2,
+    student_learning_rate=1e-3,
+)
+
+PRESETS: dict[str, Preset] = {
+    "CartPole-v1": Preset(gate=500.0),
+    "Acrobot-v1": Preset(
+        num_envs=32,
+        unroll_length=64,
+        learning_rate=2e-3,
+        entropy=0.005,
+        normalise_obs=True,
+        normalise_reward=True,
+        num_steps=400_000,
+        gate=-83.0,
+    ),
+    "MountainCar-v0": Preset(
+        num_envs=16,
+        unroll_length=128,
+        num_minibatches=8,
+        learning_rate=4e-3,
+        lambda_=0.98,
+        entropy=0.0,
+        normalise_obs=True,
+        normalise_reward=True,
+        num_steps=300_000,
+        student_steps=250_000,
+        gate=-112.0,
+    ),
+    "Pendulum-v1": Preset(
+        num_envs=32,
+        unroll_length=64,
+        num_epochs=8,
+        num_minibatches=8,
+        learning_rate=1e-3,
+        gamma=0.95,
+        entropy=0.0,
+        normalise_reward=True,
+        gate=-185.0,
+    ),
+    "MountainCarContinuous-v0": Preset(
+        num_envs=16,
+        unroll_length=256,
+        num_epochs=8,
+        num_minibatches=8,
+        learning_rate=1e-3,
+        gamma=0.999,
+        entropy=0.0,
+        normalise_obs=True,
+        normalise_reward=True,
+        num_steps=300_000,
+        gate=92.0,
+    ),
+    "Catch-bsuite": Preset(unroll_length=16, num_steps=100_000, gate=1.0),
+    "FourRooms-misc": Preset(normalise_obs=True, num_steps=150_000),
+    "Breakout-MinAtar": _MINATAR,
+    "SpaceInvaders-MinAtar": _MINATAR,
+    "Freeway-MinAtar": _MINATAR,
+    "Asterix-MinAtar": _MINATAR,
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of an environment id; sensible defaults (both normalisations, 500k steps) for any other.
+
+    >>> preset("CartPole-v1").gate
+    500.0
+    """
+    return PRESETS.get(name, Preset(normalise_obs=True, normalise_reward=True, num_steps=500_000))
+
+
+def make_env(name: str, p: Preset) -> Env:
+    """The environments a preset trains on; those without a time limit are cut at 1000 steps."""
+    env = envs.make(name, p.num_envs)
+    return env if env.max_steps else envs.make(name, p.num_envs, max_steps=1000)
+
+
+def teacher_network(env: Env, p: Preset) -> Policy:
+    """The teacher's network."""
+    if p.channels:
+        return networks.cnn(env, p.channels, p.hidden, normalise=p.normalise_obs)
+    return networks.mlp(env, p.hidden, separate=True, normalise=p.normalise_obs)
+
+
+def teaching(env: Env, policy: Policy, p: Preset, num_steps: int | None = None) -> tuple[Algorithm, int]:
+    """PPO as the preset says, and its number of updates; for the control of a distillation `num_steps` is the student's."""
+    num_updates = updates(p, num_steps or p.num_steps)
+    rate = optax.linear_schedule(p.learning_rate, 0.0, num_updates * p.num_epochs * p.num_minibatches)
+    algorithm = ppo(
+        env,
+        policy,
+        entropy=p.entropy,
+        learning_rate=rate,
+        returns=gae(p.gamma, p.lambda_),
+        rewards={"normalise": rewards.normalise(p.gamma)} if p.normalise_reward else None,
+        unroll_length=p.unroll_length,
+        num_epochs=p.num_epochs,
+        num_minibatches=p.num_minibatches,
+    )
+    return algorithm, num_updates
+
+
+def distillation(env: Env, student: Policy, teacher: Policy, p: Preset) -> tuple[Algorithm, int]:
+    """Policy distillation while the student acts, and its number of updates."""
+    num_updates = updates(p, p.student_steps)
+    rate = optax.linear_schedule(p.student_learning_rate, 0.0, num_updates * p.student_epochs * p.num_minibatches)
+    algorithm = distill(
+        env,
+        student,
+        teacher,
+        losses={"kl": losses.forward_kl()},
+        optimizer=optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5)),
+        unroll_length=p.unroll_length,
+        num_epochs=p.student_epochs,
+        num_minibatches=p.num_minibatches,
+    )
+    return algorithm, num_updates
+
+
+def updates(p: Preset, num_steps: int) -> int:
+    """Whole updates within a number of environment steps."""
+    return max(1, num_steps // (p.num_envs * p.unroll_length))
+
+
+def student_network(env: Env, p: Preset, choice: str, teacher_size: int) -> Policy:
+    """The student's network: "auto:1/15" of the teacher's actor parameters, "mlp:44", "mlp:32,32", "cnn:4,32".
+
+    "auto" takes the single hidden layer whose actor is nearest in size; for a CNN c channels and a dense layer of 8 c.
+    """
+    kind, _, sizes = choice.partition(":")
+    try:
+        if kind == "auto":
+            return _nearest(lambda width: _network(env, p, "cnn" if p.channels else "mlp", width), env, teacher_size * Fraction(sizes))
+        if kind in ("mlp", "cnn"):
+            return _network(env, p, kind, *map(int, sizes.split(",")))
+    except (ValueError, ZeroDivisionError) as error:
+        if isinstance(error, UsageError):
+            raise
+    raise UsageError(f"student must be auto:1/15, mlp:44, mlp:32,32 or cnn:4,32 (channels, then dense), got {choice!r}.")
+
+
+def _network(env: Env, p: Preset, kind: str, *sizes: int) -> Policy:
+    if kind == "cnn":
+        return networks.cnn(env, sizes[:1], sizes[1:] or (8 * sizes[0],), normalise=p.normalise_obs)
+    return networks.mlp(env, sizes, separate=True, normalise=p.normalise_obs)
+
+
+def _nearest(make: Callable[[int], Policy], env: Env, wanted: Fraction) -> Policy:
+    """The network whose actor size is nearest to `wanted`; sizes grow with the width."""
+
+    def size(width: int) -> int:
+        policy = make(width)
+        return actor_size(policy, jax.eval_shape(policy.init, jax.random.key(0)), env.obs_spec)
+
+    low, high = 1, 2
+    while size(high) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) < wanted else (low, middle)
+    return make(min((low, high), key=lambda width: abs(size(width) - wanted)))
+
+
+def random_policy(env: Env) -> Policy:
+    """A policy that knows nothing: uniform over actions, or over the box's middle (normals of standard deviation 1, clipped)."""
+    policy = networks.mlp(env, (1,))
+
+    def init(key: jax.Array) -> Any:
+        return jax.tree.map(jnp.zeros_like, policy.init(key))
+
+    return policy._replace(init=init, description=())

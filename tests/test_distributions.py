@@ -1,0 +1,136 @@
+"""Distributions: numbers by hand, float64 numpy, scipy and distrax; identities of the KL; masked actions."""
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+
+from jaxkd.distributions import Categorical, Normal
+
+RNG = np.random.default_rng(0)
+LOGITS, OTHER_LOGITS = 4 * RNG.normal(size=(2, 5, 3, 4)).astype(np.float32)
+MEAN, LOG_STD, OTHER_MEAN, OTHER_LOG_STD = RNG.normal(size=(4, 5, 3, 2)).astype(np.float32)
+ACTION, VECTOR = RNG.integers(4, size=(5, 3)), RNG.normal(size=(5, 3, 2)).astype(np.float32)
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def test_categorical_by_hand():
+    p, uniform = Categorical(jnp.log(jnp.array([0.5, 0.25, 0.25])) + 7.0), Categorical(jnp.zeros(3))
+    np.testing.assert_allclose(p.log_prob(jnp.int32(1)), np.log(0.25), rtol=1e-6)
+    np.testing.assert_allclose(p.entropy(), 1.5 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(p.kl(uniform), np.log(3) - 1.5 * np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(uniform.kl(p), -np.log(3) + 5 / 3 * np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(jax.nn.softmax(p.temper(0.5).logits), np.array([4, 1, 1]) / 6, rtol=1e-6)
+    assert p.mode() == 0 and uniform.mode() == 0 and Categorical(jnp.array([0.0, 2.0, 2.0])).mode() == 1
+    assert p.mode().dtype == p.sample(jax.random.key(0)).dtype == jnp.int32
+
+
+def test_categorical_in_float64_and_as_distrax():
+    p, q = Categorical(jnp.asarray(LOGITS)), Categorical(jnp.asarray(OTHER_LOGITS))
+    log_p, log_q = log_softmax(LOGITS), log_softmax(OTHER_LOGITS)
+    expected = np.take_along_axis(log_p, ACTION[..., None], -1)[..., 0], -(np.exp(log_p) * log_p).sum(-1), (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    ours = p.log_prob(jnp.asarray(ACTION)), p.entropy(), p.kl(q)
+    a, b = distrax.Categorical(LOGITS), distrax.Categorical(OTHER_LOGITS)
+    with jax.numpy_rank_promotion("allow"):
+        theirs = a.log_prob(ACTION), a.entropy(), a.kl_divergence(b)
+    for mine, exact, other in zip(ours, expected, theirs, strict=True):
+        assert mine.shape == (5, 3) and mine.dtype == jnp.float32
+        np.testing.assert_allclose(mine, exact, rtol=1e-5, atol=2e-6)
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=2e-6)
+    np.testing.assert_array_equal(p.mode(), LOGITS.argmax(-1))
+
+
+def test_normal_by_hand():
+    p = Normal(jnp.array([1.0, -1.0]), jnp.log(jnp.array([1.0, 2.0])))
+    np.testing.assert_allclose(p.log_prob(jnp.array([2.0, 1.0])), -1.0 - np.log(2 * np.pi) - np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(p.entropy(), 1 + np.log(2 * np.pi) + np.log(2), rtol=1e-6)
+    # One dimension: log(s2 / s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2 with (0, 1) and (1, 2).
+    np.testing.assert_allclose(Normal(jnp.zeros(1), jnp.zeros(1)).kl(Normal(jnp.ones(1), jnp.log(2.0)[None])), np.log(2) + 2 / 8 - 0.5, rtol=1e-5)
+    np.testing.assert_array_equal(p.mode(), p.mean)
+
+
+def test_normal_as_scipy_and_distrax():
+    p, q = Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD)), Normal(jnp.asarray(OTHER_MEAN), jnp.asarray(OTHER_LOG_STD))
+    oracle = scipy.stats.norm(np.float64(MEAN), np.exp(np.float64(LOG_STD)))
+    a = distrax.MultivariateNormalDiag(MEAN, np.exp(LOG_STD))
+    b = distrax.MultivariateNormalDiag(OTHER_MEAN, np.exp(OTHER_LOG_STD))
+    with jax.numpy_rank_promotion("allow"):
+        theirs = a.log_prob(VECTOR), a.entropy(), a.kl_divergence(b)
+    for mine, other in zip((p.log_prob(jnp.asarray(VECTOR)), p.entropy(), p.kl(q)), theirs, strict=True):
+        assert mine.shape == (5, 3)
+        np.testing.assert_allclose(mine, other, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(p.log_prob(jnp.asarray(VECTOR)), oracle.logpdf(VECTOR).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(p.entropy(), oracle.entropy().sum(-1), rtol=1e-5)
+
+
+def test_normal_kl_is_the_integral():
+    p, q = scipy.stats.norm(0.3, 0.7), scipy.stats.norm(-0.5, 1.3)
+    exact = scipy.integrate.quad(lambda x: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), -8, 8)[0]
+    ours = Normal(jnp.array([0.3]), jnp.log(jnp.array([0.7]))).kl(Normal(jnp.array([-0.5]), jnp.log(jnp.array([1.3]))))
+    np.testing.assert_allclose(ours, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.25, 3.0])
+def test_temper_divides_differences_of_log_probs(temperature):
+    """p^(1/T) renormalised: log p(a) - log p(b) is divided by T."""
+    p, normal = Categorical(jnp.asarray(LOGITS)), Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD))
+    one = jnp.ones((5, 3), jnp.int32)
+    for dist, a, b in ((p, one, 0 * one), (normal, jnp.asarray(VECTOR), jnp.zeros((5, 3, 2)))):
+        tempered = dist.temper(temperature)
+        difference = (dist.log_prob(a) - dist.log_prob(b)) / temperature
+        np.testing.assert_allclose(tempered.log_prob(a) - tempered.log_prob(b), difference, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.exp(normal.temper(temperature).log_std), np.exp(LOG_STD) * np.sqrt(temperature), rtol=1e-5)
+
+
+def test_samples_follow_the_probabilities(key):
+    n, p = 100_000, np.array([0.6, 0.3, 0.1, 0.0])
+    drawn = Categorical(jnp.broadcast_to(jnp.array([*np.log(p[:3]), -1e9], jnp.float32), (n, 4))).sample(key)
+    frequency = np.bincount(drawn, minlength=4) / n
+    assert np.all(np.abs(frequency - p) <= 5 * np.sqrt(p * (1 - p) / n))  # the masked action: never
+    mean, std = np.array([1.0, -2.0]), np.array([0.5, 3.0])
+    drawn = np.asarray(Normal(jnp.tile(mean, (n, 1)), jnp.tile(np.log(std), (n, 1))).sample(key))
+    assert np.all(np.abs(drawn.mean(0) - mean) < 5 * std / np.sqrt(n))
+    assert np.all(np.abs(drawn.std(0) - std) < 5 * std / np.sqrt(2 * n))
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 5 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("p", [Categorical(jnp.asarray(LOGITS)), Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD))], ids=["categorical", "normal"])
+def test_kl_to_itself_is_a_flat_zero(p):
+    np.testing.assert_allclose(p.kl(p), 0, atol=1e-6)
+    for gradient in jax.grad(lambda p, q: jnp.sum(p.kl(q)), argnums=(0, 1))(p, p):
+        jax.tree.map(lambda g: np.testing.assert_allclose(g, 0, atol=1e-6), gradient)
+    moved = jax.tree.map(lambda x: x.at[..., 0].add(0.5), p)
+    assert np.all(p.kl(moved) > 1e-4) or isinstance(p, Categorical)
+    assert jax.tree.leaves(jax.grad(lambda q: jnp.sum(p.kl(q)))(moved))[0].max() > 1e-2
+
+
+def test_gradient_of_the_forward_kl_is_softmax_minus_p():
+    p, z = Categorical(jnp.asarray(LOGITS)), jnp.asarray(OTHER_LOGITS)
+    gradient = jax.grad(lambda z: jnp.sum(p.kl(Categorical(z))))(z)
+    np.testing.assert_allclose(gradient, np.exp(log_softmax(z)) - np.exp(log_softmax(LOGITS)), atol=1e-6)
+
+
+def test_masked_actions_stay_finite():
+    """An illegal action has logit -1e9: it costs nothing where both mask it, and nothing becomes nan."""
+    free, masked = jnp.array([0.3, -0.2]), jnp.array([0.3, -0.2, -1e9])
+    p, q = Categorical(masked), Categorical(jnp.array([-1.0, 0.5, -1e9]))
+    np.testing.assert_allclose(p.entropy(), Categorical(free).entropy(), rtol=1e-6)
+    np.testing.assert_allclose(p.kl(q), Categorical(free).kl(Categorical(jnp.array([-1.0, 0.5]))), rtol=1e-6)
+    assert p.mode() == 0
+    open_ = Categorical(jnp.zeros(3))
+
+    def everything(logits):
+        p = Categorical(logits)
+        values = p.entropy(), p.kl(q), q.kl(p), p.kl(open_), open_.kl(p), p.log_prob(jnp.int32(2)), p.temper(0.01).entropy()
+        return jnp.sum(jnp.stack(values)), jnp.stack(values)
+
+    gradient, values = jax.grad(everything, has_aux=True)(masked)
+    assert np.isfinite(values).all() and np.isfinite(gradient).all()
