@@ -1,23 +1,34 @@
-"""Small students from big teachers: distillation and reinforcement learning in one compiled JAX function."""
+"""Small students from big teachers: distillation and reinforcement learning in one compiled JAX function.
 
-from jaxkd import behavior, distributions, envs, losses, memory, networks, returns, rewards
-from jaxkd.base import (
-    Algorithm,
-    ArtifactError,
-    Behavior,
-    Env,
-    LossTerm,
-    Memory,
-    Outputs,
-    Policy,
-    Returns,
-    RewardTransform,
-    UsageError,
-)
-from jaxkd.evaluate import actor_size, evaluate, interval, iqm
-from jaxkd.learner import describe
-from jaxkd.recipes import distill, ppo
-from jaxkd.run import lanes, run, seeds, stream
+Public names are imported when they are first used, so that `jaxkd --help` answers before jax has loaded.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxkd import behavior, distributions, envs, losses, memory, networks, presets, returns, rewards
+    from jaxkd.base import (
+        Algorithm,
+        ArtifactError,
+        Behavior,
+        DeviceError,
+        Env,
+        LossTerm,
+        Memory,
+        Outputs,
+        Policy,
+        Returns,
+        RewardTransform,
+        UsageError,
+    )
+    from jaxkd.checkpoint import load_policy, save_policy
+    from jaxkd.evaluate import actor_size, evaluate, interval, iqm
+    from jaxkd.learner import describe
+    from jaxkd.recipes import distill, ppo
+    from jaxkd.run import lanes, run, seeds, stream
 
 __version__ = "0.1.0"
 
@@ -25,6 +36,7 @@ __all__ = [
     "Algorithm",
     "ArtifactError",
     "Behavior",
+    "DeviceError",
     "Env",
     "LossTerm",
     "Memory",
@@ -43,13 +55,52 @@ __all__ = [
     "interval",
     "iqm",
     "lanes",
+    "load_policy",
     "losses",
     "memory",
     "networks",
     "ppo",
+    "presets",
     "returns",
     "rewards",
     "run",
+    "save_policy",
     "seeds",
     "stream",
 ]
+
+_HOMES = {  # of the public names that are no modules; every other one in __all__ is a module of its own
+    **dict.fromkeys(("load_policy", "save_policy"), "checkpoint"),
+    **dict.fromkeys(("actor_size", "evaluate", "interval", "iqm"), "evaluate"),
+    **dict.fromkeys(("describe",), "learner"),
+    **dict.fromkeys(("distill", "ppo"), "recipes"),
+    **dict.fromkeys(("lanes", "run", "seeds", "stream"), "run"),
+    **dict.fromkeys((name for name in __all__ if name[0].isupper()), "base"),
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take it for every misspelt name
+
+    def __getattr__(name: str) -> Any:
+        """The public name, imported (PEP 562)."""
+        if name not in __all__:
+            raise AttributeError(f"module 'jaxkd' has no attribute {name!r}")
+        home = import_module(f"jaxkd.{_HOMES.get(name, name)}")
+        value = getattr(home, name) if name in _HOMES else home
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `jaxkd.run` and `jaxkd.evaluate` the functions: importing a module of that name would put the module there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

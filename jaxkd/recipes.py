@@ -36,7 +36,7 @@ def ppo(
 
     Args:
         env, policy: where and who; give the policy a value torso of its own (`separate=True`).
-        clip: of the ratio and of the value's move.
+        clip: of the ratio. The value loss is not clipped: with clip 0.2 the worst of ten CartPole teachers ended at 249, without at 500.
         value, entropy: weights of those terms (numbers or schedules `update -> weight`).
         learning_rate: of Adam behind a gradient clip at norm 0.5; a number, or a schedule by minibatch.
         losses: further terms by name; one called "policy", "value" or "entropy" replaces PPO's own.
@@ -47,7 +47,7 @@ def ppo(
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> teacher = ppo(env, jaxkd.networks.mlp(env, (64, 64), separate=True))
     """
-    terms: dict[str, LossTerm | Callable] = {"policy": ppo_clip(clip), "value": scale(value, td_mse(clip=clip)), "entropy": scale(entropy, entropy_bonus())}
+    terms: dict[str, LossTerm | Callable] = {"policy": ppo_clip(clip), "value": scale(value, td_mse()), "entropy": scale(entropy, entropy_bonus())}
     adam = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(learning_rate, eps=1e-5))
     terms |= losses or {}
     return distill(env, policy, teacher, losses=terms, returns=returns, optimizer=optimizer or adam, num_epochs=num_epochs, **keywords)

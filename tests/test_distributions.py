@@ -108,7 +108,7 @@ def test_kl_to_itself_is_a_flat_zero(p):
     for gradient in jax.grad(lambda p, q: jnp.sum(p.kl(q)), argnums=(0, 1))(p, p):
         jax.tree.map(lambda g: np.testing.assert_allclose(g, 0, atol=1e-6), gradient)
     moved = jax.tree.map(lambda x: x.at[..., 0].add(0.5), p)
-    assert np.all(p.kl(moved) > 1e-4) or isinstance(p, Categorical)
+    assert p.kl(moved).max() > 1e-2
     assert jax.tree.leaves(jax.grad(lambda q: jnp.sum(p.kl(q)))(moved))[0].max() > 1e-2
 
 

@@ -155,6 +155,12 @@ def test_a_termination_on_the_last_step_is_a_termination():
     np.testing.assert_array_equal(steps.obs[7], steps.obs[15])
 
 
+def test_a_termination_at_the_limit_without_a_step_of_its_own():
+    *_, steps = rollout(make("Catch-bsuite", 2, max_steps=9), jax.random.key(0), 9)  # the ball arrives at the 9th step
+    np.testing.assert_array_equal(steps.terminated[:, 0], [0] * 8 + [1])
+    assert not np.any(steps.truncated)
+
+
 def test_deep_sea_keeps_its_counters_over_resets():
     _, _, env_states, _ = rollout(make("DeepSea-bsuite", 3), jax.random.key(0), 24)
     assert np.all(env_states.total_bad_episodes[-1] == 3)

@@ -119,7 +119,8 @@ def make(
     own_step = _has_own_step(environment)
     params = _with_limit(params, max_steps)
 
-    def begin(key):
+    @_given(params)
+    def begin(params, key):
         return _First(*(environment.reset(key, params) if own_step else environment.reset_env(key, params)))
 
     like = jax.eval_shape(lambda: begin(jax.random.key(0)))
@@ -233,13 +234,12 @@ def _has_own_step(environment):
 
 
 def _with_limit(params: Any, max_steps: int | None) -> Any:
-    """`max_steps` in the parameters, and Python numbers as weak arrays: gymnax computes with float32, not with Python's doubles."""
+    """The parameters with `max_steps` where they hold a time limit."""
     if max_steps is not None:
         old = {name: getattr(params, name) for name in _CLOCKS if name in _fields(params)}
         new = {name: float(max_steps) if isinstance(value, float) else int(max_steps) for name, value in old.items()}
         params = dataclasses.replace(params, **new) if new else params
-    with jax.ensure_compile_time_eval():
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, int | float | np.ndarray) else leaf, params)
+    return params
 
 
 def _time_limit(environment, params, inner, max_steps, name):
@@ -348,10 +348,29 @@ def _scalar(value, dtype, what, name):
 # --- one environment, then a batch ----------------------------------------------------------------------------------
 
 
+def _given(params: Any) -> Callable:
+    """Decorates a function (params, *args) -> into one of (*args), with the parameters as arguments of a jit of its own.
+
+    That is how gymnax gets them. Closed over, Python's doubles would meet before float32 does, and XLA would fuse, and so round, otherwise.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    numbers = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, int | float | np.ndarray | jax.Array)}
+
+    def decorate(function):
+        @jax.jit
+        def with_numbers(numbers, *args):
+            return function(structure.unflatten([numbers.get(i, leaf) for i, leaf in enumerate(leaves)]), *args)
+
+        return lambda *args: with_numbers(numbers, *args)
+
+    return decorate
+
+
 def _transition(environment, params, to_action, limit, like, own_step, name):
     """-> function (key, inner, action, time) -> _Ended of one environment; `time` counts this step."""
 
-    def transition(key, inner, action, time):
+    @_given(params)
+    def transition(params, key, inner, action, time):
         action = to_action(action)
         if own_step:
             obs, inner, reward, done, cut, info = environment.step(key, inner, action, params)

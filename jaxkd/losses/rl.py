@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import check
-from jaxkd.base import LossTerm
+from jaxkd.base import LossTerm, UsageError
 from jaxkd.losses.combine import stateless
+from jaxkd.losses.value import value_of
 
 
 def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> LossTerm:
@@ -55,11 +56,13 @@ def td_mse(*, stream: str = "", clip: float | jax.Array | None = None) -> LossTe
     check.number("clip", clip, low=0, above=True)
 
     def loss(student, batch):
-        value = student.extra[stream] if stream else student.value
+        value = value_of(student, "student", stream)
+        if stream not in batch.targets:
+            raise UsageError(f"it reads the target of stream {stream!r}, but returns has {set(batch.targets)}. Add returns for it.")
         error = jnp.square(value - batch.targets[stream])
         if clip is None:
             return error
-        before = batch.acting.extra[stream] if stream else batch.acting.value
+        before = value_of(batch.acting, "student", stream)
         near = before + jnp.clip(value - before, -clip, clip)
         return jnp.maximum(error, jnp.square(near - batch.targets[stream]))
 

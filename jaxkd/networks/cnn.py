@@ -1,5 +1,6 @@
 """A small convolutional network for grids such as MinAtar's."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jaxkd import check
 from jaxkd.base import Policy, UsageError
 from jaxkd.networks import wrap
+from jaxkd.networks.initial import orthogonal
 from jaxkd.networks.mlp import actor_critic
 
 _SIZE = 3  # of the kernel, MinAtar's (Young & Tian 2019)
@@ -51,12 +53,12 @@ class Convolutional(nn.Module):
         lead = obs.shape[:-3]
         x = obs.reshape((-1, *obs.shape[-3:])).astype(self.dtype)
         for i, width in enumerate(self.channels):
-            kernel = self.param(f"conv_{i}", nn.initializers.orthogonal(jnp.sqrt(2.0)), (_SIZE, _SIZE, x.shape[-1], width))
+            kernel = self.param(f"conv_{i}", orthogonal(math.sqrt(2)), (_SIZE, _SIZE, x.shape[-1], width))
             bias = self.param(f"conv_{i}_bias", nn.initializers.zeros, (width,))
             x = self.activation(convolve(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None, None])
         x = x.reshape((*lead, -1))
         for width in self.dense:
-            x = self.activation(nn.Dense(width, kernel_init=nn.initializers.orthogonal(jnp.sqrt(2.0)), dtype=self.dtype)(x))
+            x = self.activation(nn.Dense(width, kernel_init=orthogonal(math.sqrt(2)), dtype=self.dtype)(x))
         return x
 
 

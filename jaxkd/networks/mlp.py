@@ -13,6 +13,7 @@ from jaxkd import check
 from jaxkd.base import Discrete, Outputs, Policy, UsageError
 from jaxkd.distributions import Categorical, Normal
 from jaxkd.networks import module, wrap
+from jaxkd.networks.initial import orthogonal
 
 _HIDDEN, _POLICY, _VALUE = math.sqrt(2), 0.01, 1.0  # gains of the orthogonal initialisation (Andrychowicz et al. 2021)
 
@@ -31,7 +32,7 @@ class Dense(nn.Module):
         leaves = [x.reshape(x.shape[: x.ndim - rank] + (-1,)) for x, rank in zip(jax.tree.leaves(obs), self.ranks, strict=True)]
         x = jnp.concatenate([leaf.astype(self.dtype) for leaf in leaves], axis=-1)
         for width in self.hidden:
-            x = nn.Dense(width, kernel_init=nn.initializers.orthogonal(_HIDDEN), dtype=self.dtype)(x)
+            x = nn.Dense(width, kernel_init=orthogonal(_HIDDEN), dtype=self.dtype)(x)
             x = self.activation(nn.LayerNorm(dtype=self.dtype)(x) if self.layer_norm else x)
         return x
 
@@ -51,7 +52,7 @@ class ActorCritic(nn.Module):
         behind = self.torso(name="critic")(obs) if self.separate else features
 
         def head(name, x, size, gain):
-            layer = nn.Dense(size, kernel_init=nn.initializers.orthogonal(gain), dtype=self.dtype, name=name)
+            layer = nn.Dense(size, kernel_init=orthogonal(gain), dtype=self.dtype, name=name)
             return layer(x).astype(jnp.float32)
 
         if isinstance(self.action_space, Discrete):

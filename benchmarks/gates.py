@@ -1,0 +1,177 @@
+"""Does every preset reach its gate, and does its student keep what the teacher knows? Ten seeds, the student acting alone, beside a control.
+
+    python benchmarks/gates.py CartPole-v1 Acrobot-v1            # or no names: every preset without a CNN
+
+For each environment: 16 teachers in one call; the best by 1024 greedy episodes is THE teacher; 10 students on it, and 10 controls (the same
+network, PPO without a teacher, the same number of environment steps); greedy and sampled returns over 1024 episodes a seed on other keys.
+Writes results/gates/<env>.json and .png; `tests/test_results.py` checks the JSON against the gates below.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+import jaxkd
+from jaxkd import presets
+from jaxkd.optimize import component_key
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "gates"
+NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
+# What must hold: of the teachers (mean, worst of the seeds) and of the students (mean; seeds out of ten at or above a return).
+TEACHER = {
+    "CartPole-v1": (500, 500),
+    "Acrobot-v1": (-83, -90),
+    "MountainCar-v0": (-112, -120),
+    "Pendulum-v1": (-185, -np.inf),
+    "MountainCarContinuous-v0": (92, -np.inf),
+    "Catch-bsuite": (1.0, 1.0),
+}
+STUDENT = {"CartPole-v1": (490, 475, 9), "Acrobot-v1": (-85, -np.inf, 10), "MountainCar-v0": (-118, -np.inf, 10)}
+
+
+def settings(name: str) -> dict:
+    """All that a result depends on, and its digest."""
+    values = {"env": name, "teachers": NUM_TEACHERS, "students": NUM_STUDENTS, "episodes": NUM_EPISODES}
+    values |= {"preset": presets.preset(name)._asdict()}
+    return values | {"digest": hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]}
+
+
+def keys(name: str, n: int):
+    """n keys of a named part of the experiment, different from every other part's."""
+    return jax.vmap(lambda key: component_key(key, name))(jaxkd.seeds(0, n))
+
+
+def score(env, policy, params, name: str, greedy: bool = True):
+    """Mean return and mean discounted return [n] of n parameter sets."""
+
+    def one(params, key):
+        played = jaxkd.evaluate(env, policy, params, key, num_episodes=NUM_EPISODES, greedy=greedy)
+        return played.returns.mean(), played.discounted_returns.mean()
+
+    n = jax.tree.leaves(params)[0].shape[0]
+    return [np.asarray(x, np.float64) for x in jax.jit(jax.vmap(one))(params, keys(f"score {name} {greedy}", n))]
+
+
+def summary(values) -> dict:
+    low, high = jaxkd.interval(values)
+    return {"mean": values.mean(), "worst": values.min(), "iqm": jaxkd.iqm(values), "interval": [low, high], "seeds": values.tolist()}
+
+
+def experiment(name: str) -> tuple[dict, dict]:
+    """The figures and the learning curves of one environment."""
+    p = presets.preset(name)
+    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, 256)
+    teacher = presets.teacher_network(env, p)
+    began, curves, result = time.time(), {}, {"settings": settings(name)}
+
+    algorithm, n = presets.teaching(env, teacher, p)
+    state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys("teacher", NUM_TEACHERS), n)
+    curves["teacher"] = metrics["return"]
+    returns, discounted = score(arena, teacher, state.params, "teacher")
+    best = int(returns.argmax())
+    params = jax.tree.map(lambda x: x[best], state.params)
+    result["teacher"] = {**summary(returns), "discounted": discounted.mean(), "steps": n * p.num_envs * p.unroll_length}
+    again = score(arena, teacher, jax.tree.map(lambda x: x[None], params), "the teacher")
+    size = jaxkd.actor_size(teacher, params, env.obs_spec)
+    result["the_teacher"] = {"seed": best, "return": again[0][0], "discounted": again[1][0], "parameters": size}
+
+    student = presets.student_network(env, p, "auto:1/15", size)
+    algorithm, n = presets.distillation(env, student, teacher, p)
+    state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys("student", NUM_STUDENTS), n, params)
+    curves["student"], curves["kl"] = metrics["return"], metrics["loss/kl"]
+    result["student"] = evaluated(arena, student, state.params, "student")
+    result["student"] |= {"steps": n * p.num_envs * p.unroll_length, "kl": float(metrics["loss/kl"][-1].mean())}
+    one = jax.tree.map(lambda x: x[0], state.params)
+    result["student"]["parameters"] = jaxkd.actor_size(student, one, env.obs_spec)
+
+    algorithm, n = presets.teaching(env, student, p, p.student_steps)
+    state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys("control", NUM_STUDENTS), n)
+    curves["control"] = metrics["return"]
+    result["control"] = evaluated(arena, student, state.params, "control")
+    blind = presets.random_policy(env)
+    result["random"] = float(score(arena, blind, jax.vmap(blind.init)(keys("random", 1)), "random", greedy=False)[0][0])
+    floor, top = result["random"], result["the_teacher"]["return"]
+    for role in ("student", "control"):
+        result[role]["fraction_of_teacher"] = (result[role]["mean"] - floor) / (top - floor)
+    result |= {"seconds": time.time() - began, "machine": machine()}
+    return result, {k: np.asarray(v) for k, v in curves.items()}
+
+
+def evaluated(arena, policy, params, name: str) -> dict:
+    returns, discounted = score(arena, policy, params, name)
+    return {**summary(returns), "discounted": discounted.mean(), "sampled": score(arena, policy, params, name, greedy=False)[0].mean()}
+
+
+def machine() -> dict:
+    device = jax.devices()[0]
+    versions = {name: version(name) for name in ("jax", "flax", "optax", "gymnax")}
+    return {"device": device.device_kind, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+
+
+def gate(name: str, result: dict) -> list[str]:
+    """What does not hold; empty: passed."""
+    failed = []
+    mean, worst = TEACHER.get(name, (-np.inf, -np.inf))
+    if result["teacher"]["mean"] < mean or result["teacher"]["worst"] < worst:
+        failed.append(f"teachers {result['teacher']['mean']:.1f} (worst {result['teacher']['worst']:.1f}), wanted {mean} ({worst})")
+    mean, at, count = STUDENT.get(name, (-np.inf, -np.inf, 0))
+    reached = sum(x >= at for x in result["student"]["seeds"])
+    if result["student"]["mean"] < mean or reached < count:
+        failed.append(f"students {result['student']['mean']:.1f}, {reached} seeds at {at}; wanted {mean} and {count}")
+    if name == "Pendulum-v1" and result["student"]["mean"] < 1.1 * result["the_teacher"]["return"]:
+        failed.append(f"students {result['student']['mean']:.1f}, wanted within 10 % of {result['the_teacher']['return']:.1f}")
+    return failed
+
+
+def draw(name: str, result: dict, curves: dict) -> None:
+    """Learning curves, every seed visible; dashed: the one teacher, acting greedily."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    p = presets.preset(name)
+    for role, colour in (("teacher", "tab:gray"), ("control", "tab:orange"), ("student", "tab:blue")):
+        steps = (1 + jnp.arange(len(curves[role]))) * p.num_envs * p.unroll_length
+        left.plot(steps, curves[role], color=colour, alpha=0.25, lw=0.7)
+        left.plot(steps, np.nanmean(curves[role], axis=1), color=colour, label=f"{role} ({result[role]['mean']:.1f} greedy)")
+    left.axhline(result["the_teacher"]["return"], color="k", ls="--", lw=0.8)
+    left.set(xlabel="environment steps", ylabel="return while learning", title=name)
+    left.legend(fontsize=8)
+    right.semilogy(curves["kl"], color="tab:blue", alpha=0.4, lw=0.7)
+    right.set(xlabel="update", ylabel="KL(teacher || student)")
+    figure.savefig(RESULTS / f"{name}.png", dpi=80)
+    plt.close(figure)
+
+
+def main(names: list[str]) -> int:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    failures = 0
+    for name in names or [n for n, p in presets.PRESETS.items() if not p.channels]:
+        result, curves = experiment(name)
+        result["failed"] = gate(name, result)
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, default=float) + "\n")
+        draw(name, result, curves)
+        t, s, c = result["teacher"], result["student"], result["control"]
+        print(
+            f"{name}: teachers {t['mean']:.2f} (worst {t['worst']:.2f}), the teacher {result['the_teacher']['return']:.2f}, students {s['mean']:.2f} "
+            f"(worst {s['worst']:.2f}, {100 * s['fraction_of_teacher']:.1f} %), controls {c['mean']:.2f}, {result['seconds']:.0f} s",
+            *[f"FAILED: {line}" for line in result["failed"]] or ["passed"],
+            sep="\n  ",
+            flush=True,
+        )
+        failures += bool(result["failed"])
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

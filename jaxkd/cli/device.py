@@ -1,0 +1,43 @@
+"""Where a command computes: chosen before jax starts a backend, named on the first line."""
+
+import os
+
+import jax
+
+from jaxkd.base import DeviceError
+
+_EXTRAS = {"gpu": "cuda12", "tpu": "tpu"}
+
+
+def choose(wanted: str) -> jax.Device:
+    """The device to compute on; `wanted` is auto, cpu, gpu or tpu.
+
+    Raises:
+        DeviceError: where there is none, instead of a silent fall-back to the CPU.
+    """
+    if wanted == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    elif wanted in _EXTRAS:
+        jax.config.update("jax_platforms", "")  # asked for by name, it outweighs JAX_PLATFORMS in the environment
+    try:
+        device = (jax.devices() if wanted == "auto" else jax.devices(wanted))[0]
+    except RuntimeError as error:
+        if wanted not in _EXTRAS:
+            raise DeviceError(f"jax {jax.__version__} finds no device: {error}") from error
+        raise DeviceError(
+            f"jax {jax.__version__} finds no {wanted}, only {jax.devices()[0].platform}. "
+            f'Install its support: pip install "jaxkd-rl[{_EXTRAS[wanted]}]"'
+        ) from error
+    jax.config.update("jax_default_device", device)
+    return device
+
+
+def describe(device: jax.Device) -> str:
+    """The device in words: "cpu, 2 cores (TFRT_CPU_0), jax 0.10.2"."""
+    what = f"{num_cores()} cores" if device.platform == "cpu" else device.device_kind
+    return f"{device.platform}, {what} ({device}), jax {jax.__version__}"
+
+
+def num_cores() -> int:
+    """The processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,93 @@
+"""What is measured on trained policies: returns acting alone, cost of one action, agreement with the teacher.
+
+Legend of shapes: `n` seeds, `E` episodes.
+"""
+
+import statistics
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd import actor_size, distill, evaluate, losses
+from jaxkd.base import Actors, Discrete, Env, Evaluation, Policy
+from jaxkd.cli.training import phase_keys
+from jaxkd.run import lanes
+
+_WARM_CALLS, _TIMED_CALLS = 20, 300
+
+
+def returns(env: Env, policy: Policy, params: Any, keys: jax.Array, *, episodes: int, shared: bool, greedy: bool = True) -> Evaluation:
+    """Episodes [n, E] of a policy acting alone; the seed's key is folded with "evaluation", so that all policies meet equal starts."""
+    return jax.device_get(_returns(env, policy, params, phase_keys(keys, "evaluation"), episodes, shared, greedy))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 4, 5, 6))
+def _returns(env, policy, params, keys, episodes, shared, greedy):
+    one = lambda params, key: evaluate(env, policy, params, key, num_episodes=episodes, greedy=greedy)
+    return jax.vmap(one, (None if shared else 0, 0))(params, keys)
+
+
+def cost(env: Env, policy: Policy, params: Any) -> dict[str, Any]:
+    """Of the actor with the parameters of ONE seed: parameters, bytes, FLOPs of a greedy action, median latency of a batch of one.
+
+    FLOPs are XLA's count before optimisation; the latency is one call from Python, dispatch included.
+    """
+
+    @jax.jit
+    def act(params, obs):
+        return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1))[1].policy.mode()
+
+    obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), env.obs_spec)
+    size = actor_size(policy, params, env.obs_spec)
+    flops = (act.lower(params, obs).cost_analysis() or {}).get("flops")
+    seconds = []
+    for _ in range(_WARM_CALLS + _TIMED_CALLS):
+        started = time.perf_counter()
+        jax.block_until_ready(act(params, obs))
+        seconds.append(time.perf_counter() - started)
+    latency = statistics.median(seconds[_WARM_CALLS:])
+    weight = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return dict(actor_parameters=size, actor_bytes=size * weight, flops_per_action=flops, latency_us=round(1e6 * latency, 2))
+
+
+def likeness(
+    env: Env,
+    student: Policy,
+    teacher: Policy,
+    keys: jax.Array,
+    *,
+    params: Any,
+    actors: Actors,
+    teacher_params: Any,
+    shared: bool,
+    length: int,
+) -> dict[str, jax.Array]:
+    """Student against teacher on one more rollout of the student, from where its training ended; means [n].
+
+    Returns:
+        "kl", KL(teacher || student) in nats, and "agreement", the share of equal greedy actions; for continuous actions
+        "action_distance" instead, the mean absolute difference of the greedy actions in [-1, 1].
+    """
+
+    def agreement(student, batch):
+        return student.policy.mode() == batch.teacher.policy.mode()
+
+    def action_distance(student, batch):
+        ours, theirs = (jnp.clip(out.policy.mode(), -1.0, 1.0) for out in (student, batch.teacher))
+        return jnp.mean(jnp.abs(ours - theirs), axis=-1)
+
+    compared = agreement if isinstance(env.action_space, Discrete) else action_distance
+    terms = {"kl": losses.watch(losses.forward_kl()), compared.__name__: losses.watch(compared)}
+    still = optax.set_to_zero()
+    probe = lanes(distill(env, student, teacher, losses=terms, optimizer=still, unroll_length=length, num_minibatches=1), shared=shared)
+
+    @jax.jit
+    def measured(keys, params, actors, teacher_params):
+        return probe.step(probe.init(keys)._replace(params=params, actors=actors), teacher_params)[1]
+
+    metrics = jax.device_get(measured(phase_keys(keys, "likeness"), params, actors, teacher_params))
+    return {name: metrics[f"loss/{name}"] for name in terms}

@@ -1,0 +1,46 @@
+"""What happens beside a run: seconds that jax compiles, and signals that ask to stop."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+
+@contextlib.contextmanager
+def compilation() -> Iterator[Callable[[], float]]:
+    """A function that says how many seconds jax has traced, lowered and compiled since; what is nested counts once."""
+    spans: list[tuple[float, float]] = []
+
+    def record(event: str, start: float, end: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            while spans and spans[-1][0] >= start:  # an inner span is reported before the one around it
+                spans.pop()
+            spans.append((start, end))
+
+    jax.monitoring.register_event_time_span_listener(record)
+    try:
+        yield lambda: sum(end - start for start, end in spans)
+    finally:
+        jax.monitoring.unregister_event_time_span_listener(record)
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[Callable[[], str]]:
+    """A function that names the signal that asked to stop, "" before one did; a second signal stops at once."""
+    seen: list[str] = []
+    before = {}
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    with contextlib.suppress(ValueError):  # only the main thread may; in another one signals are not ours
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: seen[0] if seen else ""
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
