@@ -50,7 +50,7 @@ _MINATAR = Preset(
 )
 
 PRESETS: dict[str, Preset] = {
-    "CartPole-v1": Preset(gate=500.0),
+    "CartPole-v1": Preset(normalise_reward=True, gate=500.0),
     "Acrobot-v1": Preset(
         num_envs=32,
         unroll_length=64,
@@ -64,6 +64,7 @@ PRESETS: dict[str, Preset] = {
     "MountainCar-v0": Preset(
         num_envs=16,
         unroll_length=128,
+        num_epochs=8,
         num_minibatches=8,
         learning_rate=4e-3,
         lambda_=0.98,

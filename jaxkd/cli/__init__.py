@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from jaxkd.cli.settings import COMMANDS, Distill, Doctor, Envs
 
-_DESCRIPTION = (
-    "Distil a reinforcement-learning teacher into a small student. Exit codes: 2 usage, 3 device, 4 file, 5 diverged, 75 interrupted."
-)
+_DESCRIPTION = """Distil a reinforcement-learning teacher into a small student.
+
+Exit codes: 2 usage, 3 device, 4 file, 5 diverged, 75 interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,15 +1,18 @@
 """Where a command computes: chosen before jax starts a backend, named on the first line."""
 
 import os
+from typing import Any
 
 import jax
 
 from jaxkd.base import DeviceError
 
+Device = Any  # jax.Device is no type to a type checker
+
 _EXTRAS = {"gpu": "cuda12", "tpu": "tpu"}
 
 
-def choose(wanted: str) -> jax.Device:
+def choose(wanted: str) -> Device:
     """The device to compute on; `wanted` is auto, cpu, gpu or tpu.
 
     Raises:
@@ -32,7 +35,7 @@ def choose(wanted: str) -> jax.Device:
     return device
 
 
-def describe(device: jax.Device) -> str:
+def describe(device: Device) -> str:
     """The device in words: "cpu, 2 cores (TFRT_CPU_0), jax 0.10.2"."""
     what = f"{num_cores()} cores" if device.platform == "cpu" else device.device_kind
     return f"{device.platform}, {what} ({device}), jax {jax.__version__}"

@@ -124,20 +124,11 @@ def _work(job: Job, made: Plan, episodes: int) -> dict[str, Any]:
             raise Interrupted(f"{job.stop()}: stopped after {trained[phase].updates} of {num_updates} updates ({phase}).")
     job.progress.begin("evaluate", f"{episodes} episodes of each policy and seed")
     results = _evaluate(job, made, trained, episodes, teacher_params, shared)
-    random = measure.returns(made.env, random_policy(made.env), {}, job.keys, episodes=episodes, shared=True, greedy=False)
-    state = trained["student"].state
-    likeness = measure.likeness(
-        made.env,
-        made.student,
-        made.teacher,
-        job.keys,
-        params=state.params,
-        actors=state.actors,
-        teacher_params=teacher_params,
-        shared=shared,
-        length=made.preset.unroll_length,
-    )
-    return summarise(results, random, likeness)
+    random = random_policy(made.env)
+    floor = measure.returns(made.env, random, random.init(job.keys[0]), job.keys, episodes=episodes, shared=True, greedy=False)
+    state, length = trained["student"].state, made.preset.unroll_length
+    likeness = measure.likeness(made.env, made.student, made.teacher, job.keys, state, teacher_params, shared=shared, length=length)
+    return summarise(results, floor, likeness)
 
 
 def _evaluate(job: Job, made: Plan, trained: dict[str, Trained], episodes: int, teacher_params: Any, shared: bool) -> dict[str, Result]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd import actor_size, distill, evaluate, losses
-from jaxkd.base import Actors, Discrete, Env, Evaluation, Policy
+from jaxkd.base import Discrete, Env, Evaluation, Policy, State
 from jaxkd.cli.training import phase_keys
 from jaxkd.run import lanes
 
@@ -55,16 +55,7 @@ def cost(env: Env, policy: Policy, params: Any) -> dict[str, Any]:
 
 
 def likeness(
-    env: Env,
-    student: Policy,
-    teacher: Policy,
-    keys: jax.Array,
-    *,
-    params: Any,
-    actors: Actors,
-    teacher_params: Any,
-    shared: bool,
-    length: int,
+    env: Env, student: Policy, teacher: Policy, keys: jax.Array, trained: State, teacher_params: Any, *, shared: bool, length: int
 ) -> dict[str, jax.Array]:
     """Student against teacher on one more rollout of the student, from where its training ended; means [n].
 
@@ -86,8 +77,8 @@ def likeness(
     probe = lanes(distill(env, student, teacher, losses=terms, optimizer=still, unroll_length=length, num_minibatches=1), shared=shared)
 
     @jax.jit
-    def measured(keys, params, actors, teacher_params):
-        return probe.step(probe.init(keys)._replace(params=params, actors=actors), teacher_params)[1]
+    def measured(keys, trained, teacher_params):
+        return probe.step(probe.init(keys)._replace(params=trained.params, actors=trained.actors), teacher_params)[1]
 
-    metrics = jax.device_get(measured(phase_keys(keys, "likeness"), params, actors, teacher_params))
+    metrics = jax.device_get(measured(phase_keys(keys, "likeness"), trained, teacher_params))
     return {name: metrics[f"loss/{name}"] for name in terms}

@@ -106,10 +106,10 @@ def _finite(params: Any) -> jax.Array:
 
 def _survivors(phase: str, done: int, values: dict[str, np.ndarray], finite: jax.Array, alive: np.ndarray) -> np.ndarray:
     """`alive` without the seeds that have become non-finite, which are named; "return" may be nan before an episode ends."""
-    rows = np.stack([np.isfinite(x) for name, x in values.items() if "/" in name]).all(axis=0)  # [updates, n]
+    rows = np.all([np.isfinite(x) for name, x in values.items() if "/" in name], axis=0)  # [updates, n]
     sound = rows.all(axis=0)
     dead = alive & ~(sound & np.asarray(finite))
-    first = np.where(sound, done, done - len(rows) + 1 + np.argmin(rows, axis=0))  # the update at which it was seen
+    first = np.where(sound, done, done - rows.shape[0] + 1 + np.argmin(rows, axis=0))  # the update at which it was seen
     for update in sorted(set(first[dead].tolist())):
         seeds = ", ".join(str(seed) for seed in np.flatnonzero(dead & (first == update)))
         cause = f"run diverged: seeds {seeds} not finite at update {update} ({phase})."

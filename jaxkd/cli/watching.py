@@ -13,11 +13,11 @@ def compilation() -> Iterator[Callable[[], float]]:
     """A function that says how many seconds jax has traced, lowered and compiled since; what is nested counts once."""
     spans: list[tuple[float, float]] = []
 
-    def record(event: str, start: float, end: float, **_: Any) -> None:
+    def record(event: str, start_time: float, end_time: float, **kwargs: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            while spans and spans[-1][0] >= start:  # an inner span is reported before the one around it
+            while spans and spans[-1][0] >= start_time:  # an inner span is reported before the one around it
                 spans.pop()
-            spans.append((start, end))
+            spans.append((start_time, end_time))
 
     jax.monitoring.register_event_time_span_listener(record)
     try:

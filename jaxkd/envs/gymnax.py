@@ -348,7 +348,7 @@ def _scalar(value, dtype, what, name):
 # --- one environment, then a batch ----------------------------------------------------------------------------------
 
 
-def _given(params: Any) -> Callable:
+def _given(params: Any) -> Callable[[Callable], Callable[..., Any]]:
     """Decorates a function (params, *args) -> into one of (*args), with the parameters as arguments of a jit of its own.
 
     That is how gymnax gets them. Closed over, Python's doubles would meet before float32 does, and XLA would fuse, and so round, otherwise.
