@@ -57,7 +57,7 @@ def start(rollout: Rollout, key: jax.Array) -> Actors:
         teacher_carry=rollout.teacher.initial_carry(env.num_envs) if rollout.teacher else (),
         episode_return=zeros,
         episode_step=jnp.zeros(env.num_envs, jnp.int32),
-        last_return=jnp.full(env.num_envs, jnp.nan),
+        last_return=jnp.full(env.num_envs, jnp.nan, jnp.float32),
     )
 
 

@@ -36,7 +36,11 @@ def test_categorical_by_hand():
 def test_categorical_in_float64_and_as_distrax():
     p, q = Categorical(jnp.asarray(LOGITS)), Categorical(jnp.asarray(OTHER_LOGITS))
     log_p, log_q = log_softmax(LOGITS), log_softmax(OTHER_LOGITS)
-    expected = np.take_along_axis(log_p, ACTION[..., None], -1)[..., 0], -(np.exp(log_p) * log_p).sum(-1), (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    expected = (
+        np.take_along_axis(log_p, ACTION[..., None], -1)[..., 0],
+        -(np.exp(log_p) * log_p).sum(-1),
+        (np.exp(log_p) * (log_p - log_q)).sum(-1),
+    )
     ours = p.log_prob(jnp.asarray(ACTION)), p.entropy(), p.kl(q)
     a, b = distrax.Categorical(LOGITS), distrax.Categorical(OTHER_LOGITS)
     with jax.numpy_rank_promotion("allow"):
@@ -53,7 +57,9 @@ def test_normal_by_hand():
     np.testing.assert_allclose(p.log_prob(jnp.array([2.0, 1.0])), -1.0 - np.log(2 * np.pi) - np.log(2), rtol=1e-6)
     np.testing.assert_allclose(p.entropy(), 1 + np.log(2 * np.pi) + np.log(2), rtol=1e-6)
     # One dimension: log(s2 / s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2 with (0, 1) and (1, 2).
-    np.testing.assert_allclose(Normal(jnp.zeros(1), jnp.zeros(1)).kl(Normal(jnp.ones(1), jnp.log(2.0)[None])), np.log(2) + 2 / 8 - 0.5, rtol=1e-5)
+    np.testing.assert_allclose(
+        Normal(jnp.zeros(1), jnp.zeros(1)).kl(Normal(jnp.ones(1), jnp.log(2.0)[None])), np.log(2) + 2 / 8 - 0.5, rtol=1e-5
+    )
     np.testing.assert_array_equal(p.mode(), p.mean)
 
 
@@ -102,7 +108,9 @@ def test_samples_follow_the_probabilities(key):
     assert abs(np.corrcoef(drawn.T)[0, 1]) < 5 / np.sqrt(n)
 
 
-@pytest.mark.parametrize("p", [Categorical(jnp.asarray(LOGITS)), Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD))], ids=["categorical", "normal"])
+@pytest.mark.parametrize(
+    "p", [Categorical(jnp.asarray(LOGITS)), Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD))], ids=["categorical", "normal"]
+)
 def test_kl_to_itself_is_a_flat_zero(p):
     np.testing.assert_allclose(p.kl(p), 0, atol=1e-6)
     for gradient in jax.grad(lambda p, q: jnp.sum(p.kl(q)), argnums=(0, 1))(p, p):

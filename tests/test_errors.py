@@ -88,21 +88,45 @@ MISTAKES = {
     "not an environment": (lambda: envs.make(object(), 6), ["is no environment", "reset_env and step_env"]),
     "environment is none": (lambda: kd(env="CartPole-v1"), ["env must be an Env (jaxkd.envs.make), got str"]),
     # policies
-    "student of other actions": (lambda: kd(networks.mlp(THREE, (4,))), ["student expects obs (3,) float32 and 3 actions", "'Line2' gives obs (3,) float32 and 2 actions"]),
-    "teacher of other actions": (lambda: kd(teacher=networks.mlp(THREE, (4,))), ["teacher expects obs (3,) float32 and 3 actions", "'Line2' gives", "2 actions"]),
-    "teacher of other observations": (lambda: kd(teacher=networks.mlp(WIDE, (4,))), ["teacher expects obs (7,) float32 and 2 actions", "gives obs (3,) float32"]),
-    "discrete student in a box": (lambda: kd(env=BOX), ["student expects obs (3,) float32 and 2 actions", "gives obs (3,) float32 and 2 action dimensions"]),
-    "foreign student of other actions": (lambda: kd(networks.feedforward(THREE, nn.Dense(3))), ["student expects 3 actions", "'Line2' gives", "2 actions"]),
+    "student of other actions": (
+        lambda: kd(networks.mlp(THREE, (4,))),
+        ["student expects obs (3,) float32 and 3 actions", "'Line2' gives obs (3,) float32 and 2 actions"],
+    ),
+    "teacher of other actions": (
+        lambda: kd(teacher=networks.mlp(THREE, (4,))),
+        ["teacher expects obs (3,) float32 and 3 actions", "'Line2' gives", "2 actions"],
+    ),
+    "teacher of other observations": (
+        lambda: kd(teacher=networks.mlp(WIDE, (4,))),
+        ["teacher expects obs (7,) float32 and 2 actions", "gives obs (3,) float32"],
+    ),
+    "discrete student in a box": (
+        lambda: kd(env=BOX),
+        ["student expects obs (3,) float32 and 2 actions", "gives obs (3,) float32 and 2 action dimensions"],
+    ),
+    "foreign student of other actions": (
+        lambda: kd(networks.feedforward(THREE, nn.Dense(3))),
+        ["student expects 3 actions", "'Line2' gives", "2 actions"],
+    ),
     "wrong width of logits": (lambda: kd(networks.feedforward(ENV, nn.Dense(5))), ["student", "gives obs (3,) float32 and 2 actions"]),
     "params as the student": (lambda: kd(constant_of(STUDENT)), ["student must be a Policy", "got dict"]),
-    "params as the teacher": (lambda: kd(teacher=constant_of(TEACHER)), ["teacher must be a Policy", "params are the input of run", "got dict"]),
+    "params as the teacher": (
+        lambda: kd(teacher=constant_of(TEACHER)),
+        ["teacher must be a Policy", "params are the input of run", "got dict"],
+    ),
     "cnn on a vector": (lambda: networks.cnn(ENV), ["cnn needs one grid", "(3,)", "networks.mlp"]),
-    "grid too small": (lambda: networks.cnn(Spec(jax.ShapeDtypeStruct((4, 9, 1), jnp.float32), Discrete(2)), (4, 4)), ["3x3 at each of 2 convolutions", "(4, 9, 1)"]),
+    "grid too small": (
+        lambda: networks.cnn(Spec(jax.ShapeDtypeStruct((4, 9, 1), jnp.float32), Discrete(2)), (4, 4)),
+        ["3x3 at each of 2 convolutions", "(4, 9, 1)"],
+    ),
     "no layers": (lambda: networks.mlp(ENV, ()), ["hidden must name at least one layer", "(64, 64)"]),
     "layer of width 0": (lambda: networks.mlp(ENV, (0,)), ["hidden must be a positive int", "got 0"]),
     "width as a float": (lambda: networks.mlp(ENV, (64.0,)), ["hidden must be a positive int", "got 64.0"]),
     "select of one array": (lambda: networks.mlp(ENV, (4,), select="full"), ["select='full'", "it is one array"]),
-    "select of a missing field": (lambda: networks.mlp(Spec({"a": jax.ShapeDtypeStruct((2,), jnp.float32)}, Discrete(2)), (4,), select="b"), ["select='b'", "fields: a"]),
+    "select of a missing field": (
+        lambda: networks.mlp(Spec({"a": jax.ShapeDtypeStruct((2,), jnp.float32)}, Discrete(2)), (4,), select="b"),
+        ["select='b'", "fields: a"],
+    ),
     "negative teacher temperature": (lambda: networks.temper(TEACHER, -1.0), ["temperature must be in (0, inf]", "got -1"]),
     # losses
     "temperature 0": (lambda: losses.forward_kl(temperature=0), ["temperature must be in (0, inf]", "got 0"]),
@@ -114,21 +138,39 @@ MISTAKES = {
     "loss that is no function": (lambda: kd(losses={"kl": 0.5}), ["a loss is a function (student, batch[, context])", "got float"]),
     "factory without its call": (lambda: kd(losses={"kl": losses.forward_kl}), ["loss 'kl'"]),
     "missing teacher": (lambda: kd(teacher=None), ["loss 'kl' reads the teacher, but teacher=None", "Pass the teacher's policy"]),
-    "scalar loss": (loss(lambda student, batch: jnp.mean(student.value)), ["loss 'mine' must return one number a sample", "(1, 12)", "got ()", "the engine averages"]),
+    "scalar loss": (
+        loss(lambda student, batch: jnp.mean(student.value)),
+        ["loss 'mine' must return one number a sample", "(1, 12)", "got ()", "the engine averages"],
+    ),
     "loss that keeps the actions": (loss(lambda student, batch: student.policy.logits), ["loss 'mine'", "(1, 12)", "got (1, 12, 2)"]),
-    "loss that returns a tuple": (loss(lambda student, batch: (student.value, student.value)), ["loss 'mine' must return one number a sample"]),
+    "loss that returns a tuple": (
+        loss(lambda student, batch: (student.value, student.value)),
+        ["loss 'mine' must return one number a sample"],
+    ),
     "typo in a field": (loss(lambda student, batch: batch.teachr.value), ["loss 'mine' fails on its batch", "AttributeError", "'teachr'"]),
     "loss of four arguments": (loss(lambda a, b, c, d: a.value), ["loss 'mine' fails on its batch", "TypeError"]),
     "shapes that do not fit": (loss(lambda student, batch: student.value + jnp.ones(7)), ["loss 'mine' fails on its batch"]),
-    "float() on the batch": (loss(lambda student, batch: student.value * float(batch.reward.mean())), ["loss 'mine' calls float()", "Keep it an array", "jnp.where"]),
+    "float() on the batch": (
+        loss(lambda student, batch: student.value * float(batch.reward.mean())),
+        ["loss 'mine' calls float()", "Keep it an array", "jnp.where"],
+    ),
     "float() on the context": (loss(lambda student, batch, context: student.value * float(context.update)), ["loss 'mine' calls float()"]),
-    "if on the batch": (loss(lambda student, batch: student.value if batch.reward.sum() > 0 else -student.value), ["loss 'mine' calls float()", "`if`", "jnp.where"]),
+    "if on the batch": (
+        loss(lambda student, batch: student.value if batch.reward.sum() > 0 else -student.value),
+        ["loss 'mine' calls float()", "`if`", "jnp.where"],
+    ),
     "float() on a traced weight": (
         traced(lambda number: kd(losses={"mine": losses.scale(lambda update: float(number), losses.forward_kl())})),
         ["loss 'mine' calls float()", "no float() around a hyperparameter"],
     ),
-    "float() on a traced number": (traced(lambda number: kd(losses={"mine": lambda student, batch: float(number) * student.value})), ["loss 'mine' calls float()"]),
-    "head of a stream that is not there": (loss(losses.td_mse(stream="rnd")), ["loss 'mine'", "no value head for stream 'rnd'", "extra=('rnd',)"]),
+    "float() on a traced number": (
+        traced(lambda number: kd(losses={"mine": lambda student, batch: float(number) * student.value})),
+        ["loss 'mine' calls float()"],
+    ),
+    "head of a stream that is not there": (
+        loss(losses.td_mse(stream="rnd")),
+        ["loss 'mine'", "no value head for stream 'rnd'", "extra=('rnd',)"],
+    ),
     "target of a stream that is not there": (
         lambda: kd(networks.mlp(ENV, (4,), extra=("rnd",)), losses={"value": losses.td_mse(stream="rnd")}),
         ["loss 'value'", "target of stream 'rnd'", "returns has {''}"],
@@ -138,23 +180,47 @@ MISTAKES = {
         lambda: kd(BLIND, losses={"policy": losses.ppo_clip()}),
         ["loss 'policy'", "the student has no value head", "(policy parameters, value)"],
     ),
-    "value of a student without one": (lambda: kd(BLIND, losses={"value": losses.value_mse()}), ["loss 'value'", "the student has no value head"]),
+    "value of a student without one": (
+        lambda: kd(BLIND, losses={"value": losses.value_mse()}),
+        ["loss 'value'", "the student has no value head"],
+    ),
     "value of a teacher without one": (
         lambda: kd(teacher=BLIND, losses={"value": losses.value_mse()}),
         ["loss 'value'", "the teacher has no value head", "(policy parameters, value)"],
     ),
-    "memory that replays": (lambda: rl(memory=RING), ["loss 'policy' reads acting, advantage", "belong to the policy that acted just now", "replays older rollouts"]),
+    "memory that replays": (
+        lambda: rl(memory=RING),
+        ["loss 'policy' reads acting, advantage", "belong to the policy that acted just now", "replays older rollouts"],
+    ),
     # rewards and returns
-    "reward that nothing reads": (lambda: kd(rewards={"bonus": bonus()}), ["rewards {'bonus'} have no effect", "no loss reads advantage or target", "ppo_clip"]),
-    "stream without returns": (lambda: rl(rewards={"bonus": bonus("rnd")}), ["reward 'bonus' pays into stream 'rnd'", "returns has {''}", "Add returns"]),
-    "returns of an unknown stream": (lambda: rl(returns={"": returns.gae(), "rnd": returns.gae()}), ["returns names stream 'rnd'", "no reward transform pays into it"]),
+    "reward that nothing reads": (
+        lambda: kd(rewards={"bonus": bonus()}),
+        ["rewards {'bonus'} have no effect", "no loss reads advantage or target", "ppo_clip"],
+    ),
+    "stream without returns": (
+        lambda: rl(rewards={"bonus": bonus("rnd")}),
+        ["reward 'bonus' pays into stream 'rnd'", "returns has {''}", "Add returns"],
+    ),
+    "returns of an unknown stream": (
+        lambda: rl(returns={"": returns.gae(), "rnd": returns.gae()}),
+        ["returns names stream 'rnd'", "no reward transform pays into it"],
+    ),
     "returns without a head": (
         lambda: rl(rewards={"bonus": bonus("rnd")}, returns={"": returns.gae(), "rnd": returns.gae()}),
         ["stream 'rnd'", "the student has no value head for it", "extra=('rnd',)"],
     ),
-    "reward of another shape": (lambda: rl(rewards={"bonus": bonus(fn=jnp.mean)}), ["reward 'bonus' must return rewards [T, B] = (4, 6)", "got ()"]),
-    "reward that fails": (lambda: rl(rewards={"bonus": bonus(fn=lambda reward: reward + jnp.ones(5))}), ["reward 'bonus' fails on its batch"]),
-    "rewards as a transform": (lambda: rl(rewards=rewards.normalise()), ["rewards must be a dict of RewardTransforms by name", "got RewardTransform"]),
+    "reward of another shape": (
+        lambda: rl(rewards={"bonus": bonus(fn=jnp.mean)}),
+        ["reward 'bonus' must return rewards [T, B] = (4, 6)", "got ()"],
+    ),
+    "reward that fails": (
+        lambda: rl(rewards={"bonus": bonus(fn=lambda reward: reward + jnp.ones(5))}),
+        ["reward 'bonus' fails on its batch"],
+    ),
+    "rewards as a transform": (
+        lambda: rl(rewards=rewards.normalise()),
+        ["rewards must be a dict of RewardTransforms by name", "got RewardTransform"],
+    ),
     "reward that is a function": (lambda: rl(rewards={"bonus": lambda r: r}), ["reward 'bonus' must be a RewardTransform", "got function"]),
     "gamma": (lambda: returns.gae(1.5), ["gamma must be in [0, 1]", "got 1.5"]),
     "lambda": (lambda: returns.gae(0.9, -0.1), ["lambda_ must be in [0, 1]", "got -0.1"]),
@@ -171,15 +237,24 @@ MISTAKES = {
     # sizes
     "indivisible minibatches": (lambda: kd(num_minibatches=4), ["num_envs = 6 is not divisible by num_minibatches = 4", "nearest: 3, 6"]),
     "more minibatches than environments": (lambda: kd(num_minibatches=9), ["num_envs = 6", "num_minibatches = 9", "nearest: 6"]),
-    "indivisible sequences": (lambda: kd(num_minibatches=5, shuffle="full"), ["the number of sequences = 24", "num_minibatches = 5", "nearest: 4, 6"]),
-    "sequence length": (lambda: kd(unroll_length=32, sequence_length=5), ["unroll_length = 32 is not divisible by sequence_length = 5", "nearest: 4, 8"]),
+    "indivisible sequences": (
+        lambda: kd(num_minibatches=5, shuffle="full"),
+        ["the number of sequences = 24", "num_minibatches = 5", "nearest: 4, 6"],
+    ),
+    "sequence length": (
+        lambda: kd(unroll_length=32, sequence_length=5),
+        ["unroll_length = 32 is not divisible by sequence_length = 5", "nearest: 4, 8"],
+    ),
     "unroll length 0": (lambda: kd(unroll_length=0), ["unroll_length must be a positive int", "got 0"]),
     "sequence length 0": (lambda: kd(sequence_length=0), ["sequence_length must be a positive int", "got 0"]),
     "epochs": (lambda: kd(num_epochs=2.0), ["num_epochs must be a positive int", "got 2.0"]),
     "traced size": (traced(lambda number: kd(num_epochs=number)), ["num_epochs must be a positive int (sizes are static)"]),
     "minibatches as a bool": (lambda: kd(num_minibatches=True), ["num_minibatches must be a positive int", "got True"]),
     "shuffle": (lambda: kd(shuffle="time"), ["shuffle must be 'env' or 'full', got 'time'"]),
-    "optimizer as a number": (lambda: kd(optimizer=1e-3), ["optimizer must be an optax transformation such as optax.adam(1e-3), got float"]),
+    "optimizer as a number": (
+        lambda: kd(optimizer=1e-3),
+        ["optimizer must be an optax transformation such as optax.adam(1e-3), got float"],
+    ),
     "optimizer without its call": (lambda: kd(optimizer=optax.adam), ["optimizer must be an optax transformation", "got function"]),
 }
 
@@ -233,7 +308,16 @@ def test_calls_of_evaluate():
 
 def test_records_are_no_arguments_of_a_transformed_function(algorithms):
     """Every record of functions, under jit, vmap and grad, says what to do; as a static argument it works."""
-    records = [algorithms[0], STUDENT, ENV, losses.forward_kl(), rewards.normalise(), returns.gae(), behavior.student_acts(), memory.this_rollout()]
+    records = [
+        algorithms[0],
+        STUDENT,
+        ENV,
+        losses.forward_kl(),
+        rewards.normalise(),
+        returns.gae(),
+        behavior.student_acts(),
+        memory.this_rollout(),
+    ]
     for record in records:
         with pytest.raises(UsageError, match=rf"{type(record).__name__} holds functions.*[Cc]lose over it.*static_argnums"):
             jax.jit(lambda record: 0.0)(record)

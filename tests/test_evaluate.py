@@ -104,7 +104,9 @@ def test_a_carry_starts_anew_with_every_episode(key):
 
 def test_evaluate_is_inlined_and_maps_over_params(key):
     env, policy = envs.make(Coin(), 4), constant(0.0, 0.0)
-    scores = jax.jit(jax.vmap(lambda params: evaluate(env, policy, params, key, num_episodes=4).returns))(jnp.array([[9.0, 0.0], [0.0, 9.0]]))
+    scores = jax.jit(jax.vmap(lambda params: evaluate(env, policy, params, key, num_episodes=4).returns))(
+        jnp.array([[9.0, 0.0], [0.0, 9.0]])
+    )
     np.testing.assert_array_equal(scores[1], 10 * scores[0])
 
 

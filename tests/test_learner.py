@@ -113,7 +113,10 @@ def test_a_term_of_weight_zero_is_plain_ppo(key):
         jit(lambda key, a=a, i=i: run(a, key, 5, *i))(key)
         for a, i in (
             (ppo(ENV, STUDENT, **SIZES), ()),
-            (ppo(ENV, STUDENT, TEACHER, losses={"kl": losses.scale(0.0, losses.forward_kl()), "watched": watched}, **SIZES), (TEACHER_PARAMS,)),
+            (
+                ppo(ENV, STUDENT, TEACHER, losses={"kl": losses.scale(0.0, losses.forward_kl()), "watched": watched}, **SIZES),
+                (TEACHER_PARAMS,),
+            ),
         )
     )
     assert_same_bits(alone[0].params, silent[0].params)
@@ -177,7 +180,7 @@ def test_changed_numbers_and_a_grid_of_them_trace_once():
     assert trained.shape == (2, 2, 2, 5, 3)
     flat = np.asarray(trained).reshape(8, -1)
     assert min(np.abs(a - b).max() for i, a in enumerate(flat) for b in flat[:i]) > 1e-5
-    np.testing.assert_allclose(trained[1, 0, 1], once(seeds(0, 2)[1], 0.1, 2.0, 0.0), atol=1e-5)
+    np.testing.assert_allclose(trained[1, 0, 1], once(key=seeds(0, 2)[1], learning_rate=0.1, temperature=2.0, beta=0.0), atol=1e-5)
 
 
 def test_stream_is_run_bit_for_bit_and_a_second_run_compiles_nothing(key):
@@ -260,7 +263,10 @@ def test_a_shared_teacher_is_not_copied_per_seed():
 def test_statistics_see_every_observation_and_nothing_else(key):
     """Mean and variance of all rows of two updates; no gradient (Adam's moments are 0), no weight decay, the teacher's frozen."""
     wrapped, teacher = (networks.normalised(policy, ENV.obs_spec) for policy in (STUDENT, TEACHER))
-    frozen = {"policy": TEACHER_PARAMS, "statistics": moments.Moments(jnp.float32(9), jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 1.0, 0.5]))}
+    frozen = {
+        "policy": TEACHER_PARAMS,
+        "statistics": moments.Moments(jnp.float32(9), jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 1.0, 0.5])),
+    }
 
     def loss(student, batch):
         return batch.teacher.policy.kl(student.policy) + 0 * batch.teacher.value
@@ -373,7 +379,11 @@ def test_second_order_through_a_step_is_exact():
 
     def after(learning_rate, temperature, start):
         algorithm = kd(
-            temperature=temperature, behavior=behavior.teacher_acts(), optimizer=optax.sgd(learning_rate), num_minibatches=1, unroll_length=T
+            temperature=temperature,
+            behavior=behavior.teacher_acts(),
+            optimizer=optax.sgd(learning_rate),
+            num_minibatches=1,
+            unroll_length=T,
         )
         params = jax.tree.map(lambda x: start * x, state.params)
         new, _ = algorithm.step(state._replace(params=params), TEACHER_PARAMS)

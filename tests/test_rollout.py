@@ -57,7 +57,11 @@ def accumulator(width):
 
     def init(key):
         keys = jax.random.split(key, 3)
-        return {"U": jax.random.normal(keys[0], (width, width)), "W": jax.random.normal(keys[1], (3, width)), "out": jax.random.normal(keys[2], (width, 3))}
+        return {
+            "U": jax.random.normal(keys[0], (width, width)),
+            "W": jax.random.normal(keys[1], (3, width)),
+            "out": jax.random.normal(keys[2], (width, 3)),
+        }
 
     def step(params, carry, obs, reset):
         carry = jnp.tanh((carry * (1 - reset)[:, None]) @ params["U"] + obs @ params["W"])
@@ -151,7 +155,9 @@ def test_the_value_of_the_true_successor_is_exact(kind, length):
         np.testing.assert_allclose(batch.teacher.value, theirs[0][i], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(batch.acting_next.value[alive], ours[1][i][alive], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(batch.teacher_next.value[alive], theirs[1][i][alive], rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(batch.obs[1:][np.asarray(batch.reset[1:]) == 0], batch.next_obs[:-1][np.asarray(batch.reset[1:]) == 0])
+        np.testing.assert_array_equal(
+            batch.obs[1:][np.asarray(batch.reset[1:]) == 0], batch.next_obs[:-1][np.asarray(batch.reset[1:]) == 0]
+        )
         # What would be seen if a cut took the next row: the test can fail.
         rows = np.asarray(batch.truncated[:-1]) > 0
         assert not rows.any() or np.abs(batch.acting_next.value[:-1][rows] - batch.acting.value[1:][rows]).max() > 1e-3
@@ -180,7 +186,8 @@ def test_the_teacher_says_the_same_inside_and_outside_of_the_scan(kind):
         return student.value + batch.teacher.value + batch.teacher.policy.logits[..., 0]
 
     inside, outside = (
-        rollouts(env, student, teacher, loss, 2, unroll_length=7, behavior=acts)[2] for acts in (behavior.mixture(0.5), behavior.student_acts())
+        rollouts(env, student, teacher, loss, 2, unroll_length=7, behavior=acts)[2]
+        for acts in (behavior.mixture(0.5), behavior.student_acts())
     )
     for one, other in zip(inside, outside, strict=True):
         np.testing.assert_array_equal(one.obs, other.obs)

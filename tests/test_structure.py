@@ -30,8 +30,9 @@ LAYERS = (
     ("learner",),
     ("recipes",),
     ("run", "evaluate", "checkpoint", "sharding", "presets"),
+    ("__init__",),  # what imports `jaxkd` itself imports this
     ("cli", "report"),
-    ("__init__", "__main__"),  # see everything; what imports `jaxkd` itself imports this
+    ("__main__",),
 )
 LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 FRONT = ("cli", "report", "__main__")  # may draw; the rest is the engine

@@ -20,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return _call(command, argv)
+    except KeyboardInterrupt:
+        return failure.KILLED
     except Exception as error:
         code, cause = failure.explain(error)
         if code is None or getattr(command, "traceback", False):

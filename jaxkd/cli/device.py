@@ -31,7 +31,6 @@ def choose(wanted: str) -> Device:
             f"jax {jax.__version__} finds no {wanted}, only {jax.devices()[0].platform}. "
             f'Install its support: pip install "jaxkd-rl[{_EXTRAS[wanted]}]"'
         ) from error
-    jax.config.update("jax_default_device", device)
     return device
 
 

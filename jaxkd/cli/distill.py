@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import rich.console
 
 from jaxkd import check, report
 from jaxkd.base import Algorithm, Env, Policy, UsageError
@@ -50,7 +49,7 @@ def distill(settings: Distill, argv: list[str]) -> int:
     made = plan(settings)
     run = directory.make(settings.env, settings.out)
     print(f"run directory: {run.path}/", flush=True)
-    console = rich.console.Console(file=sys.stdout)
+    console = report.console()
     facts: dict[str, Any] = dict(format=FORMAT, env=settings.env, device=devices.describe(device), versions=versions())
     card = facts | dict(settings=vars(settings), preset=made.preset._asdict(), argv=argv, started=started)
 

@@ -5,6 +5,7 @@ import jax
 from jaxkd.base import ArtifactError, DeviceError, UsageError
 
 USAGE, DEVICE, ARTIFACT, DIVERGED, INTERRUPTED = 2, 3, 4, 5, 75
+KILLED = 130  # a second Ctrl-C, as shells count it
 
 
 class Diverged(RuntimeError):

@@ -2,19 +2,20 @@
 
 import importlib.util
 import platform
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
-import rich.console
 import rich.table
 
-from jaxkd import check, distill, losses, networks, presets, run, seeds
+from jaxkd import check, losses, networks, presets
 from jaxkd import envs as environments
 from jaxkd.cli import device as devices
 from jaxkd.cli.settings import Doctor
 from jaxkd.cli.summary import versions
+from jaxkd.recipes import distill
+from jaxkd.report import console
+from jaxkd.run import run, seeds
 
 _EXTRAS = {  # a module that each brings
     "cuda12": "jax_cuda12_plugin",
@@ -37,7 +38,7 @@ def envs() -> int:
         gate = getattr(presets.PRESETS.get(name), "gate", None)
         known = "-" if name not in presets.PRESETS else "yes" if gate is None else f"yes, return {gate:g}"
         table.add_row(name, seen, acts, str(env.max_steps or "none (presets cut at 1000)"), known)
-    _console().print(table)
+    console().print(table)
     return 0
 
 
@@ -62,8 +63,3 @@ def _self_test() -> bool:
     key = seeds(0, 1)[0]
     state, metrics = run(algorithm, key, 2, teacher.init(key))
     return bool(jnp.isfinite(metrics["loss/kl"]).all()) and int(state.update) == 2
-
-
-def _console() -> rich.console.Console:
-    console = rich.console.Console(file=sys.stdout)
-    return console if console.is_terminal else rich.console.Console(file=sys.stdout, width=120)

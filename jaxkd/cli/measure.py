@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import actor_size, distill, evaluate, losses
+from jaxkd import losses
 from jaxkd.base import Discrete, Env, Evaluation, Policy, State
 from jaxkd.cli.training import phase_keys
+from jaxkd.evaluate import actor_size, evaluate
+from jaxkd.recipes import distill
 from jaxkd.run import lanes
 
 _WARM_CALLS, _TIMED_CALLS = 20, 300

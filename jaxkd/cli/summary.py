@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import jaxkd
 from jaxkd.base import Evaluation, Policy
 from jaxkd.evaluate import interval, iqm
 
 FORMAT = 1
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+_PACKAGES = ("jaxkd-rl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
 
 
 class Result(NamedTuple):
@@ -71,7 +70,7 @@ def network(policy: Policy) -> str:
 
 def versions() -> dict[str, str]:
     """Of jaxkd and what its numbers depend on."""
-    found = {"jaxkd": jaxkd.__version__}
+    found = {}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

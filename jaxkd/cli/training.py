@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import stream
 from jaxkd.base import Algorithm, State
 from jaxkd.cli.directory import Directory
 from jaxkd.cli.failure import Diverged
 from jaxkd.cli.progress import Progress
 from jaxkd.optimize import component_key
+from jaxkd.run import stream
 
 _CHUNK_SECONDS = 1.0  # between two looks at a run
 

@@ -83,7 +83,8 @@ def make(
 ) -> Env:
     """A batch of environments that reset themselves.
 
-    Without groups a trajectory is bit-equal to `jax.vmap(environment.step, (0, 0, 0, None))` on `jax.random.split(key, num_envs)`.
+    Without groups a trajectory is that of `jax.vmap(environment.step, (0, 0, 0, None))` on `jax.random.split(key, num_envs)`, operation by
+    operation (bit-equal, unless XLA fuses the two differently).
     In groups (GRPO), environment i belongs to group i // G and the n-th episodes of a group all begin with
     `reset_env(fold_in(group_key, n))`; what an environment carries over from one episode to the next is dropped there.
 

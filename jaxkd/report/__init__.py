@@ -1,5 +1,5 @@
 """What a run is shown as."""
 
-from jaxkd.report.table import headline
+from jaxkd.report.table import console, headline
 
-__all__ = ["headline"]
+__all__ = ["console", "headline"]

@@ -1,5 +1,6 @@
 """The headline table of a distillation."""
 
+import sys
 from typing import Any
 
 import rich.table
@@ -9,7 +10,13 @@ _NAMES = {"teacher": "teacher", "student": "student", "control": "same network, 
 _WIDTH = 120  # where the output is no terminal
 
 
-def headline(summary: dict[str, Any], console: Console) -> None:
+def console() -> Console:
+    """Standard output; wide enough for a table where it is no terminal."""
+    found = Console(file=sys.stdout)
+    return found if found.is_terminal else Console(file=sys.stdout, width=_WIDTH)
+
+
+def headline(summary: dict[str, Any], to: Console) -> None:
     """Prints the table of a summary.json, and below it what compares the policies and what the run took."""
     seeds, episodes = len(summary["student"]["returns"]), summary["student"]["episodes"]
     title = f"{summary['env']}: {seeds} seeds, {episodes} greedy episodes each, every policy acting alone"
@@ -19,10 +26,9 @@ def headline(summary: dict[str, Any], console: Console) -> None:
         table.add_column(heading, justify="right")
     for name, label in _NAMES.items():
         table.add_row(f"{label}\n{summary[name]['network']}", *_cells(summary[name]))
-    width = None if console.is_terminal else _WIDTH
-    console.print(table, width=width, markup=False)
+    to.print(table)
     for line in _lines(summary):
-        console.print(line, width=width, highlight=False, markup=False)
+        to.print(line, highlight=False, markup=False)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
