@@ -11,7 +11,7 @@ PYTEST = $(BIN)/python -m pytest
 
 help:
 	@echo "make demo    train a teacher, distil it into 16 small students, print the table"
-	@echo "make test    the quick suite and the notebooks"
+	@echo "make test    the quick suite"
 	@echo "make check   all that CI runs: test, lint, types, doctest, slow"
 	@echo "make format  let ruff rewrite what lint would complain about"
 
@@ -19,7 +19,7 @@ demo: $(VENV)/.installed-base
 	$(BIN)/jaxkd distill CartPole-v1
 
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS) --nbmake tests notebooks
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS) tests
 
 check: test quality slow
 

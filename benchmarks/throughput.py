@@ -107,6 +107,13 @@ def batch_of(policy, params, num):
     return Batch(obs, (), action, row, row, row, row, (), out, out, **values)
 
 
+def measure(sources: dict) -> tuple[dict, dict]:
+    """Seconds of running and of compiling each of {name: (function, args)}."""
+    built = {name: (*compiled(fn, *args), args) for name, (fn, args) in sources.items()}
+    seconds = alternate({name: (program, args) for name, (program, _, args) in built.items()})
+    return seconds, {name: spent for name, (_, spent, _) in built.items()}
+
+
 def row(num_envs: int, num_seeds: int) -> dict:
     """One configuration: figures of the engine and of its floor."""
     env = jaxkd.envs.make("CartPole-v1", num_envs)
@@ -136,11 +143,7 @@ def row(num_envs: int, num_seeds: int) -> dict:
         "distillation": (train(kd, n), (keys, params[big])),
         "ppo": (train(ppo, max(2, n // 4)), (keys,)),
     }
-    programs, compile_seconds = {}, {}
-    for name, (fn, args) in sources.items():
-        program, compile_seconds[name] = compiled(fn, *args)
-        programs[name] = (program, args)
-    seconds = alternate(programs)
+    seconds, compile_seconds = measure(sources)
     per = {name: value / REPEATS for name, value in seconds.items()}
     per |= {"distillation": seconds["distillation"] / n, "ppo": seconds["ppo"] / max(2, n // 4)}
     floor = {

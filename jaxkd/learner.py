@@ -89,7 +89,8 @@ def learner(
     """
     _check_kinds(env, student, teacher, losses, rewards or {}, behavior, returns, memory)
     terms = {name: term if isinstance(term, LossTerm) else stateless(term) for name, term in losses.items()}
-    length = sequence_length or (unroll_length if jax.tree.leaves(jax.eval_shape(lambda: student.initial_carry(1))) else 1)
+    recurrent = jax.tree.leaves(jax.eval_shape(lambda: student.initial_carry(1)))
+    length = (unroll_length if recurrent else 1) if sequence_length is None else sequence_length
     parts = Learner(
         rollout.Rollout(env, student, teacher, behavior or student_acts(), unroll_length, length),
         dict(rewards or {}),

@@ -47,7 +47,11 @@ def ppo(
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> teacher = ppo(env, jaxkd.networks.mlp(env, (64, 64), separate=True))
     """
-    terms: dict[str, LossTerm | Callable] = {"policy": ppo_clip(clip), "value": scale(value, td_mse()), "entropy": scale(entropy, entropy_bonus())}
+    terms: dict[str, LossTerm | Callable] = {
+        "policy": ppo_clip(clip),
+        "value": scale(value, td_mse()),
+        "entropy": scale(entropy, entropy_bonus()),
+    }
     adam = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(learning_rate, eps=1e-5))
     terms |= losses or {}
     return distill(env, policy, teacher, losses=terms, returns=returns, optimizer=optimizer or adam, num_epochs=num_epochs, **keywords)
