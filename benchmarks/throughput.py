@@ -114,6 +114,11 @@ def measure(sources: dict) -> tuple[dict, dict]:
     return seconds, {name: spent for name, (_, spent, _) in built.items()}
 
 
+def train(algorithm, updates):
+    """The metrics of `updates` updates for every key."""
+    return lambda keys, *inputs: jax.vmap(lambda key: jaxkd.run(algorithm, key, updates, *inputs)[1])(keys)
+
+
 def row(num_envs: int, num_seeds: int) -> dict:
     """One configuration: figures of the engine and of its floor."""
     env = jaxkd.envs.make("CartPole-v1", num_envs)
@@ -131,9 +136,6 @@ def row(num_envs: int, num_seeds: int) -> dict:
     kd = jaxkd.distill(env, small, big, losses={"kl": forward_kl()})
     ppo = jaxkd.ppo(env, big, learning_rate=2.5e-4)
     n = max(5, REPEATS * 2 // num_seeds)
-
-    def train(algorithm, updates, *inputs):
-        return lambda keys, *inputs: jax.vmap(lambda key: jaxkd.run(algorithm, key, updates, *inputs)[1])(keys)
 
     sources = {
         "env": (env_only(everything), (key, actions)),

@@ -91,7 +91,7 @@ def test_greedy_takes_the_mode_and_sampled_does_not(key):
 
 
 def test_a_carry_starts_anew_with_every_episode(key):
-    """A policy that counts its steps since `reset` in its carry, and plays action 1 in the second one alone: 1 + 20, or 1 + 20 + 3 + ... + 8."""
+    """The policy counts its steps since `reset` in its carry and plays action 1 in the second alone: 1 + 20, or 1 + 20 + 3 + ... + 8."""
 
     def step(params, carry, obs, reset):
         carry = jnp.where(reset > 0, 0, carry) + 1

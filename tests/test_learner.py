@@ -1,4 +1,4 @@
-"""The assembled learner: what is a no-op and what is not, one trace, the same bits, seeds, statistics, networks of one's own, second order."""
+"""The assembled learner: no-ops, one trace, the same bits, seeds, statistics, networks of one's own, second order."""
 
 import contextlib
 from functools import partial
@@ -189,8 +189,9 @@ def test_stream_is_run_bit_for_bit_and_a_second_run_compiles_nothing(key):
     state, metrics = run(algorithm, key, 5, TEACHER_PARAMS)
     for chunk_size in (1, 2):
         seen = []
-        for reached, chunk in stream(algorithm, key, 5, TEACHER_PARAMS, chunk_size=chunk_size):
+        for now, chunk in stream(algorithm, key, 5, TEACHER_PARAMS, chunk_size=chunk_size):
             seen.append(jax.device_get(chunk))
+            reached = now
         assert [len(chunk["return"]) for chunk in seen] == ([1] * 5 if chunk_size == 1 else [2, 2, 1])
         assert_same_bits(state, reached)
         assert_same_bits(metrics, {name: np.concatenate([chunk[name] for chunk in seen]) for name in metrics})

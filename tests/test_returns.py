@@ -42,7 +42,7 @@ def column(*numbers):
 def test_gae_by_hand():
     """gamma = lambda = 1/2, a truncation at t = 1, a termination at t = 3, value 10 t; the true successor of t = 1 is worth 100.
 
-    d_3 = 1 - 30 = -29 (terminated: no bootstrap); d_4 = 1 + 25 - 40 = -14; d_2 = 1 + 15 - 20 = -4; d_1 = 1 + 50 - 10 = 41 (cut: 100, not 20);
+    d_3 = 1 - 30 = -29 (terminated: no bootstrap); d_4 = 1 + 25 - 40 = -14; d_2 = 1 + 15 - 20 = -4; d_1 = 1 + 50 - 10 = 41;
     d_0 = 1 + 5 - 0 = 6. A_4 = -14; A_3 = -29 (no trace); A_2 = -4 + A_3 / 4 = -11.25; A_1 = 41 (no trace); A_0 = 6 + A_1 / 4 = 16.25.
     """
     value, following = column(0, 10, 20, 30, 40, 50), column(10, 100, 30, 999, 50)
@@ -166,7 +166,7 @@ def test_normalise_over_two_rollouts(episodic):
 
 
 def test_normalise_by_hand():
-    """R = 2, 3 for gamma = 1/2: variance 1/4, so rewards double; the mean stays in. R goes on at 4 + 1.5 in the next rollout; an end empties it."""
+    """R = 2, 3 for gamma = 1/2: variance 1/4, so rewards double; the mean stays in. Then R = 4 + 1.5; an end empties it."""
     transform, reward = rewards.normalise(0.5), column(2, 2, 4)
     state = transform.init(jax.random.key(0), (Outputs(()), batch()._replace(reward=jnp.zeros((3, 1)))))
     paid, state = transform.update(jnp.asarray(reward[:2]), state, batch(column(0, 0), column(0, 0)), CONTEXT)

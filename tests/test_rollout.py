@@ -142,7 +142,7 @@ def replayed(policy, params, batches):
 @pytest.mark.parametrize("length", [4, 5, 12])
 @pytest.mark.parametrize("kind", ["feedforward", "recurrent"])
 def test_the_value_of_the_true_successor_is_exact(kind, length):
-    """Every row that did not terminate, in two rollouts in a row: K = 1, 1 and 3 slots; the first obs of the next episode is never taken."""
+    """Every row that did not terminate, in two rollouts: K = 1, 1 and 3 slots; the first obs of the next episode is never taken."""
     env = envs.make(Clock(), B)
     student, teacher = (plain(6), plain(7)) if kind == "feedforward" else (accumulator(6), accumulator(7))
     teacher_params, params, batches, _ = rollouts(env, student, teacher, read_all, 2, unroll_length=length)
@@ -252,7 +252,7 @@ def test_the_mixture_acts_in_the_environment():
 
 
 def test_return_is_nan_before_the_first_episode_ends():
-    """No natural ends, a limit of 5, four steps an update: the first ends in the second update, all with return 5 (the student earns 1 a step)."""
+    """No natural ends, a limit of 5, four steps an update: the first ends in the second update, all with return 5."""
     env = envs.make(Clock(end=0.0), B)
     _, _, batches, metrics = rollouts(env, always(0), None, lambda s, b: s.value + b.reward, 3, unroll_length=4)
     assert np.isnan(metrics[0]["return"]) and metrics[0]["episodes"] == 0
