@@ -28,11 +28,11 @@ def component_key(key: jax.Array, name: str) -> jax.Array:
 
 
 def total(losses: dict[str, LossTerm], loss_params: dict, out: Any, batch: Batch, context: Context) -> tuple[jax.Array, dict]:
-    """The summed, weighted means of the terms on [L, N], and each mean by name."""
+    """The summed, weighted means of the terms on [L, N], and each mean by name; 0 where every weight is 0."""
     means = {}
     for name, term in losses.items():
         loss = term.loss(loss_params[name], out, batch, context._replace(key=component_key(context.key, name)))
-        means[name] = jnp.sum(batch.weight * loss) / jnp.sum(batch.weight)
+        means[name] = jnp.sum(batch.weight * loss) / jnp.maximum(jnp.sum(batch.weight), 1e-8)
     return sum(means.values(), jnp.zeros(())), means
 
 

@@ -239,3 +239,17 @@ def test_the_engine_takes_the_weighted_mean_of_each_term_and_the_sum_of_terms():
     assert without["noise"] == means["noise"]  # which no other term changes
     gradient = jax.grad(lambda v: optimize.total(terms, params, Outputs((), v), data, context())[0])(student.value)
     np.testing.assert_allclose(gradient, weight / 4.5, rtol=1e-6)
+
+
+def test_a_minibatch_without_weight_teaches_nothing():
+    """All weights 0 (no group finished): loss and gradient are 0, not 0 / 0, also through PPO's standardised advantage."""
+    logits = jnp.zeros((L, N, 2))
+    acting = Outputs(Categorical(logits), jnp.zeros((L, N)))
+    data = batch(weight=jnp.zeros((L, N)), acting=acting, advantage=jnp.asarray(OTHER), action=jnp.zeros((L, N), jnp.int32))
+
+    def total(z):
+        return optimize.total({"policy": losses.ppo_clip()}, {"policy": ()}, Outputs(Categorical(z)), data, context())[0]
+
+    loss, gradient = jax.value_and_grad(total)(logits)
+    assert loss == 0
+    np.testing.assert_array_equal(gradient, 0)

@@ -33,7 +33,7 @@ def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> Los
 
 
 def _standardised(x, weight):
-    total = jnp.sum(weight)
+    total = jnp.maximum(jnp.sum(weight), 1e-8)
     mean = jnp.sum(weight * x) / total
     var = jnp.sum(weight * jnp.square(x - mean)) / total
     return (x - mean) / (jnp.sqrt(var) + 1e-8)
