@@ -30,28 +30,22 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
-# What must hold: of the teachers (mean, worst of the seeds) and of the students (mean; seeds out of ten at or above a return).
-TEACHER = {
-    "CartPole-v1": (500, 500),
-    "Acrobot-v1": (-83, -90),
-    "MountainCar-v0": (-112, -120),
-    "Pendulum-v1": (-185, -np.inf),
-    "MountainCarContinuous-v0": (92, -np.inf),
-    "Catch-bsuite": (1.0, 1.0),
-}
+SEED = 3  # 0 was seen by a gate that failed, 1 and 2 by the choice of settings
+# What must hold: of the teachers the mean (`Preset.gate`) and the worst seed; of the students the mean, and how many reach a return.
+WORST_TEACHER = {"CartPole-v1": 500, "Acrobot-v1": -90, "MountainCar-v0": -120, "Catch-bsuite": 1.0}
 STUDENT = {"CartPole-v1": (490, 475, 9), "Acrobot-v1": (-85, -np.inf, 10), "MountainCar-v0": (-118, -np.inf, 10)}
 
 
 def settings(name: str) -> dict:
     """All that a result depends on, and its digest."""
-    values = {"env": name, "teachers": NUM_TEACHERS, "students": NUM_STUDENTS, "episodes": NUM_EPISODES}
+    values = {"env": name, "teachers": NUM_TEACHERS, "students": NUM_STUDENTS, "episodes": NUM_EPISODES, "seed": SEED}
     values |= {"preset": presets.preset(name)._asdict()}
     return values | {"digest": hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]}
 
 
 def keys(name: str, n: int):
     """n keys of a named part of the experiment, different from every other part's."""
-    return jax.vmap(lambda key: component_key(key, name))(jaxkd.seeds(0, n))
+    return jax.vmap(lambda key: component_key(key, name))(jaxkd.seeds(SEED, n))
 
 
 def score(env, policy, params, name: str, greedy: bool = True):
@@ -124,7 +118,8 @@ def machine() -> dict:
 def gate(name: str, result: dict) -> list[str]:
     """What does not hold; empty: passed."""
     failed = []
-    mean, worst = TEACHER.get(name, (-np.inf, -np.inf))
+    wanted = presets.preset(name).gate
+    mean, worst = -np.inf if wanted is None else wanted, WORST_TEACHER.get(name, -np.inf)
     if result["teacher"]["mean"] < mean or result["teacher"]["worst"] < worst:
         failed.append(f"teachers {result['teacher']['mean']:.1f} (worst {result['teacher']['worst']:.1f}), wanted {mean} ({worst})")
     mean, at, count = STUDENT.get(name, (-np.inf, -np.inf, 0))
