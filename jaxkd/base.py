@@ -27,7 +27,7 @@ class DeviceError(RuntimeError):
 def _functions(cls):
     """Makes a record of functions hashable by identity, and refuses it as an argument of a transformed function."""
 
-    def refuse(record):
+    def refuse(*record: Any) -> Any:
         raise UsageError(
             f"{cls.__name__} holds functions, so it cannot be an argument of a function under jit, vmap or grad. "
             f"Close over it, or mark the argument static (jax.jit(f, static_argnums=...))."

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxkd.base import UsageError
 
@@ -85,7 +86,7 @@ def label(component: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return "traced"
     if isinstance(value, tuple) and any(map(callable, value)) or callable(value):
         return label(value)

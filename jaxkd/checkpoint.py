@@ -62,7 +62,7 @@ def load_policy(path: str | Path) -> tuple[Policy, Any]:
     path = Path(path) if Path(path).suffix == ".npz" else Path(f"{path}.npz")
     try:
         card = json.loads(path.with_suffix(".json").read_text())
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise ArtifactError(f"no file {error.filename!r}. A policy is two files, NAME.npz and NAME.json.") from error
@@ -93,7 +93,7 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
     return sha.hexdigest()
 
 
-def _flat(params: Any) -> dict[str, np.ndarray]:
+def _flat(params: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 

@@ -64,8 +64,9 @@ def learn(o: Optimization, params: Any, loss_params: dict, opt_state: Any, batch
         return jax.lax.scan(one_minibatch, state, rows)
 
     keys = jax.random.split(context.key, o.num_epochs)
-    ((params, loss_params), opt_state), means = jax.lax.scan(one_epoch, ((params, loss_params), opt_state), keys)
-    return params, loss_params, opt_state, jax.tree.map(jnp.mean, means)
+    trained: Any
+    (trained, opt_state), means = jax.lax.scan(one_epoch, ((params, loss_params), opt_state), keys)
+    return *trained, opt_state, jax.tree.map(jnp.mean, means)
 
 
 def arrange(batch: Batch, length: int, shuffle: str) -> Batch:

@@ -36,7 +36,7 @@ def ppo(
 
     Args:
         env, policy: where and who; give the policy a value torso of its own (`separate=True`).
-        clip: of the ratio. The value loss is not clipped: with clip 0.2 the worst of ten CartPole teachers ended at 249, without at 500.
+        clip: of the ratio. The value loss is not clipped: returns are often far larger than a ratio's range.
         value, entropy: weights of those terms (numbers or schedules `update -> weight`).
         learning_rate: of Adam behind a gradient clip at norm 0.5; a number, or a schedule by minibatch.
         losses: further terms by name; one called "policy", "value" or "entropy" replaces PPO's own.

@@ -67,8 +67,8 @@ def act(
     """One rollout.
 
     Returns:
-        actors after it, the batch [T, B] (unread fields hold zeros that are never computed), the student's Outputs [B] at the last
-        observation (zeros unless the successors are needed).
+        actors after it, the batch [T, B] (fields that nobody needs are ()), the student's Outputs [B] at the last observation
+        (() unless its successors are needed).
     """
     student, teacher, behavior = rollout.student, rollout.teacher, rollout.behavior
     inside = teacher is not None and (behavior.needs_teacher or (needs.teacher_next and bool(jax.tree.leaves(actors.teacher_carry))))
@@ -78,7 +78,7 @@ def act(
         before, slots = state
         carry, ours = student.step(params, before.carry, before.obs, before.reset)
         teacher_carry, theirs = before.teacher_carry, ()
-        if inside:
+        if inside and teacher is not None:
             teacher_carry, theirs = teacher.step(teacher_params, before.teacher_carry, before.obs, before.reset)
         key_act, key_env = key
         action = behavior.act(key_act, ours, theirs, context._replace(episode_step=before.episode_step))
@@ -92,7 +92,7 @@ def act(
         return (after, slots), (row, ours if needs.acting else (), theirs if needs.teacher else ())
 
     keys = jax.random.split(context.key, (rollout.unroll_length, 2))
-    slots = _slots(rollout, actors) if cuts else ()
+    slots: Any = _slots(rollout, actors) if cuts else ()
     first = actors
     (actors, slots), (rows, acting, theirs) = jax.lax.scan(body, (actors, slots), keys)
     if teacher is not None and not inside and (needs.teacher or needs.teacher_next):

@@ -1,11 +1,12 @@
 """Policy distillation: how far the student's action distribution is from the teacher's."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from jaxkd import check
-from jaxkd.base import LossTerm
+from jaxkd.base import Batch, Context, LossTerm, Outputs
 from jaxkd.losses.combine import stateless
 
 
@@ -50,7 +51,7 @@ def reverse_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
     return stateless(loss)
 
 
-def _tempered(temperature, student, batch, context):
+def _tempered(temperature: Any, student: Outputs, batch: Batch, context: Context) -> tuple:
     """Both policies at the temperature, and its square."""
-    t = temperature(context.update) if callable(temperature) else temperature
+    t: Any = temperature(context.update) if callable(temperature) else temperature
     return student.policy.temper(t), batch.teacher.policy.temper(t), t**2

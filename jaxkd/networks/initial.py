@@ -13,7 +13,7 @@ def orthogonal(gain: float) -> Callable:
 
     Gram-Schmidt, each vector twice ("twice is enough", Giraud et al. 2005), in plain operations: batched QR of LAPACK, which
     `flax.linen.initializers.orthogonal` becomes under vmap over seeds, can deadlock jaxlib's thread pool on two cores
-    (two such calls wait for each other's tasks), and takes longer to compile.
+    (two such calls wait for each other's tasks).
 
     >>> w = orthogonal(1.0)(jax.random.key(0), (3, 2), jnp.float32)
     >>> bool(jnp.allclose(w.T @ w, jnp.eye(2), atol=1e-6))

@@ -90,7 +90,7 @@ def mlp(
     Args:
         env: an `Env` or anything with `obs_spec` and `action_space`. Several observation arrays are flattened and concatenated.
         hidden: widths of the hidden layers.
-        separate: the value has a torso of its own. PPO teachers want it: 376 against 100 on CartPole after 164k steps.
+        separate: the value has a torso of its own. PPO teachers want it.
         activation: a function of `jax.nn` or `jax.numpy`.
         layer_norm: before each activation (PQN needs it).
         normalise: observations standardised by running statistics, kept beside the weights.

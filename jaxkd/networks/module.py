@@ -93,6 +93,7 @@ def _outputs(result: Any, action_space: Any) -> Outputs:
     """Outputs from what a module returned, see `feedforward`."""
     if isinstance(result, Outputs):
         return result
+    parameters: Any
     if isinstance(result, tuple) and not hasattr(result, "_fields"):
         if len(result) != 2:
             raise UsageError(f"a module returns Outputs, (policy parameters, value) or policy parameters; got {len(result)} values.")
