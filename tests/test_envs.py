@@ -543,3 +543,16 @@ def test_import_is_lazy():
     program = "import jaxkd.envs, sys; assert 'gymnax' not in sys.modules; jaxkd.envs.ids(); assert 'gymnax' in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_first_import_of_gymnax_inside_a_trace_leaves_no_tracers():
+    """FrozenLake's module makes an array when imported; in a fresh process, where the first `make` is inside jit."""
+    code = """
+import jax, jaxkd
+jax.jit(lambda key: jaxkd.envs.make("CartPole-v1", 2).reset(key)[1])(jax.random.key(0))
+env = jaxkd.envs.make("FrozenLake-misc", 2)
+state, obs = env.reset(jax.random.key(0))
+print(env.step(jax.random.key(1), state, jax.numpy.zeros(2, int))[1].obs.shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "(2, 16)\n", done.stderr[-2000:]

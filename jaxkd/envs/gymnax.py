@@ -67,9 +67,7 @@ class _Ended(NamedTuple):
 
 def ids() -> tuple[str, ...]:
     """The environments that `make` knows by name: gymnax's, without the one that needs a download, and those a user registered."""
-    import gymnax
-
-    return tuple(name for name in gymnax.registered_envs if name != _NEEDS_DOWNLOAD)
+    return tuple(name for name in _gymnax().registered_envs if name != _NEEDS_DOWNLOAD)
 
 
 def make(
@@ -188,10 +186,16 @@ def _construct(id_or_environment: Any, env_params: Any, env_kwargs: dict[str, An
     return environment, (dataclasses.replace(params, **fields) if fields else params), name
 
 
+def _gymnax() -> Any:
+    """gymnax, imported when first needed. It makes arrays while it is imported: under a trace they would be tracers for good."""
+    with jax.ensure_compile_time_eval():
+        import gymnax
+    return gymnax
+
+
 def _by_id(name, arguments):
     """The environment that gymnax makes under this name, its arrays concrete even while something is being traced."""
-    import gymnax
-
+    gymnax = _gymnax()
     if name == _NEEDS_DOWNLOAD:
         raise UsageError(f"{name!r} downloads MNIST when it is made, which jaxkd never does: make the object yourself and pass it")
     if name not in gymnax.registered_envs:
