@@ -10,13 +10,14 @@ PYTEST = $(BIN)/python -m pytest
 .PHONY: help demo test check quality lint types doctest slow format clean
 
 help:
-	@echo "make demo    train a teacher, distil it into 16 small students, print the table"
+	@echo "make demo    16 teachers, 16 small students and their controls in one compiled call, as a table"
 	@echo "make test    the quick suite"
 	@echo "make check   all that CI runs: test, lint, types, doctest, slow"
 	@echo "make format  let ruff rewrite what lint would complain about"
 
 demo: $(VENV)/.installed-base
-	$(BIN)/jaxkd distill CartPole-v1
+	$(BIN)/python benchmarks/headline.py CartPole-v1
+	@echo "the same with a live line and a file for every seed: $(BIN)/jaxkd distill CartPole-v1"
 
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS) tests

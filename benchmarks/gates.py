@@ -1,10 +1,11 @@
 """Does every preset reach its gate, and does its student keep what the teacher knows? Ten seeds, the student acting alone, beside a control.
 
-    python benchmarks/gates.py CartPole-v1 Acrobot-v1            # or no names: every preset without a CNN
+    python benchmarks/gates.py CartPole-v1 Acrobot-v1            # or no names: every preset
 
 For each environment: 16 teachers in one call; the best by 1024 greedy episodes is THE teacher; 10 students on it, and 10 controls (the same
 network, PPO without a teacher, the same number of environment steps); greedy and sampled returns over 1024 episodes a seed on other keys.
-Writes results/gates/<env>.json and .png; `tests/test_results.py` checks the JSON against the gates below.
+Presets with a CNN cost minutes a seed on two cores: there one teacher, one student, one control, 128 episodes, and a gate of MINATAR times the
+random policy. Writes results/gates/<env>.json and .png; `tests/test_results.py` checks the JSON against the gates below.
 """
 
 import hashlib
@@ -30,16 +31,19 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
+MINATAR = 5  # times the random policy's return, teacher and student, one seed each
 SEED = 3  # 0 was seen by a gate that failed, 1 and 2 by the choice of settings
 # What must hold: of the teachers the mean (`Preset.gate`) and the worst seed; of the students the mean, and how many reach a return.
 WORST_TEACHER = {"CartPole-v1": 500, "Acrobot-v1": -90, "MountainCar-v0": -120, "Catch-bsuite": 1.0}
 STUDENT = {"CartPole-v1": (490, 475, 9), "Acrobot-v1": (-85, -np.inf, 10), "MountainCar-v0": (-118, -np.inf, 10)}
+WITHOUT = {"MountainCar-v0": "normalise_obs"}  # teachers without it, printed beside the preset's: they must stay at the limit, -200
 
 
 def settings(name: str) -> dict:
     """All that a result depends on, and its digest."""
-    values = {"env": name, "teachers": NUM_TEACHERS, "students": NUM_STUDENTS, "episodes": NUM_EPISODES, "seed": SEED}
-    values |= {"preset": presets.preset(name)._asdict()}
+    teachers, students, episodes = (1, 1, 128) if presets.preset(name).channels else (NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES)
+    values = {"env": name, "teachers": teachers, "students": students, "episodes": episodes, "seed": SEED}
+    values |= {"preset": presets.preset(name)._asdict()} | ({"without": WITHOUT[name]} if name in WITHOUT else {})
     return values | {"digest": hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]}
 
 
@@ -51,8 +55,10 @@ def keys(name: str, n: int):
 def score(env, policy, params, name: str, greedy: bool = True):
     """Mean return and mean discounted return [n] of n parameter sets."""
 
+    episodes = settings(env.name)["episodes"]
+
     def one(params, key):
-        played = jaxkd.evaluate(env, policy, params, key, num_episodes=NUM_EPISODES, greedy=greedy)
+        played = jaxkd.evaluate(env, policy, params, key, num_episodes=episodes, greedy=greedy)
         return played.returns.mean(), played.discounted_returns.mean()
 
     n = jax.tree.leaves(params)[0].shape[0]
@@ -66,42 +72,50 @@ def summary(values) -> dict:
 
 def experiment(name: str) -> tuple[dict, dict]:
     """The figures and the learning curves of one environment."""
-    p = presets.preset(name)
-    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, 256)
-    teacher = presets.teacher_network(env, p)
-    began, curves, result = time.time(), {}, {"settings": settings(name)}
+    p, chosen = presets.preset(name), settings(name)
+    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, min(256, chosen["episodes"]))
+    began, curves, result = time.time(), {}, {"settings": chosen}
 
-    algorithm, n = presets.teaching(env, teacher, p)
-    state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys("teacher", NUM_TEACHERS), n)
-    curves["teacher"] = metrics["return"]
-    returns, discounted = score(arena, teacher, state.params, "teacher")
+    def learn(role: str, lanes: int, phase, *inputs):
+        algorithm, n = phase
+        state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys(role, lanes), n, *inputs)
+        curves[role] = metrics["return"]
+        return state.params, metrics, {"steps": n * p.num_envs * p.unroll_length}
+
+    teacher = presets.teacher_network(env, p)
+    all_params, _, steps = learn("teacher", chosen["teachers"], presets.teaching(env, teacher, p))
+    returns, discounted = score(arena, teacher, all_params, "teacher")
     best = int(returns.argmax())
-    params = jax.tree.map(lambda x: x[best], state.params)
-    result["teacher"] = {**summary(returns), "discounted": discounted.mean(), "steps": n * p.num_envs * p.unroll_length}
+    params = jax.tree.map(lambda x: x[best], all_params)
     again = score(arena, teacher, jax.tree.map(lambda x: x[None], params), "the teacher")
     size = jaxkd.actor_size(teacher, params, env.obs_spec)
+    result["teacher"] = {**summary(returns), "discounted": discounted.mean(), **steps}
     result["the_teacher"] = {"seed": best, "return": again[0][0], "discounted": again[1][0], "parameters": size}
 
     student = presets.student_network(env, p, "auto:1/15", size)
-    algorithm, n = presets.distillation(env, student, teacher, p)
-    state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys("student", NUM_STUDENTS), n, params)
-    curves["student"], curves["kl"] = metrics["return"], metrics["loss/kl"]
-    result["student"] = evaluated(arena, student, state.params, "student")
-    result["student"] |= {"steps": n * p.num_envs * p.unroll_length, "kl": float(metrics["loss/kl"][-1].mean())}
-    one = jax.tree.map(lambda x: x[0], state.params)
-    result["student"]["parameters"] = jaxkd.actor_size(student, one, env.obs_spec)
+    trained, metrics, steps = learn("student", chosen["students"], presets.distillation(env, student, teacher, p), params)
+    curves["kl"] = metrics["loss/kl"]
+    one = jax.tree.map(lambda x: x[0], trained)
+    figures = {"kl": float(metrics["loss/kl"][-1].mean()), "parameters": jaxkd.actor_size(student, one, env.obs_spec)}
+    result["student"] = evaluated(arena, student, trained, "student") | steps | figures
+    trained, _, steps = learn("control", chosen["students"], presets.teaching(env, student, p, p.student_steps))
+    result["control"] = evaluated(arena, student, trained, "control")
+    if name in WITHOUT:
+        lesser = p._replace(**{WITHOUT[name]: False})
+        policy = presets.teacher_network(env, lesser)
+        trained, *_ = learn("without", chosen["students"], presets.teaching(env, policy, lesser))
+        result["without"] = {"setting": WITHOUT[name]} | evaluated(arena, policy, trained, "without")
+    compare(env, arena, result)
+    return result | {"seconds": time.time() - began, "machine": machine()}, {k: np.asarray(v) for k, v in curves.items()}
 
-    algorithm, n = presets.teaching(env, student, p, p.student_steps)
-    state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys("control", NUM_STUDENTS), n)
-    curves["control"] = metrics["return"]
-    result["control"] = evaluated(arena, student, state.params, "control")
-    blind = presets.random_policy(env)
-    result["random"] = float(score(arena, blind, jax.vmap(blind.init)(keys("random", 1)), "random", greedy=False)[0][0])
+
+def compare(env, arena, result: dict) -> None:
+    """Adds the random policy's return, and how much of the teacher student and control keep: 0 random, 1 the teacher."""
+    ignorant = presets.random_policy(env)
+    result["random"] = float(score(arena, ignorant, jax.vmap(ignorant.init)(keys("random", 1)), "random", greedy=False)[0][0])
     floor, top = result["random"], result["the_teacher"]["return"]
     for role in ("student", "control"):
         result[role]["fraction_of_teacher"] = (result[role]["mean"] - floor) / (top - floor)
-    result |= {"seconds": time.time() - began, "machine": machine()}
-    return result, {k: np.asarray(v) for k, v in curves.items()}
 
 
 def evaluated(arena, policy, params, name: str) -> dict:
@@ -128,6 +142,13 @@ def gate(name: str, result: dict) -> list[str]:
         failed.append(f"students {result['student']['mean']:.1f}, {reached} seeds at {at}; wanted {mean} and {count}")
     if name == "Pendulum-v1" and result["student"]["mean"] < 1.1 * result["the_teacher"]["return"]:
         failed.append(f"students {result['student']['mean']:.1f}, wanted within 10 % of {result['the_teacher']['return']:.1f}")
+    if name in WITHOUT and max(result["without"]["seeds"]) > -200:
+        failed.append(
+            f"without {WITHOUT[name]} the best of {NUM_STUDENTS} teachers reaches {max(result['without']['seeds']):.1f}, wanted -200"
+        )
+    for role in ("teacher", "student") if presets.preset(name).channels else ():
+        if result[role]["mean"] < MINATAR * result["random"]:
+            failed.append(f"{role} {result[role]['mean']:.1f}, wanted {MINATAR} times the random policy's {result['random']:.2f}")
     return failed
 
 
@@ -135,10 +156,13 @@ def draw(name: str, result: dict, curves: dict) -> None:
     """Learning curves, every seed visible; dashed: the one teacher, acting greedily."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     p = presets.preset(name)
-    for role, colour in (("teacher", "tab:gray"), ("control", "tab:orange"), ("student", "tab:blue")):
+    for role, colour in (("teacher", "tab:gray"), ("without", "tab:red"), ("control", "tab:orange"), ("student", "tab:blue")):
+        if role not in curves:
+            continue
         steps = (1 + jnp.arange(len(curves[role]))) * p.num_envs * p.unroll_length
         left.plot(steps, curves[role], color=colour, alpha=0.25, lw=0.7)
-        left.plot(steps, np.nanmean(curves[role], axis=1), color=colour, label=f"{role} ({result[role]['mean']:.1f} greedy)")
+        ended = np.isfinite(curves[role]).any(axis=1)  # nan before the first episode ends
+        left.plot(steps[ended], np.nanmean(curves[role][ended], axis=1), color=colour, label=f"{role} ({result[role]['mean']:.1f} greedy)")
     left.axhline(result["the_teacher"]["return"], color="k", ls="--", lw=0.8)
     left.set(xlabel="environment steps", ylabel="return while learning", title=name)
     left.legend(fontsize=8)
@@ -151,7 +175,7 @@ def draw(name: str, result: dict, curves: dict) -> None:
 def main(names: list[str]) -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     failures = 0
-    for name in names or [n for n, p in presets.PRESETS.items() if not p.channels]:
+    for name in names or presets.PRESETS:
         result, curves = experiment(name)
         result["failed"] = gate(name, result)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, default=float) + "\n")
@@ -160,6 +184,7 @@ def main(names: list[str]) -> int:
         print(
             f"{name}: teachers {t['mean']:.2f} (worst {t['worst']:.2f}), the teacher {result['the_teacher']['return']:.2f}, students {s['mean']:.2f} "
             f"(worst {s['worst']:.2f}, {100 * s['fraction_of_teacher']:.1f} %), controls {c['mean']:.2f}, {result['seconds']:.0f} s",
+            *[f"teachers without {WITHOUT[name]}: {result['without']['mean']:.2f}"] * (name in WITHOUT),
             *[f"FAILED: {line}" for line in result["failed"]] or ["passed"],
             sep="\n  ",
             flush=True,

@@ -3,8 +3,9 @@
     python benchmarks/throughput.py [--quick]
 
 Configuration: CartPole, 32 steps an update; PPO 4 epochs x 4 minibatches, MLP 64-64 with a critic apart; distillation 1 epoch x 4
-minibatches, teacher 64-64, student 44, the student acts. floor = env-only scan + teacher forward + epochs x gradient, each timed
-alone on [T * B]; efficiency = floor / engine. All of one row alternate in one process; medians of 5. Writes results/throughput.json.
+minibatches, teacher 64-64, student 44, the student acts. floor = env-only scan + teacher forward on [T * B] + the gradients of all
+minibatches, each timed alone and in as many lanes as there are seeds; efficiency = floor / engine. Beside it the engine's own stages alone:
+act (with the teacher's forward) and learn. All of one row alternate in one process; medians of 5. Writes results/throughput.json.
 """
 
 import json
@@ -19,14 +20,24 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from rich.console import Console
 from rich.table import Table
 
 import jaxkd
+from jaxkd import optimize, rollout
+from jaxkd.base import Context
+from jaxkd.behavior import student_acts
 from jaxkd.losses import entropy, forward_kl, ppo_clip, td_mse
+from jaxkd.optimize import Optimization
+from jaxkd.rollout import Needs, Rollout
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
-T, REPEATS, ROUNDS = 32, 50, 5
+T, MINIBATCHES, PPO_EPOCHS, REPEATS, ROUNDS = 32, 4, 4, 20, 5
+KD_NEEDS = Needs(acting=False, next_obs=False, acting_next=False, teacher_next=False)
+KD_OPTIMIZER = optax.adam(1e-3)
+PPO_OPTIMIZER = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(2.5e-4, eps=1e-5))
+PPO_NEEDS = Needs(next_obs=False, teacher=False, teacher_next=False)
 
 
 def compiled(fn, *args):
@@ -49,62 +60,75 @@ def alternate(programs: dict) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def repeated(fn):
+    """fn(x, key) -> x, REPEATS times for every lane: (xs, keys) -> xs, leaves [seeds, ...]."""
+    return lambda x, keys: jax.vmap(lambda x, key: jax.lax.scan(lambda x, k: (fn(x, k), None), x, jax.random.split(key, REPEATS))[0])(
+        x, keys
+    )
+
+
 def env_only(env):
-    """REPEATS scans of T steps with given actions, storing what a learner needs."""
+    """A scan of T steps with given actions, stacking what a learner needs. x = (env_state, the last stacked rows, actions)."""
 
-    def fn(key, actions):
-        def one(env_state, row):
-            def body(env_state, row):
-                env_state, step = env.step(row[0], env_state, row[1])
-                return env_state, (step.obs, step.reward, step.terminated, step.truncated)
+    def fn(x, key):
+        def body(env_state, row):
+            env_state, step = env.step(row[0], env_state, row[1])
+            return env_state, (step.obs, step.reward, step.terminated, step.truncated)
 
-            env_state, rows = jax.lax.scan(body, env_state, (jax.random.split(row, T), actions))
-            return env_state, jax.tree.map(lambda x: x[-1], rows)
-
-        return jax.lax.scan(one, env.reset(key)[0], jax.random.split(key, REPEATS))
+        env_state, rows = jax.lax.scan(body, x[0], (jax.random.split(key, T), x[2]))
+        return env_state, rows, x[2]
 
     return fn
 
 
 def forward(policy):
-    """REPEATS forward passes on [1, T * B]."""
+    """One forward pass on [1, T * B]. x = (params, obs)."""
 
-    def fn(params, obs):
-        def one(obs, _):
-            out = policy.unroll(params, (), obs, jnp.zeros(obs.shape[:2]))[1]
-            return obs + 1e-9 * out.policy.logits[..., :1], None
-
-        return jax.lax.scan(one, obs, None, REPEATS)
+    def fn(x, key):
+        out = policy.unroll(x[0], (), x[1], jnp.zeros(x[1].shape[:2]))[1]
+        return x[0], x[1] + 1e-9 * out.policy.logits[..., :1]
 
     return fn
 
 
 def gradient(policy, terms):
-    """REPEATS whole-batch gradients of the terms on [1, T * B], each applied."""
+    """Gradients of the terms on each of the minibatches [minibatches, 1, N], each applied. x = (params, batch)."""
 
-    def fn(params, batch):
-        def loss(params):
+    def fn(x, key):
+        def loss(params, batch):
             out = policy.unroll(params, (), batch.obs, batch.reset)[1]
             return sum(term.loss((), out, batch, None).mean() for term in terms)
 
-        def one(params, _):
-            return jax.tree.map(lambda p, g: p - 1e-9 * g, params, jax.grad(loss)(params)), None
+        def one(params, batch):
+            return jax.tree.map(lambda p, g: p - 1e-9 * g, params, jax.grad(loss)(params, batch)), None
 
-        return jax.lax.scan(one, params, None, REPEATS)
+        return jax.lax.scan(one, x[0], x[1])[0], x[1]
 
     return fn
 
 
-def batch_of(policy, params, num):
-    """A made-up batch [1, num]."""
-    from jaxkd.base import Batch
+def act(env, student, teacher, needs):
+    """Stage 1 alone. x = (params, teacher params, actors, the last batch)."""
+    parts = Rollout(env, student, teacher, student_acts(), T, 1)
 
-    key = jax.random.key(3)
-    obs, row = jax.random.normal(key, (1, num, 4)), jnp.ones((1, num))
-    out = policy.unroll(params, (), obs, row)[1]
-    action = jax.random.bernoulli(key, 0.5, (1, num)).astype(jnp.int32)
-    values = dict(advantage=jax.random.normal(key, (1, num)), target=row, targets={"": row}, weight=row)
-    return Batch(obs, (), action, row, row, row, row, (), out, out, **values)
+    def fn(x, key):
+        context = Context(jnp.int32(0), jnp.float32(0), (), key)
+        actors, batch, _ = rollout.act(parts, needs, x[0], x[1], x[2], context)
+        return x[0], x[1], actors, batch
+
+    return fn
+
+
+def learn(policy, terms, optimizer, num_epochs):
+    """Stage 4 alone. x = (params, optimizer state, batch [T, B])."""
+    parts = Optimization(policy, terms, optimizer, 1, num_epochs, MINIBATCHES, "env")
+
+    def fn(x, key):
+        context = Context(jnp.int32(0), jnp.float32(0), (), key)
+        params, _, opt_state, _ = optimize.learn(parts, x[0], {name: () for name in terms}, x[1], x[2], context)
+        return params, opt_state, x[2]
+
+    return fn
 
 
 def measure(sources: dict) -> tuple[dict, dict]:
@@ -114,45 +138,70 @@ def measure(sources: dict) -> tuple[dict, dict]:
     return seconds, {name: spent for name, (_, spent, _) in built.items()}
 
 
-def train(algorithm, updates):
-    """The metrics of `updates` updates for every key."""
-    return lambda keys, *inputs: jax.vmap(lambda key: jaxkd.run(algorithm, key, updates, *inputs)[1])(keys)
+def train(algorithm):
+    """The metrics of REPEATS updates for every key."""
+    return lambda keys, *inputs: jax.vmap(lambda key: jaxkd.run(algorithm, key, REPEATS, *inputs)[1])(keys)
+
+
+def terms():
+    """The losses of distillation and of PPO."""
+    return {"kl": forward_kl()}, {"policy": ppo_clip(), "value": td_mse(), "entropy": entropy()}
+
+
+def arguments(env, big, small, key) -> dict:
+    """What each part starts from, for one seed: real rollouts and fresh optimizers."""
+    theirs, ours, ones = big.init(key), small.init(key), jnp.ones((T, env.num_envs))
+    kd_start, ppo_start = (rollout.start(Rollout(env, policy, None, student_acts(), T, 1), key) for policy in (small, big))
+    _, _, actors, batch = act(env, small, big, KD_NEEDS)((ours, theirs, kd_start, ()), key)
+    _, _, ppo_actors, ppo_batch = act(env, big, None, PPO_NEEDS)((theirs, (), ppo_start, ()), key)
+    full = batch._replace(weight=ones)
+    ppo_full = ppo_batch._replace(weight=ones, advantage=batch.reward, target=ones, targets={"": ones})
+    kd_terms, ppo_terms = (dict.fromkeys(names, ()) for names in terms())
+    return {
+        "env": env_only(env)((env.reset(key)[0], (), batch.action), key),
+        "teacher forward": (theirs, batch.obs.reshape(1, -1, 4)),
+        "kd gradient": (ours, minibatches(full)),
+        "ppo gradient": (theirs, minibatches(ppo_full, PPO_EPOCHS)),
+        "kd act": (ours, theirs, actors, batch),
+        "kd learn": (ours, KD_OPTIMIZER.init((ours, kd_terms)), full),
+        "ppo act": (theirs, (), ppo_actors, ppo_batch),
+        "ppo learn": (theirs, PPO_OPTIMIZER.init((theirs, ppo_terms)), ppo_full),
+    }
+
+
+def parts(env, num_seeds: int) -> dict:
+    """What is timed: {name: (function, args)}; the parts of the floor, the engine's stages, and the engine."""
+    big, small = jaxkd.networks.mlp(env, (64, 64), separate=True), jaxkd.networks.mlp(env, (44,))
+    kd_terms, ppo_terms = terms()
+    functions = {
+        "env": env_only(env),
+        "teacher forward": forward(big),
+        "kd gradient": gradient(small, list(kd_terms.values())),
+        "ppo gradient": gradient(big, list(ppo_terms.values())),
+        "kd act": act(env, small, big, KD_NEEDS),
+        "kd learn": learn(small, kd_terms, KD_OPTIMIZER, 1),
+        "ppo act": act(env, big, None, PPO_NEEDS),
+        "ppo learn": learn(big, ppo_terms, PPO_OPTIMIZER, PPO_EPOCHS),
+    }
+    keys = jaxkd.seeds(0, num_seeds)
+    args = jax.jit(jax.vmap(lambda key: arguments(env, big, small, key)))(keys)
+    sources = {name: (repeated(fn), (args[name], keys)) for name, fn in functions.items()}
+    kd = jaxkd.distill(env, small, big, losses=kd_terms, optimizer=KD_OPTIMIZER)
+    ppo = jaxkd.ppo(env, big, optimizer=PPO_OPTIMIZER)
+    return sources | {"distillation": (train(kd), (keys, big.init(keys[0]))), "ppo": (train(ppo), (keys,))}
+
+
+def minibatches(batch, epochs: int = 1):
+    """The rows of a batch [T, B] as [epochs * MINIBATCHES, 1, N]."""
+    return jax.tree.map(lambda x: jnp.tile(x.reshape((MINIBATCHES, 1, -1, *x.shape[2:])), (epochs,) + (1,) * (x.ndim)), batch)
 
 
 def row(num_envs: int, num_seeds: int) -> dict:
-    """One configuration: figures of the engine and of its floor."""
-    env = jaxkd.envs.make("CartPole-v1", num_envs)
-    big, small = jaxkd.networks.mlp(env, (64, 64), separate=True), jaxkd.networks.mlp(env, (44,))
-    keys, key = jaxkd.seeds(0, num_seeds), jax.random.key(1)
-    params = {policy: policy.init(key) for policy in (big, small)}
-    actions = jax.random.bernoulli(key, 0.5, (T, num_envs)).astype(jnp.int32)
-    wide = env_only(env), forward(big), gradient(small, [forward_kl()]), gradient(big, [ppo_clip(), td_mse(), entropy()])
-    lanes = num_envs * num_seeds
-    everything = jaxkd.envs.make("CartPole-v1", lanes)
-    actions = jnp.tile(actions, (1, num_seeds))
-    batch, other = batch_of(small, params[small], T * lanes), batch_of(big, params[big], T * lanes)
-    other = other._replace(teacher=())
-    batch = batch._replace(acting=(), advantage=())
-    kd = jaxkd.distill(env, small, big, losses={"kl": forward_kl()})
-    ppo = jaxkd.ppo(env, big, learning_rate=2.5e-4)
-    n = max(5, REPEATS * 2 // num_seeds)
-
-    sources = {
-        "env": (env_only(everything), (key, actions)),
-        "teacher": (wide[1], (params[big], batch.obs)),
-        "kd gradient": (wide[2], (params[small], batch)),
-        "ppo gradient": (wide[3], (params[big], other)),
-        "distillation": (train(kd, n), (keys, params[big])),
-        "ppo": (train(ppo, max(2, n // 4)), (keys,)),
-    }
-    seconds, compile_seconds = measure(sources)
+    """One configuration: figures of the engine, of its stages and of its floor."""
+    seconds, compile_seconds = measure(parts(jaxkd.envs.make("CartPole-v1", num_envs), num_seeds))
     per = {name: value / REPEATS for name, value in seconds.items()}
-    per |= {"distillation": seconds["distillation"] / n, "ppo": seconds["ppo"] / max(2, n // 4)}
-    floor = {
-        "distillation": per["env"] + per["teacher"] + per["kd gradient"],
-        "ppo": per["env"] + 4 * per["ppo gradient"],
-    }
-    steps = T * lanes
+    floor = {"distillation": per["env"] + per["teacher forward"] + per["kd gradient"], "ppo": per["env"] + per["ppo gradient"]}
+    steps = T * num_envs * num_seeds
     return {
         "num_envs": num_envs,
         "seeds": num_seeds,

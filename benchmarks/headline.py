@@ -1,0 +1,107 @@
+"""The main job in ONE compiled call: teachers, students of 1/15 of their size, the same students without a teacher, every policy scored alone.
+
+    python benchmarks/headline.py [CartPole-v1] [--seeds 16] [--save]
+
+One jit of one vmap over seeds: each seed trains its own teacher with PPO, distils it while the student acts, trains the control (PPO, the
+student's network and number of steps), and plays greedy episodes with each. Prints the table; `--save` writes results/headline.json.
+`jaxkd distill` does the same job with a live line, files for every seed and a safe Ctrl-C, for which it looks at the run between updates.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+from rich.table import Table
+
+import jaxkd
+from jaxkd import presets, report
+from jaxkd.cli.device import describe
+from jaxkd.cli.summary import versions
+
+RESULTS = Path(__file__).parent / "results" / "headline.json"
+ROLES = {"teacher": "teacher", "student": "student", "control": "same network, no teacher"}
+
+
+@dataclass
+class Settings:
+    """The main job in one compiled call."""
+
+    env: Annotated[str, tyro.conf.Positional] = "CartPole-v1"
+    seeds: int = 16
+    seed: int = 0
+    episodes: int = 128  # greedy, of each policy and seed
+    save: bool = False  # write benchmarks/results/headline.json
+
+
+def job(settings: Settings):
+    """The experiment of one key -> dict of mean greedy returns [], the actors' sizes, and the environment steps of a seed."""
+    p = presets.preset(settings.env)
+    env = presets.make_env(settings.env, p)
+    teacher = presets.teacher_network(env, p)
+    shapes = jax.eval_shape(teacher.init, jax.random.key(0))
+    size = jaxkd.actor_size(teacher, shapes, env.obs_spec)
+    student = presets.student_network(env, p, "auto:1/15", size)
+    small = jaxkd.actor_size(student, jax.eval_shape(student.init, jax.random.key(0)), env.obs_spec)
+    phases = {
+        "teacher": presets.teaching(env, teacher, p),
+        "student": presets.distillation(env, student, teacher, p),
+        "control": presets.teaching(env, student, p, p.student_steps),
+    }
+
+    def experiment(key):
+        keys = dict(zip([*phases, "score"], jax.random.split(key, 4)))
+        params = {}
+        for name, (algorithm, num_updates) in phases.items():
+            inputs = (params["teacher"],) if name == "student" else ()
+            params[name] = jaxkd.run(algorithm, keys[name], num_updates, *inputs)[0].params
+
+        def score(name):
+            policy = teacher if name == "teacher" else student
+            return jaxkd.evaluate(env, policy, params[name], keys["score"], num_episodes=settings.episodes).returns.mean()
+
+        return {name: score(name) for name in phases}
+
+    steps = {name: n * p.num_envs * p.unroll_length for name, (_, n) in phases.items()}
+    return experiment, {"teacher": size, "student": small, "control": small}, steps
+
+
+def main(settings: Settings) -> None:
+    device = describe(jax.devices()[0])
+    print(f"device: {device}", flush=True)
+    console = report.console()
+    experiment, sizes, steps = job(settings)
+    with console.status(f"{settings.env}: {settings.seeds} seeds of teacher, student and control in one compiled call"):
+        began = time.perf_counter()
+        program = jax.jit(jax.vmap(experiment)).lower(jaxkd.seeds(settings.seed, settings.seeds)).compile()
+        compiled = time.perf_counter()
+        played = jax.block_until_ready(program(jaxkd.seeds(settings.seed, settings.seeds)))
+        seconds = {"compile": round(compiled - began, 1), "run": round(time.perf_counter() - compiled, 1)}
+    rows = {}
+    for name in ROLES:
+        x = np.asarray(played[name], np.float64)
+        figures = {"iqm": jaxkd.iqm(x), "interval": jaxkd.interval(x), "worst": x.min()}
+        rows[name] = figures | {"actor_parameters": sizes[name], "env_steps": steps[name]}
+    table = Table(
+        "policy", title=f"{settings.env}: {settings.seeds} seeds, {settings.episodes} greedy episodes each, every policy acting alone"
+    )
+    for heading in ("return IQM [95 % interval]", "worst seed", "actor parameters", "environment steps"):
+        table.add_column(heading, justify="right")
+    for name, row in rows.items():
+        low, high = row["interval"]
+        cells = f"{row['iqm']:.1f} [{low:.1f}, {high:.1f}]", f"{row['worst']:.1f}", f"{sizes[name]:,}", f"{steps[name]:,}"
+        table.add_row(ROLES[name], *cells)
+    console.print(table)
+    console.print(f"one compiled call: {seconds['run']} s, and {seconds['compile']} s of compiling", highlight=False)
+    if settings.save:
+        found = {"settings": {k: v for k, v in vars(settings).items() if k != "save"}, "device": device, "versions": versions()}
+        found |= {"rows": rows, "seconds": seconds}
+        RESULTS.write_text(json.dumps(found, indent=1, default=float) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
