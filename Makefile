@@ -11,7 +11,7 @@ PYTEST = $(BIN)/python -m pytest
 
 help:
 	@echo "make demo    16 teachers, 16 small students and their controls in one compiled call, as a table"
-	@echo "make test    the quick suite"
+	@echo "make test    the quick suite, and the notebooks at tiny sizes"
 	@echo "make check   all that CI runs: test, lint, types, doctest, slow"
 	@echo "make format  let ruff rewrite what lint would complain about"
 
@@ -20,7 +20,7 @@ demo: $(VENV)/.installed-base
 	@echo "the same with a live line and a file for every seed: $(BIN)/jaxkd distill CartPole-v1"
 
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS) tests
+	JAXKD_TINY=1 $(PYTEST) -m "not slow" $(PYTEST_ARGS) --nbmake notebooks tests
 
 check: test quality slow
 

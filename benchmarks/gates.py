@@ -8,28 +8,19 @@ Presets with a CNN cost minutes a seed on two cores: there one teacher, one stud
 random policy. Writes results/gates/<env>.json and .png; `tests/test_results.py` checks the JSON against the gates below.
 """
 
-import hashlib
-import json
-import os
-import platform
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+import protocol
 
 import jaxkd
 from jaxkd import presets
-from jaxkd.optimize import component_key
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-RESULTS = Path(__file__).parent / "results" / "gates"
+RESULTS = protocol.RESULTS / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
 MINATAR = 5  # times the random policy's return, teacher and student, one seed each
 SEED = 3  # 0 was seen by a gate that failed, 1 and 2 by the choice of settings
@@ -44,89 +35,51 @@ def settings(name: str) -> dict:
     teachers, students, episodes = (1, 1, 128) if presets.preset(name).channels else (NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES)
     values = {"env": name, "teachers": teachers, "students": students, "episodes": episodes, "seed": SEED}
     values |= {"preset": presets.preset(name)._asdict()} | ({"without": WITHOUT[name]} if name in WITHOUT else {})
-    return values | {"digest": hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]}
+    return protocol.digest(values)
 
 
-def keys(name: str, n: int):
-    """n keys of a named part of the experiment, different from every other part's."""
-    return jax.vmap(lambda key: component_key(key, name))(jaxkd.seeds(SEED, n))
-
-
-def score(env, policy, params, name: str, greedy: bool = True):
-    """Mean return and mean discounted return [n] of n parameter sets."""
-
-    episodes = settings(env.name)["episodes"]
-
-    def one(params, key):
-        played = jaxkd.evaluate(env, policy, params, key, num_episodes=episodes, greedy=greedy)
-        return played.returns.mean(), played.discounted_returns.mean()
-
-    n = jax.tree.leaves(params)[0].shape[0]
-    return [np.asarray(x, np.float64) for x in jax.jit(jax.vmap(one))(params, keys(f"score {name} {greedy}", n))]
-
-
-def summary(values) -> dict:
-    low, high = jaxkd.interval(values)
-    return {"mean": values.mean(), "worst": values.min(), "iqm": jaxkd.iqm(values), "interval": [low, high], "seeds": values.tolist()}
+def evaluated(arena, policy, params, name: str) -> dict:
+    """Greedy figures of every seed, and the mean of sampled ones."""
+    n, episodes = jax.tree.leaves(params)[0].shape[0], settings(arena.name)["episodes"]
+    returns, discounted = protocol.score(arena, policy, params, protocol.keys(SEED, f"score {name} True", n), episodes)
+    sampled = protocol.score(arena, policy, params, protocol.keys(SEED, f"score {name} False", n), episodes, greedy=False)[0]
+    return {**protocol.summary(returns), "discounted": discounted.mean(), "sampled": sampled.mean()}
 
 
 def experiment(name: str) -> tuple[dict, dict]:
     """The figures and the learning curves of one environment."""
     p, chosen = presets.preset(name), settings(name)
     env, arena = presets.make_env(name, p), jaxkd.envs.make(name, min(256, chosen["episodes"]))
-    began, curves, result = time.time(), {}, {"settings": chosen}
+    began = time.time()
+    teacher, best, curve, steps = protocol.ppo_teacher(name, arena, SEED, chosen["episodes"], chosen["teachers"])
+    size = jaxkd.actor_size(teacher, best.params, env.obs_spec)
+    curves, result = {"teacher": curve}, {"settings": chosen}
+    result["teacher"] = {**protocol.summary(best.returns), "discounted": best.discounted_returns.mean(), "steps": steps}
+    result["the_teacher"] = {"seed": best.best, "return": best.score, "discounted": best.discounted, "parameters": size}
 
-    def learn(role: str, lanes: int, phase, *inputs):
+    def learn(role: str, policy, phase, *inputs) -> dict:
         algorithm, n = phase
-        state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys(role, lanes), n, *inputs)
-        curves[role] = metrics["return"]
-        return state.params, metrics, {"steps": n * p.num_envs * p.unroll_length}
-
-    teacher = presets.teacher_network(env, p)
-    all_params, _, steps = learn("teacher", chosen["teachers"], presets.teaching(env, teacher, p))
-    returns, discounted = score(arena, teacher, all_params, "teacher")
-    best = int(returns.argmax())
-    params = jax.tree.map(lambda x: x[best], all_params)
-    again = score(arena, teacher, jax.tree.map(lambda x: x[None], params), "the teacher")
-    size = jaxkd.actor_size(teacher, params, env.obs_spec)
-    result["teacher"] = {**summary(returns), "discounted": discounted.mean(), **steps}
-    result["the_teacher"] = {"seed": best, "return": again[0][0], "discounted": again[1][0], "parameters": size}
+        keys = protocol.keys(SEED, role, chosen["students"])
+        state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys, n, *inputs)
+        curves[role] = np.asarray(metrics["return"])
+        if inputs:
+            curves["kl"] = np.asarray(metrics["loss/kl"])
+        one = jax.tree.map(lambda x: x[0], state.params)
+        figures = {"steps": n * p.num_envs * p.unroll_length, "parameters": jaxkd.actor_size(policy, one, env.obs_spec)}
+        return evaluated(arena, policy, state.params, role) | figures
 
     student = presets.student_network(env, p, "auto:1/15", size)
-    trained, metrics, steps = learn("student", chosen["students"], presets.distillation(env, student, teacher, p), params)
-    curves["kl"] = metrics["loss/kl"]
-    one = jax.tree.map(lambda x: x[0], trained)
-    figures = {"kl": float(metrics["loss/kl"][-1].mean()), "parameters": jaxkd.actor_size(student, one, env.obs_spec)}
-    result["student"] = evaluated(arena, student, trained, "student") | steps | figures
-    trained, _, steps = learn("control", chosen["students"], presets.teaching(env, student, p, p.student_steps))
-    result["control"] = evaluated(arena, student, trained, "control")
+    result["student"] = learn("student", student, presets.distillation(env, student, teacher, p), best.params)
+    result["student"]["kl"] = float(curves["kl"][-1].mean())
+    result["control"] = learn("control", student, presets.teaching(env, student, p, p.student_steps))
     if name in WITHOUT:
         lesser = p._replace(**{WITHOUT[name]: False})
         policy = presets.teacher_network(env, lesser)
-        trained, *_ = learn("without", chosen["students"], presets.teaching(env, policy, lesser))
-        result["without"] = {"setting": WITHOUT[name]} | evaluated(arena, policy, trained, "without")
-    compare(env, arena, result)
-    return result | {"seconds": time.time() - began, "machine": machine()}, {k: np.asarray(v) for k, v in curves.items()}
-
-
-def compare(env, arena, result: dict) -> None:
-    """Adds the random policy's return, and how much of the teacher student and control keep: 0 random, 1 the teacher."""
-    ignorant = presets.random_policy(env)
-    result["random"] = float(score(arena, ignorant, jax.vmap(ignorant.init)(keys("random", 1)), "random", greedy=False)[0][0])
-    floor, top = result["random"], result["the_teacher"]["return"]
+        result["without"] = {"setting": WITHOUT[name]} | learn("without", policy, presets.teaching(env, policy, lesser))
+    result["random"] = floor = protocol.random_return(arena, SEED, chosen["episodes"])
     for role in ("student", "control"):
-        result[role]["fraction_of_teacher"] = (result[role]["mean"] - floor) / (top - floor)
-
-
-def evaluated(arena, policy, params, name: str) -> dict:
-    returns, discounted = score(arena, policy, params, name)
-    return {**summary(returns), "discounted": discounted.mean(), "sampled": score(arena, policy, params, name, greedy=False)[0].mean()}
-
-
-def machine() -> dict:
-    device = jax.devices()[0]
-    versions = {name: version(name) for name in ("jax", "flax", "optax", "gymnax")}
-    return {"device": device.device_kind, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+        result[role]["fraction_of_teacher"] = (result[role]["mean"] - floor) / (best.score - floor)
+    return result | {"seconds": time.time() - began}, curves
 
 
 def gate(name: str, result: dict) -> list[str]:
@@ -152,7 +105,7 @@ def gate(name: str, result: dict) -> list[str]:
     return failed
 
 
-def draw(name: str, result: dict, curves: dict) -> None:
+def draw(name: str, result: dict, curves: dict):
     """Learning curves, every seed visible; dashed: the one teacher, acting greedily."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     p = presets.preset(name)
@@ -168,18 +121,16 @@ def draw(name: str, result: dict, curves: dict) -> None:
     left.legend(fontsize=8)
     right.semilogy(curves["kl"], color="tab:blue", alpha=0.4, lw=0.7)
     right.set(xlabel="update", ylabel="KL(teacher || student)")
-    figure.savefig(RESULTS / f"{name}.png", dpi=80)
-    plt.close(figure)
+    return figure
 
 
 def main(names: list[str]) -> int:
-    RESULTS.mkdir(parents=True, exist_ok=True)
     failures = 0
     for name in names or presets.PRESETS:
         result, curves = experiment(name)
         result["failed"] = gate(name, result)
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, default=float) + "\n")
-        draw(name, result, curves)
+        protocol.write(f"gates/{name}", result, draw(name, result, curves))
+        plt.close()
         t, s, c = result["teacher"], result["student"], result["control"]
         print(
             f"{name}: teachers {t['mean']:.2f} (worst {t['worst']:.2f}), the teacher {result['the_teacher']['return']:.2f}, students {s['mean']:.2f} "

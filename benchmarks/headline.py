@@ -7,23 +7,20 @@ student's network and number of steps), and plays greedy episodes with each. Pri
 `jaxkd distill` does the same job with a live line, files for every seed and a safe Ctrl-C, for which it looks at the run between updates.
 """
 
-import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import jax
 import numpy as np
+import protocol
 import tyro
 from rich.table import Table
 
 import jaxkd
 from jaxkd import presets, report
 from jaxkd.cli.device import describe
-from jaxkd.cli.summary import versions
 
-RESULTS = Path(__file__).parent / "results" / "headline.json"
 ROLES = {"teacher": "teacher", "student": "student", "control": "same network, no teacher"}
 
 
@@ -98,9 +95,8 @@ def main(settings: Settings) -> None:
     console.print(table)
     console.print(f"one compiled call: {seconds['run']} s, and {seconds['compile']} s of compiling", highlight=False)
     if settings.save:
-        found = {"settings": {k: v for k, v in vars(settings).items() if k != "save"}, "device": device, "versions": versions()}
-        found |= {"rows": rows, "seconds": seconds}
-        RESULTS.write_text(json.dumps(found, indent=1, default=float) + "\n")
+        chosen = {k: v for k, v in vars(settings).items() if k != "save"}
+        protocol.write("headline", {"settings": chosen, "rows": rows, "seconds": seconds})
 
 
 if __name__ == "__main__":

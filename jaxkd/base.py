@@ -174,6 +174,8 @@ class Returns(NamedTuple):
 
     evaluate: Callable  # (reward [T, B], value [T+1, B], next_value [T, B], batch, context) -> (advantage, target[, weight])
     fresh: bool = False  # True: every update begins with a reset
+    needs_value: bool = True  # False: both values are (), and the student needs no value head for the stream
+    group_size: int = 0  # above 0: whole episodes are compared within the environment's groups, which must be of this size
 
 
 @_functions
@@ -186,12 +188,12 @@ class Behavior(NamedTuple):
 
 @_functions
 class Memory(NamedTuple):
-    """What the learner learns from."""
+    """What the learner learns from; a sample has the shapes and the structure of the recorded batch."""
 
     init: Callable  # (spec of the recorded batch) -> buffer
     add: Callable  # (buffer, batch [T, B]) -> buffer
     sample: Callable  # (key, buffer, batch) -> batch [T, B]
-    replays: bool = False  # True: the batch comes from older policies, without acting, advantage, target, targets
+    replays: bool = False  # True: from older policies; recorded is what a loss reads, without acting, advantage, target, targets
 
 
 def _no_statistics(params, obs):
@@ -223,3 +225,4 @@ class Env(NamedTuple):
     truncates: bool = True  # False: no episode is ever cut off
     group_size: int = 1  # environment i belongs to group i // group_size; a group's n-th episodes start alike
     name: str = ""
+    tasks: tuple[str, ...] = ()  # names of the tasks of `envs.concat`; obs["task"] counts them

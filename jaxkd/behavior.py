@@ -1,6 +1,11 @@
-"""Who acts: factories of `Behavior`."""
+"""Who acts: factories of `Behavior`.
+
+Legend of shapes: `B` environments, `A` actions, `D` action dimensions. A sampled or greedy student or teacher, or a choice between two in
+every step of every environment. What the student's `acting` policy says is not what a mixed behaviour draws from.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,31 +13,56 @@ import jax.numpy as jnp
 from jaxkd import check
 from jaxkd.base import Behavior
 
+_ILLEGAL = -1e8  # logits below this are of actions that may not be taken (they are set to -1e9)
 
-def student_acts() -> Behavior:
-    """The student acts, sampled: what it learns from is what it will meet.
+
+def student_acts(*, greedy: bool = False) -> Behavior:
+    """The student acts: what it learns from is what it will meet.
+
+    Args:
+        greedy: the mode of its policy; False samples.
 
     >>> student_acts().needs_teacher
     False
     """
 
     def act(key, student, teacher, context):
-        return student.policy.sample(key)
+        return student.policy.mode() if greedy else student.policy.sample(key)
 
     return Behavior(act)
 
 
-def teacher_acts() -> Behavior:
-    """The teacher acts, sampled (Rusu et al. 2015: the student never acts)."""
+def teacher_acts(*, greedy: bool = False) -> Behavior:
+    """The teacher acts (Rusu et al. 2015: the student never acts).
+
+    Args:
+        greedy: the mode of its policy; False samples.
+
+    >>> teacher_acts(greedy=True).needs_teacher
+    True
+    """
 
     def act(key, student, teacher, context):
-        return teacher.policy.sample(key)
+        return teacher.policy.mode() if greedy else teacher.policy.sample(key)
 
     return Behavior(act, needs_teacher=True)
 
 
+def random_acts() -> Behavior:
+    """Every legal action is equally likely: uniform over those with a logit above -1e8, or over [-1, 1]^D.
+
+    >>> random_acts().needs_teacher
+    False
+    """
+
+    def act(key, student, teacher, context):
+        return _anything(key, student.policy)
+
+    return Behavior(act)
+
+
 def mixture(beta: float | jax.Array | Callable) -> Behavior:
-    """In every step of every environment the teacher acts with probability `beta`, else the student (Ross et al. 2011).
+    """In every step of every environment the teacher acts with probability `beta`, else the student, both sampled (Ross et al. 2011).
 
     Args:
         beta: a number in [0, 1], or a schedule `update -> beta` (DAgger often does best with 1 at update 0 and 0 after).
@@ -44,11 +74,86 @@ def mixture(beta: float | jax.Array | Callable) -> Behavior:
 
     def act(key, student, teacher, context):
         key_who, key_teacher, key_student = jax.random.split(key, 3)
-        ours = student.policy.sample(key_student)
-        theirs = teacher.policy.sample(key_teacher)
-        probability = beta(context.update) if callable(beta) else beta
-        lead = ours.shape[:1]
-        who = jax.random.bernoulli(key_who, jnp.broadcast_to(jnp.asarray(probability, jnp.float32), lead))
-        return jnp.where(who.reshape(lead + (1,) * (ours.ndim - 1)), theirs, ours)
+        theirs, ours = teacher.policy.sample(key_teacher), student.policy.sample(key_student)
+        return _choose(_chance(key_who, beta, ours, context), theirs, ours)
 
     return Behavior(act, needs_teacher=True)
+
+
+def epsilon_greedy(epsilon: float | jax.Array | Callable, behavior: Behavior | None = None) -> Behavior:
+    """In every step of every environment a random legal action with probability `epsilon`, else what `behavior` does.
+
+    Args:
+        epsilon: a number in [0, 1], or a schedule `update -> epsilon`.
+        behavior: default the student, greedy; `teacher_acts()` with 0.05 recorded the data of policy distillation (Rusu et al. 2015).
+
+    >>> epsilon_greedy(0.05, teacher_acts(greedy=True)).needs_teacher
+    True
+    """
+    check.number("epsilon", epsilon, low=0, high=1)
+    behavior = student_acts(greedy=True) if behavior is None else behavior
+    check.kind("behavior", behavior, Behavior, "a Behavior (jaxkd.behavior.teacher_acts and others)")
+
+    def act(key, student, teacher, context):
+        key_who, key_random, key_behavior = jax.random.split(key, 3)
+        chosen = behavior.act(key_behavior, student, teacher, context)
+        return _choose(_chance(key_who, epsilon, chosen, context), _anything(key_random, student.policy), chosen)
+
+    return Behavior(act, behavior.needs_teacher)
+
+
+def guide_then_student(horizon: float | jax.Array | Callable) -> Behavior:
+    """The teacher acts in the first `horizon` steps of every episode, then the student; both sampled (JSRL, Uchendu et al. 2022).
+
+    Args:
+        horizon: steps, or a function `(update, episode_return) -> steps` of the updates completed and the mean return of each
+            environment's last episode (nan before the first has ended), so that the guide can retreat with time or with success.
+
+    >>> guide_then_student(lambda update, episode_return: jnp.maximum(100 - update, 0)).needs_teacher
+    True
+    """
+    check.number("horizon", horizon, low=0)
+
+    def act(key, student, teacher, context):
+        key_teacher, key_student = jax.random.split(key)
+        steps: Any = horizon(context.update, context.episode_return) if callable(horizon) else horizon
+        return _choose(context.episode_step < steps, teacher.policy.sample(key_teacher), student.policy.sample(key_student))
+
+    return Behavior(act, needs_teacher=True)
+
+
+def tempered(temperature: float | jax.Array, behavior: Behavior) -> Behavior:
+    """`behavior` with both policies tempered: above 1 bolder, below 1 nearer to their modes.
+
+    Args:
+        temperature: > 0; of a student that is a Q network it is that of Boltzmann exploration.
+
+    >>> tempered(0.1, student_acts()).needs_teacher
+    False
+    """
+    check.number("temperature", temperature, low=0, above=True)
+
+    def act(key, student, teacher, context):
+        both = [who and who._replace(policy=who.policy.temper(temperature)) for who in (student, teacher)]
+        return behavior.act(key, *both, context)
+
+    return Behavior(act, behavior.needs_teacher)
+
+
+def _anything(key: jax.Array, policy: Any) -> jax.Array:
+    """A legal action, each as likely as any other: int32 [B] or float32 [B, D]."""
+    if hasattr(policy, "logits"):
+        return jax.random.categorical(key, jnp.where(policy.logits > _ILLEGAL, 0.0, -jnp.inf)).astype(jnp.int32)
+    like = policy.mode()
+    return jax.random.uniform(key, like.shape, like.dtype, -1.0, 1.0)
+
+
+def _chance(key: jax.Array, probability: Any, action: jax.Array, context: Any) -> jax.Array:
+    """True with `probability` (a number or a schedule) in every environment, [B]."""
+    probability = probability(context.update) if callable(probability) else probability
+    return jax.random.bernoulli(key, jnp.broadcast_to(jnp.asarray(probability, jnp.float32), action.shape[:1]))
+
+
+def _choose(who: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Whole actions [B, ...]: of `a` where `who` [B], else of `b`."""
+    return jnp.where(who.reshape(who.shape + (1,) * (a.ndim - 1)), a, b)

@@ -38,6 +38,10 @@ class Categorical(NamedTuple):
         log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
+    def cross_entropy(self, other: "Categorical") -> jax.Array:
+        """H(self, other) = -sum p log q [...], nats: the KL plus the entropy."""
+        return self.kl(other) + self.entropy()
+
     def temper(self, temperature: float | jax.Array) -> "Categorical":
         """p^(1/temperature), renormalised: logits / temperature."""
         return Categorical(self.logits / temperature)
@@ -75,6 +79,10 @@ class Normal(NamedTuple):
         ratio = jnp.exp(2 * (self.log_std - other.log_std))
         shift = jnp.square((self.mean - other.mean) * jnp.exp(-other.log_std))
         return jnp.sum(other.log_std - self.log_std + 0.5 * (ratio + shift - 1), axis=-1)
+
+    def cross_entropy(self, other: "Normal") -> jax.Array:
+        """H(self, other) = -E_p log q [...], nats: the KL plus the entropy."""
+        return self.kl(other) + self.entropy()
 
     def temper(self, temperature: float | jax.Array) -> "Normal":
         """p^(1/temperature), renormalised: the variance times the temperature."""

@@ -28,9 +28,9 @@ from jaxkd.base import (
 )
 from jaxkd.behavior import student_acts
 from jaxkd.losses import stateless
-from jaxkd.memory import this_rollout
+from jaxkd.memory import kept, record, restore, this_rollout
 from jaxkd.optimize import component_key
-from jaxkd.returns import gae
+from jaxkd.returns import check_groups, gae
 
 _DEFAULT_RETURNS = gae(0.99, 0.95)
 _DEFAULT_OPTIMIZER = optax.adam(1e-3)
@@ -44,6 +44,14 @@ class Learner(NamedTuple):
     returns: dict[str, Returns]
     memory: Memory
     optimization: optimize.Optimization
+
+
+class Plan(NamedTuple):
+    """What is computed and kept, because a component reads it."""
+
+    needs: rollout.Needs
+    earns: bool  # stage 3 runs
+    kept: frozenset[str] | None  # leaves of the batch that go into a memory that replays; None: all
 
 
 def learner(
@@ -102,15 +110,15 @@ def learner(
     _check_policies(parts)
     spec = _spec(parts)
     read = _check_reads(parts, spec)
-    needs = _needs(parts, read)
+    plan = _plan(parts, read)
     return Algorithm(
-        lambda key: init(parts, spec, key),
-        lambda state, *inputs: step(parts, spec, needs, state, _teacher_params(parts, inputs)),
+        lambda key: init(parts, spec, plan, key),
+        lambda state, *inputs: step(parts, spec, plan, state, _teacher_params(parts, inputs)),
         _description(parts, read),
     )
 
 
-def init(parts: Learner, spec: tuple[Outputs, Batch], key: jax.Array) -> State:
+def init(parts: Learner, spec: tuple[Outputs, Batch], plan: Plan, key: jax.Array) -> State:
     """The state before the first update."""
     params = parts.rollout.student.init(component_key(key, "student"))
     losses = {name: term.init(component_key(key, name), spec) for name, term in parts.optimization.losses.items()}
@@ -119,14 +127,14 @@ def init(parts: Learner, spec: tuple[Outputs, Batch], key: jax.Array) -> State:
         loss_params=losses,
         opt_state=parts.optimization.optimizer.init((params, losses)),
         rewards={name: transform.init(component_key(key, name), spec) for name, transform in parts.rewards.items()},
-        memory=parts.memory.init(_recorded(spec[1])),
+        memory=parts.memory.init(record(spec[1], plan.kept)),
         actors=rollout.start(parts.rollout, component_key(key, "env")),
         update=jnp.int32(0),
         key=key,
     )
 
 
-def step(parts: Learner, spec: tuple[Outputs, Batch], needs: rollout.Needs, state: State, teacher_params: Any) -> tuple[State, dict]:
+def step(parts: Learner, spec: tuple[Outputs, Batch], plan: Plan, state: State, teacher_params: Any) -> tuple[State, dict]:
     """One update."""
     key = jax.random.fold_in(state.key, state.update)
     context = Context(state.update, _mean_last_return(state.actors), (), key)
@@ -137,17 +145,18 @@ def step(parts: Learner, spec: tuple[Outputs, Batch], needs: rollout.Needs, stat
     actors = state.actors
     if any(returns.fresh for returns in parts.returns.values()):
         actors = rollout.start(parts.rollout, own("reset").key)._replace(last_return=actors.last_return)
-    actors, batch, last = rollout.act(parts.rollout, needs, state.params, teacher_params, actors, own("act"))
-    batch = _complete(batch, spec, needs)
+    actors, batch, last = rollout.act(parts.rollout, plan.needs, state.params, teacher_params, actors, own("act"))
+    batch = _complete(batch, spec, plan.needs)
     batch, reward_states, paid = relabel(parts, state.rewards, batch, context)
-    batch = jax.lax.stop_gradient(evaluate(parts, batch, last, needs, context))
-    memory = parts.memory.add(state.memory, _recorded(batch) if parts.memory.replays else batch)
-    sample = parts.memory.sample(own("memory").key, memory, batch)
+    batch = jax.lax.stop_gradient(evaluate(parts, batch, last, plan, context))
+    recorded = record(batch, plan.kept)
+    memory = parts.memory.add(state.memory, recorded)
+    sample = restore(parts.memory.sample(own("memory").key, memory, recorded), spec[1], plan.kept)
     trained = state.params, state.loss_params, state.opt_state
     params, loss_params, opt_state, means = optimize.learn(parts.optimization, *trained, sample, own("learn"))
     params = parts.rollout.student.observe(params, batch.obs)
     after = State(params, loss_params, opt_state, reward_states, memory, actors, state.update + 1, state.key)
-    return after, report(actors, batch, means, paid)
+    return after, report(parts.rollout.env, actors, batch, means, paid)
 
 
 # --- the stages that have no file of their own ----------------------------------------------------------------------
@@ -164,23 +173,28 @@ def relabel(parts: Learner, states: dict, batch: Batch, context: Context) -> tup
     return batch._replace(streams=streams), after, paid
 
 
-def evaluate(parts: Learner, batch: Batch, last: Outputs, needs: rollout.Needs, context: Context) -> Batch:
+def evaluate(parts: Learner, batch: Batch, last: Outputs, plan: Plan, context: Context) -> Batch:
     """Stage 3: one `Returns` a stream; advantages are summed, weights multiplied. Skipped where nothing reads them."""
-    if not needs.acting_next:
+    if not plan.earns:
         return batch._replace(weight=jnp.ones_like(batch.reward))
     advantage, weight, targets = jnp.zeros_like(batch.reward), jnp.ones_like(batch.reward), {}
     for stream, returns in parts.returns.items():
-        acting, following, final = (out.extra[stream] if stream else out.value for out in (batch.acting, batch.acting_next, last))
-        value = jnp.concatenate([acting, final[None]])
+        value, following = (), ()
+        if returns.needs_value:
+            acting, following, final = (out.extra[stream] if stream else out.value for out in (batch.acting, batch.acting_next, last))
+            value = jnp.concatenate([acting, final[None]])
         gain, targets[stream], *share = returns.evaluate(batch.streams[stream], value, following, batch, context)
         advantage = advantage + gain
         weight = weight * share[0] if share else weight
     return batch._replace(targets=targets, target=targets.get("", ()), advantage=advantage, weight=weight)
 
 
-def report(actors: Any, batch: Batch, means: dict, paid: dict) -> dict[str, jax.Array]:
+def report(env: Env, actors: Any, batch: Batch, means: dict, paid: dict) -> dict[str, jax.Array]:
     """Stage 5: scalars of the fresh rollout; it belongs to whoever acted."""
     metrics = {"return": _mean_last_return(actors), "episodes": jnp.sum(batch.terminated + batch.truncated)}
+    for i, task in enumerate(env.tasks):
+        alone = jnp.where(actors.obs["task"] == i, actors.last_return, jnp.nan)
+        metrics[f"return/{task}"] = _mean_last_return(actors._replace(last_return=alone))
     metrics |= {f"loss/{name}": mean for name, mean in means.items()}
     return metrics | {f"reward/{name}": mean for name, mean in paid.items()}
 
@@ -188,11 +202,6 @@ def report(actors: Any, batch: Batch, means: dict, paid: dict) -> dict[str, jax.
 def _mean_last_return(actors: Any) -> jax.Array:
     ended = ~jnp.isnan(actors.last_return)
     return jnp.sum(jnp.where(ended, actors.last_return, 0.0)) / jnp.sum(ended)
-
-
-def _recorded(batch: Batch) -> Batch:
-    """What a memory stores: nothing that belongs to the policy that acted."""
-    return batch._replace(acting=(), acting_next=(), advantage=(), target=(), targets=())
 
 
 def _complete(batch: Batch, spec: tuple[Outputs, Batch], needs: rollout.Needs) -> Batch:
@@ -235,19 +244,20 @@ def _minibatch_spec(parts: Learner, spec: tuple[Outputs, Batch]) -> tuple[Output
     return batch.acting, batch
 
 
-def _needs(parts: Learner, read: dict[str, frozenset]) -> rollout.Needs:
-    """What the rollout must record, from what the components read."""
+def _plan(parts: Learner, read: dict[str, frozenset]) -> Plan:
     union = frozenset().union(*read.values())
-    earns = check.touches(union, "batch.advantage", "batch.target", "batch.targets", "batch.acting_next")
+    earns = check.touches(union, "batch.advantage", "batch.target", "batch.targets")
+    values = check.touches(union, "batch.acting_next") or (earns and any(returns.needs_value for returns in parts.returns.values()))
     teacher = parts.rollout.teacher is not None
     teacher_next = teacher and check.touches(union, "batch.teacher_next")
-    return rollout.Needs(
-        acting=earns or check.touches(union, "batch.acting"),
+    needs = rollout.Needs(
+        acting=values or check.touches(union, "batch.acting"),
         next_obs=check.touches(union, "batch.next_obs"),
-        acting_next=earns,
+        acting_next=values,
         teacher=teacher and (teacher_next or check.touches(union, "batch.teacher")),
         teacher_next=teacher_next,
     )
+    return Plan(needs, earns, kept(parts.memory, _by_losses(read)))
 
 
 def _description(parts: Learner, read: dict[str, frozenset]) -> tuple:
@@ -313,6 +323,7 @@ def _check_sizes(parts: Learner) -> None:
     else:
         check.divides("num_minibatches", o.num_minibatches, "the number of sequences", num_envs * length // o.sequence_length)
     check.kind("optimizer", o.optimizer, optax.GradientTransformation, "an optax transformation such as optax.adam(1e-3)")
+    check_groups(parts.returns, parts.rollout.env, length)
 
 
 def _check_policies(parts: Learner) -> None:
@@ -344,14 +355,21 @@ def _check_reads(parts: Learner, spec: tuple[Outputs, Batch]) -> dict[str, froze
         (out, _), read[f"reward {name!r}"] = check.traced(f"reward {name!r}", transform.update, **args)
         if out.shape != spec[1].reward.shape:
             raise UsageError(f"reward {name!r} must return rewards [T, B] = {spec[1].reward.shape}, got {out.shape}.")
-    by_losses = {name: paths for name, paths in read.items() if name.startswith("loss")}
-    _check_returns(parts, spec, by_losses)
+    _check_returns(parts, spec, _by_losses(read))
     rows = spec[1].reward
     for stream, returns in parts.returns.items():
-        args = dict(reward=rows, value=jax.ShapeDtypeStruct((rows.shape[0] + 1, rows.shape[1]), rows.dtype), next_value=rows)
+        args: dict[str, Any] = dict(reward=rows, value=(), next_value=())
+        if returns.needs_value:
+            args |= dict(value=jax.ShapeDtypeStruct((rows.shape[0] + 1, rows.shape[1]), rows.dtype), next_value=rows)
         _, read[f"returns {stream!r}"] = check.traced(f"returns {stream!r}", returns.evaluate, **args, batch=spec[1], context=context)
-    _check_teacher_and_memory(parts, read, by_losses)
+    for name, paths in read.items():
+        if parts.rollout.teacher is None and check.touches(paths, "batch.teacher", "batch.teacher_next"):
+            raise UsageError(f"{name} reads the teacher, but teacher=None. Pass the teacher's policy after the student's.")
     return read
+
+
+def _by_losses(read: dict[str, frozenset]) -> dict[str, frozenset]:
+    return {name: paths for name, paths in read.items() if name.startswith("loss")}
 
 
 def _check_returns(parts: Learner, spec: tuple[Outputs, Batch], by_losses: dict[str, frozenset]) -> None:
@@ -367,26 +385,13 @@ def _check_returns(parts: Learner, spec: tuple[Outputs, Batch], by_losses: dict[
                 f"reward {name!r} pays into stream {transform.stream!r}, but returns has {set(parts.returns)}. Add returns for it."
             )
     opened = {"", *(transform.stream for transform in parts.rewards.values())}
-    for stream in parts.returns:
+    for stream, returns in parts.returns.items():
         if stream not in opened:
             raise UsageError(f"returns names stream {stream!r}, but no reward transform pays into it (streams: {opened}).")
         head = (spec[0].extra or {}).get(stream, ()) if stream else spec[0].value
-        if earning and not hasattr(head, "shape"):
+        if earning and returns.needs_value and not hasattr(head, "shape"):
             fix = f"extra=({stream!r},) in its network" if stream else "let its module return (policy parameters, value)"
             raise UsageError(f"{earning[0]} reads returns of stream {stream!r}, but the student has no value head for it: {fix}.")
-
-
-def _check_teacher_and_memory(parts: Learner, read: dict[str, frozenset], by_losses: dict[str, frozenset]) -> None:
-    for name, paths in read.items():
-        if parts.rollout.teacher is None and check.touches(paths, "batch.teacher", "batch.teacher_next"):
-            raise UsageError(f"{name} reads the teacher, but teacher=None. Pass the teacher's policy after the student's.")
-    for name, paths in by_losses.items():
-        fresh = [f for f in ("acting", "acting_next", "advantage", "target", "targets") if check.touches(paths, f"batch.{f}")]
-        if parts.memory.replays and fresh:
-            raise UsageError(
-                f"{name} reads {', '.join(fresh)}, which belong to the policy that acted just now, but memory="
-                f"{check.label(parts.memory)} replays older rollouts. Drop the memory, or the loss."
-            )
 
 
 def _teacher_params(parts: Learner, inputs: tuple) -> Any:

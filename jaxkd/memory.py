@@ -1,8 +1,120 @@
-"""What the learner learns from: factories of `Memory`."""
+"""What the learner learns from: factories of `Memory`, and what of a batch a memory that replays is given.
 
-from jaxkd.base import Memory
+Legend of shapes: `T` time, `L` sequence length, `B` environments, `C` capacity in rollouts.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import check
+from jaxkd.base import Batch, Memory, UsageError
+
+_OF_WHO_ACTED = ("acting", "acting_next", "advantage", "target", "targets")
+_ALWAYS = ("obs", "reset", "carry", "weight")  # what unrolling the student and taking means need
+
+
+class Ring(NamedTuple):
+    """The last C rollouts."""
+
+    actors: Batch  # leaves [B, C, T, ...], a carry [B, C, T / L, ...]
+    added: jax.Array  # int32 [], rollouts since the beginning
 
 
 def this_rollout() -> Memory:
-    """No memory: the fresh rollout, with everything that was recorded of the policy that acted."""
+    """No memory: the fresh rollout, with everything that was recorded of the policy that acted.
+
+    >>> this_rollout().replays
+    False
+    """
     return Memory(init=lambda spec: (), add=lambda buffer, batch: buffer, sample=lambda key, buffer, batch: batch)
+
+
+def ring(capacity: int) -> Memory:
+    """The last `capacity` rollouts on the device; an update learns from one rollout's worth of them, uniform over all that is there.
+
+    Each environment's column of a sample is that environment's in one of the stored rollouts, drawn independently of the other columns.
+    Learning from the aggregate of all rollouts is what DAgger is (Ross et al. 2011); with `behavior.teacher_acts()` it is the
+    replay of policy distillation (Rusu et al. 2015).
+
+    The labels are those given when a row was recorded: a teacher's do not change. A recurrent student goes on from the carry that it
+    had then, which its present parameters would not have reached (Kapturowski et al. 2019); whole episodes a sequence avoid that.
+
+    Args:
+        capacity: C, rollouts. Stored is what some loss reads, in its own dtype, with observations, resets and weights:
+            C * T * B rows.
+
+    Raises:
+        UsageError: at `distill`, where a loss reads what belongs to the policy that acted just now.
+
+    >>> ring(32).replays
+    True
+    """
+    check.count("capacity", capacity)
+
+    def init(spec):
+        def empty(x):
+            return jnp.zeros((x.shape[1], capacity, x.shape[0], *x.shape[2:]), x.dtype)
+
+        return Ring(jax.tree.map(empty, spec), jnp.int32(0))
+
+    def add(buffer, batch):
+        slot = buffer.added % capacity
+        actors = jax.tree.map(lambda old, new: old.at[:, slot].set(new.swapaxes(0, 1)), buffer.actors, batch)
+        return Ring(actors, buffer.added + 1)
+
+    def sample(key, buffer, batch):
+        slots = jax.random.randint(key, batch.weight.shape[1:], 0, jnp.minimum(buffer.added, capacity))  # [B]
+        return jax.tree.map(lambda x: jax.vmap(lambda column, slot: column[slot], 0, 1)(x, slots), buffer.actors)
+
+    return Memory(init, add, sample, replays=True)
+
+
+# --- what is recorded -----------------------------------------------------------------------------------------------
+
+
+def kept(memory: Memory, reads: dict[str, frozenset[str]]) -> frozenset[str] | None:
+    """The leaves of the batch that the memory stores: those that a loss reads. None where it replays nothing: all of them.
+
+    Args:
+        reads: what each loss reads, by its name, as `check.reads` says it ("batch.teacher.policy.logits").
+
+    Raises:
+        UsageError: where a loss reads what an older rollout cannot have.
+    """
+    if not memory.replays:
+        return None
+    for name, paths in reads.items():
+        fresh = [field for field in _OF_WHO_ACTED if check.touches(paths, f"batch.{field}")]
+        if fresh:
+            raise UsageError(
+                f"{name} reads {', '.join(fresh)}, which belong to the policy that acted just now, but memory="
+                f"{check.label(memory)} replays older rollouts. Drop the memory, or the loss."
+            )
+    return frozenset(path.removeprefix("batch.") for paths in reads.values() for path in paths if path.startswith("batch."))
+
+
+def record(batch: Batch, kept: frozenset[str] | None) -> Batch:
+    """`batch` with () for every leaf that is not kept, and for every field of which nothing is."""
+    if kept is None:
+        return batch
+    leaves = jax.tree_util.tree_map_with_path(lambda path, x: x if _is_kept(path, kept) else (), batch)
+    return Batch._make(field if jax.tree.leaves(field) else () for field in leaves)
+
+
+def restore(sample: Batch, spec: Batch, kept: frozenset[str] | None) -> Batch:
+    """`sample`, recorded, with zeros for what nothing reads, so that shapes stay known, and () for what belongs to the policy that acted."""
+    if kept is None:
+        return sample
+    given, wanted = (jax.tree.map(jnp.shape, batch) for batch in (sample, record(spec, kept)))
+    if given != wanted:
+        raise UsageError(f"the memory's sample must have the shapes of the recorded batch, {wanted}, got {given}.")
+    leaves = iter(jax.tree.leaves(sample))
+    fill = lambda path, x: next(leaves) if _is_kept(path, kept) else jnp.zeros(x.shape, x.dtype)
+    return jax.tree_util.tree_map_with_path(fill, spec)._replace(**dict.fromkeys(_OF_WHO_ACTED, ()))
+
+
+def _is_kept(path: tuple, kept: frozenset[str]) -> bool:
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    return name in kept or name.split(".")[0] in _ALWAYS

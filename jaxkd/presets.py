@@ -1,6 +1,7 @@
 """Settings that work, as data: one row an environment, and what the main job makes of a row."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -8,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import envs, losses, networks, rewards
+from jaxkd import envs, methods, networks, rewards
 from jaxkd.base import Algorithm, Env, Policy, UsageError
 from jaxkd.evaluate import actor_size
-from jaxkd.recipes import distill, ppo
+from jaxkd.recipes import ppo
 from jaxkd.returns import gae
 
 
@@ -133,36 +134,109 @@ def teacher_network(env: Env, p: Preset) -> Policy:
 def teaching(env: Env, policy: Policy, p: Preset, num_steps: int | None = None) -> tuple[Algorithm, int]:
     """PPO as the preset says, and its number of updates; for the control of a distillation `num_steps` is the student's."""
     num_updates = updates(p, num_steps or p.num_steps)
-    rate = optax.linear_schedule(p.learning_rate, 0.0, num_updates * p.num_epochs * p.num_minibatches)
-    algorithm = ppo(
-        env,
-        policy,
+    return ppo(env, policy, **_reinforcement(p, num_updates)), num_updates
+
+
+def _reinforcement(p: Preset, num_updates: int) -> dict[str, Any]:
+    """Keywords of `ppo`."""
+    return dict(
         entropy=p.entropy,
-        learning_rate=rate,
+        learning_rate=optax.linear_schedule(p.learning_rate, 0.0, num_updates * p.num_epochs * p.num_minibatches),
         returns=gae(p.gamma, p.lambda_),
         rewards={"normalise": rewards.normalise(p.gamma)} if p.normalise_reward else None,
         unroll_length=p.unroll_length,
         num_epochs=p.num_epochs,
         num_minibatches=p.num_minibatches,
     )
-    return algorithm, num_updates
 
 
-def distillation(env: Env, student: Policy, teacher: Policy, p: Preset) -> tuple[Algorithm, int]:
-    """Policy distillation while the student acts, and its number of updates."""
-    num_updates = updates(p, p.student_steps)
+def _supervision(p: Preset, num_updates: int) -> dict[str, Any]:
+    """Keywords of `distill`."""
     rate = optax.linear_schedule(p.student_learning_rate, 0.0, num_updates * p.student_epochs * p.num_minibatches)
-    algorithm = distill(
-        env,
-        student,
-        teacher,
-        losses={"kl": losses.forward_kl()},
+    return dict(
         optimizer=optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5)),
         unroll_length=p.unroll_length,
         num_epochs=p.student_epochs,
         num_minibatches=p.num_minibatches,
     )
-    return algorithm, num_updates
+
+
+def _q_learning(p: Preset, num_updates: int) -> dict[str, Any]:
+    """Keywords of `pqn`: epsilon falls from 1 to 0.05 over the first half."""
+    rate = optax.linear_schedule(p.student_learning_rate, 0.0, num_updates * p.student_epochs * p.num_minibatches)
+    epsilon = optax.linear_schedule(1.0, 0.05, max(1, num_updates // 2))
+    return _supervision(p, num_updates) | dict(optimizer=None, learning_rate=rate, epsilon=epsilon, gamma=p.gamma)
+
+
+def _paid(p: Preset, num_updates: int) -> dict[str, Any]:
+    """Keywords of Czarnecki's recipes, which bring their own rewards and returns."""
+    keywords = _reinforcement(p, num_updates)
+    return {name: value for name, value in keywords.items() if name not in ("returns", "rewards")} | dict(gamma=p.gamma)
+
+
+def _weaned(p: Preset, num_updates: int) -> dict[str, Any]:
+    return _reinforcement(p, num_updates) | dict(weight=optax.linear_schedule(2.0, 0.0, max(1, num_updates * 3 // 10)))
+
+
+def _graded(p: Preset, num_updates: int) -> dict[str, Any]:
+    name = next((name for name, known in PRESETS.items() if known.gate is not None and known.gate == p.gate), None)
+    if p.gate is None or name not in _RANDOM:
+        raise UsageError(f"qdagger needs a preset with an expected return; there are {', '.join(_RANDOM)}.")
+    return _q_learning(p, num_updates) | dict(teacher_return=p.gate, random_return=_RANDOM[name])
+
+
+def _switched(p: Preset, num_updates: int) -> dict[str, Any]:
+    return _reinforcement(p, num_updates) | dict(switch=max(1, num_updates // 2), half_life=max(1, num_updates // 20))
+
+
+def _guided(p: Preset, num_updates: int) -> dict[str, Any]:
+    horizon = lambda update, episode_return: _GUIDED_STEPS * (1 - 2 * update / num_updates)
+    return _q_learning(p, num_updates) | dict(horizon=horizon)
+
+
+_RANDOM = {"CartPole-v1": 22.5, "Acrobot-v1": -499.5, "MountainCar-v0": -200.0, "Catch-bsuite": -0.6}  # results/gates/*.json, "random"
+_GUIDED_STEPS = 100  # of the guide in the first update of jump_start; 0 from half of the updates on
+
+METHODS: dict[
+    str, Callable[[Preset, int], dict[str, Any]]
+] = {  # keywords of the recipe of that name, from a preset and a number of updates
+    "on_policy_distillation": _supervision,
+    "policy_distillation": _supervision,
+    "dagger": _supervision,
+    "kickstarting": _weaned,
+    "proximal_policy_distillation": _reinforcement,
+    "qdagger": _graded,
+    "grpo": lambda p, num_updates: {k: v for k, v in _supervision(p, num_updates).items() if k != "unroll_length"},
+    "distil_then_finetune": _switched,
+    "jump_start": _guided,
+    "teacher_distillation": _supervision,
+    "n_distillation": _paid,
+    "entropy_regularised": _paid,
+    "expected_entropy_regularised": _paid,
+    "teacher_value_reward": _paid,
+}
+_Q_METHODS = ("qdagger", "jump_start")  # their students are Q-networks, which need layer normalisation
+
+
+def recipe(method: str) -> Callable[..., Algorithm]:
+    """The recipe of `jaxkd.methods` by its name, with - or _.
+
+    >>> recipe("on-policy-distillation").__name__
+    'on_policy_distillation'
+    """
+    name = method.replace("-", "_")
+    if name not in METHODS:
+        near = get_close_matches(name, METHODS, 1)
+        raise UsageError(f"unknown method {method!r}.{f' Did you mean {near[0]!r}?' if near else ''} (jaxkd methods lists all)")
+    return getattr(methods, name)
+
+
+def distillation(env: Env, student: Policy, teacher: Policy, p: Preset, method: str = "on_policy_distillation") -> tuple[Algorithm, int]:
+    """A method with the preset's settings, and its number of updates; by default KL distillation while the student acts."""
+    build = recipe(method)
+    length = (env.max_steps or 1) if build is methods.grpo else p.unroll_length
+    num_updates = max(1, p.student_steps // (env.num_envs * length))
+    return build(env, student, teacher, **METHODS[build.__name__](p, num_updates)), num_updates
 
 
 def updates(p: Preset, num_steps: int) -> int:

@@ -6,15 +6,18 @@ from typing import Any
 import jax
 import optax
 
+from jaxkd import networks
 from jaxkd.base import Algorithm, Env, LossTerm, Policy, Returns
+from jaxkd.behavior import epsilon_greedy
 from jaxkd.learner import learner as distill
 from jaxkd.losses import entropy as entropy_bonus
-from jaxkd.losses import ppo_clip, scale, td_mse
-from jaxkd.returns import gae
+from jaxkd.losses import ppo_clip, q_mse, scale, td_mse
+from jaxkd.returns import gae, q_lambda
 
-__all__ = ["distill", "ppo"]
+__all__ = ["distill", "ppo", "pqn"]
 
 _DEFAULT_RETURNS = gae(0.99, 0.95)
+_DEFAULT_EPSILON = optax.linear_schedule(1.0, 0.05, 50)
 
 
 def ppo(
@@ -55,3 +58,41 @@ def ppo(
     adam = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(learning_rate, eps=1e-5))
     terms |= losses or {}
     return distill(env, policy, teacher, losses=terms, returns=returns, optimizer=optimizer or adam, num_epochs=num_epochs, **keywords)
+
+
+def pqn(
+    env: Env,
+    policy: Policy,
+    teacher: Policy | None = None,
+    *,
+    gamma: float | jax.Array = 0.99,
+    lambda_: float | jax.Array = 0.65,
+    epsilon: float | jax.Array | Callable = _DEFAULT_EPSILON,
+    learning_rate: float | jax.Array | Callable = 5e-4,
+    losses: Mapping[str, LossTerm | Callable] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    num_epochs: int = 4,
+    **keywords: Any,
+) -> Algorithm:
+    """Parallelised Q-learning: no replay, no target network, layer normalisation instead (Gallici et al. 2025).
+
+    The logits of `policy` become Q-values (`networks.q`). Its mode is the greedy policy; as a teacher for a KL it is
+    `networks.temper(networks.q(policy), 0.01)` (Rusu et al. 2015).
+
+    Args:
+        env, policy: where and who; discrete actions, a network with `layer_norm=True`.
+        gamma, lambda_: of Peng's Q(lambda).
+        epsilon: of the random actions; a number, or a schedule `update -> epsilon`.
+        learning_rate: of RAdam behind a gradient clip at norm 10; a number, or a schedule by minibatch.
+        losses: further terms by name; one called "q" replaces the squared TD error.
+        optimizer: instead of that RAdam.
+        keywords: of `distill` (rewards, unroll_length, num_minibatches, ...; behavior and returns replace those above).
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> teacher = pqn(env, jaxkd.networks.mlp(env, (128, 128), activation=jax.nn.relu, layer_norm=True))
+    """
+    terms: dict[str, LossTerm | Callable] = {"q": q_mse()} | dict(losses or {})
+    radam = optax.chain(optax.clip_by_global_norm(10.0), optax.radam(learning_rate))
+    keywords = dict(behavior=epsilon_greedy(epsilon), returns=q_lambda(gamma, lambda_)) | keywords
+    return distill(env, networks.q(policy), teacher, losses=terms, optimizer=optimizer or radam, num_epochs=num_epochs, **keywords)

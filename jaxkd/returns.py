@@ -1,15 +1,19 @@
-"""How rewards become advantages and value targets: factories of `Returns`, and the recursions for one trajectory."""
+"""How rewards become advantages and value targets: factories of `Returns`, and the recursions for one trajectory.
 
-from collections.abc import Callable
+Legend of shapes: `T` time, `B` environments, `G` members of a group; the episodes of a rollout are numbered [T], as many as there can be.
+"""
+
+from collections.abc import Callable, Mapping
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from jaxkd import check
-from jaxkd.base import Returns
+from jaxkd.base import Env, Returns, UsageError
 
 _UNROLL = 8  # of the backward recursion: a few scalar operations a step
+_EPSILON = 1e-6  # beside the standard deviation of a group's returns
 
 
 def discounted_sum(x: jax.Array, decay: jax.Array) -> jax.Array:
@@ -59,6 +63,128 @@ def gae(gamma: float | jax.Array = 0.99, lambda_: float | jax.Array = 0.95, *, e
     return Returns(evaluate)
 
 
+def q_lambda(gamma: float | jax.Array = 0.99, lambda_: float | jax.Array = 0.65) -> Returns:
+    """Peng's Q(lambda), the target of PQN (Peng and Williams 1994; Gallici et al. 2025): `gae` under another name.
+
+    target_t = r_t + gamma (1 - terminated_t) [lambda target_{t+1} + (1 - lambda) max_a Q(next_obs_t, a)] inside an episode; at a time
+    limit and in the last row all of the bracket is max_a Q(next_obs_t, a). That is GAE's A + V with V = max_a Q, which is the value
+    of a Q network (`networks.q`). Nothing is cut after an exploratory action (Watkins' Q(lambda) would): the target is of a mixture
+    of the behaviour and the greedy policy.
+
+    Args:
+        gamma, lambda_: in [0, 1].
+
+    >>> q_lambda(0.99, 0.65).needs_value
+    True
+    """
+    return gae(gamma, lambda_)
+
+
+def monte_carlo(gamma: float | jax.Array = 0.99) -> Returns:
+    """The discounted return as the target, minus the value as the advantage: `gae` with lambda = 1.
+
+    Where the rollout or a time limit cuts an episode, the value of what was cut off stands for the rest.
+
+    Args:
+        gamma: in [0, 1].
+
+    >>> monte_carlo(0.99).fresh
+    False
+    """
+    return gae(gamma, 1.0)
+
+
+def group_relative(group_size: int, *, standardise: bool = True, leave_one_out: bool = False, per_episode: bool = True) -> Returns:
+    """Episodes that began alike, compared by their undiscounted returns R_i; no value is learnt or read.
+
+    A_i = (R_i - mean_j R_j) / (std_j R_j + 1e-6) in every row of episode i; the moments are over the finished n-th episodes of one group
+    (environments i with the same i // G), std with ddof 0. target = mean_j R_j: `td_mse` on it learns the group-relative value.
+    Every update begins with a reset. Unfinished episodes, and a group's only finished one, get weight 0.
+
+    GRPO (Shao et al. 2024) is the default; Dr. GRPO (Liu et al. 2025): standardise=False, per_episode=False; RLOO (Ahmadian et al. 2024):
+    standardise=False, leave_one_out=True.
+
+    Args:
+        group_size: G, that of `envs.make(..., group_size=G)`.
+        standardise: divides by the standard deviation; then A does not change under R -> a R + b, a > 0.
+        leave_one_out: R_i minus the mean of the others.
+        per_episode: weight 1 / |o_i|, so that every episode counts alike (GRPO's mean over an episode, then over episodes); False: every
+            row counts alike. Both are relative to the sum of weights in the minibatch.
+
+    Returns:
+        Returns that give (advantage, target, weight), [T, B] each.
+
+    Raises:
+        UsageError: at `distill`, where G is not the environment's, or an episode may be longer than a rollout. Losses must not
+            normalise the advantage once more: `ppo_clip(normalise=False)`.
+
+    >>> group_relative(8).needs_value
+    False
+    """
+    check.count("group_size", group_size)
+    if group_size < 2:
+        raise UsageError(f"group_size must be at least 2, got {group_size}: the only member of a group has nobody to be compared with.")
+
+    def evaluate(reward, value, next_value, batch, context):
+        chex.assert_rank([reward, batch.reset], 2)
+        number = jnp.cumsum(batch.reset, axis=0).astype(jnp.int32) - 1  # of the episode that a row belongs to
+        totals, lengths, finished = _episodes(reward, batch, number)
+        groups = (reward.shape[0], -1, group_size)
+        here = finished.reshape(groups)
+        advantage, mean = _compared(totals.reshape(groups), here, standardise, leave_one_out)
+        weight = here * (jnp.sum(here, -1, keepdims=True) > 1)
+        weight = weight / jnp.maximum(lengths.reshape(groups), 1) if per_episode else weight
+        return tuple(jnp.take_along_axis(x.reshape(reward.shape), number, axis=0) for x in (advantage, mean, weight))
+
+    return Returns(evaluate, fresh=True, needs_value=False, group_size=int(group_size))
+
+
+def _episodes(reward, batch, number):
+    """Return, length and finished (1 or 0) of each environment's n-th episode: [T, B] each, n along the first axis, 0 where there is none."""
+    done = batch.terminated + batch.truncated
+    rest = jax.vmap(discounted_sum, 1, 1)
+    ahead = [rest(x, 1 - done) for x in (reward, jnp.ones_like(reward), done)]  # from each row to the end of its episode
+    length, columns = reward.shape[0], jnp.arange(reward.shape[1])
+    slot = jnp.where(batch.reset > 0, number, length)  # an episode's first row goes into its slot, the others nowhere
+    return [jnp.zeros_like(x).at[slot, columns[None]].set(x, mode="drop") for x in ahead]
+
+
+def _compared(totals, here, standardise, leave_one_out):
+    """Advantage, and mean return of the group, of [T, B / G, G] returns where `here` is 1; both are 0 where it is 0 for the whole group."""
+    count = jnp.maximum(jnp.sum(here, axis=-1, keepdims=True), 1)
+    least = jnp.min(jnp.where(here > 0, totals, jnp.inf), axis=-1, keepdims=True)
+    least = jnp.where(jnp.isfinite(least), least, 0)
+    above = here * (totals - least)  # so that rounding leaves equal returns equal to their mean
+    mean = jnp.sum(above, axis=-1, keepdims=True) / count
+    advantage = here * (above - mean)
+    if standardise:
+        advantage = advantage / (jnp.sqrt(jnp.sum(jnp.square(advantage), axis=-1, keepdims=True) / count) + _EPSILON)
+    if leave_one_out:
+        advantage = advantage * count / jnp.maximum(count - 1, 1)
+    return advantage, jnp.broadcast_to(mean + least, totals.shape)
+
+
+def check_groups(returns: Mapping[str, Returns], env: Env, unroll_length: int) -> None:
+    """Raises unless whole episodes of the groups that the returns of a stream compare fit into a rollout of `env`."""
+    for stream, size in ((stream, made.group_size) for stream, made in returns.items() if made.group_size):
+        who = f"returns {stream!r}" if stream else "returns"
+        if size != env.group_size:
+            raise UsageError(
+                f"{who} compare groups of {size}, but {env.name!r} has group_size = {env.group_size}. "
+                f"Make it with envs.make(..., group_size={size})."
+            )
+        if env.max_steps is None:
+            raise UsageError(
+                f"{who} compare whole episodes, but {env.name!r} has no time limit. "
+                f"Give one that a rollout can hold: envs.make(..., max_steps={unroll_length})."
+            )
+        if unroll_length < env.max_steps:
+            raise UsageError(
+                f"{who} compare whole episodes, but unroll_length = {unroll_length} is shorter than the {env.max_steps} steps of an episode "
+                f"of {env.name!r}. Take unroll_length={env.max_steps}, or envs.make(..., max_steps={unroll_length})."
+            )
+
+
 def scale(coef: float | jax.Array | Callable, returns: Returns) -> Returns:
     """`returns` with its advantage times `coef` (a number or a schedule `update -> coef`); the target stays.
 
@@ -70,4 +196,4 @@ def scale(coef: float | jax.Array | Callable, returns: Returns) -> Returns:
         advantage, target, *weight = returns.evaluate(reward, value, next_value, batch, context)
         return advantage * (coef(context.update) if callable(coef) else coef), target, *weight
 
-    return Returns(evaluate, returns.fresh)
+    return returns._replace(evaluate=evaluate)

@@ -84,6 +84,21 @@ def test_normal_kl_is_the_integral():
     np.testing.assert_allclose(ours, exact, rtol=1e-5)
 
 
+def test_cross_entropy_is_minus_the_mean_log_prob():
+    """H(p, q) = -sum p log q in float64; of normals as distrax and by hand: N(0, 1) under N(1, 2) costs log(2 pi 4) / 2 + (1 + 1) / 8."""
+    p, q = Categorical(jnp.asarray(LOGITS)), Categorical(jnp.asarray(OTHER_LOGITS))
+    exact = -(np.exp(log_softmax(LOGITS)) * log_softmax(OTHER_LOGITS)).sum(-1)
+    np.testing.assert_allclose(p.cross_entropy(q), exact, rtol=1e-5)
+    np.testing.assert_allclose(p.cross_entropy(p), p.entropy(), rtol=1e-5, atol=1e-6)
+    by_hand = Normal(jnp.zeros(1), jnp.zeros(1)).cross_entropy(Normal(jnp.ones(1), jnp.log(2.0)[None]))
+    np.testing.assert_allclose(by_hand, 0.5 * np.log(8 * np.pi) + 0.25, rtol=1e-6)
+    a = distrax.MultivariateNormalDiag(MEAN, np.exp(LOG_STD))
+    b = distrax.MultivariateNormalDiag(OTHER_MEAN, np.exp(OTHER_LOG_STD))
+    ours = Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD)).cross_entropy(Normal(jnp.asarray(OTHER_MEAN), jnp.asarray(OTHER_LOG_STD)))
+    with jax.numpy_rank_promotion("allow"):
+        np.testing.assert_allclose(ours, a.cross_entropy(b), rtol=2e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.25, 3.0])
 def test_temper_divides_differences_of_log_probs(temperature):
     """p^(1/T) renormalised: log p(a) - log p(b) is divided by T."""
@@ -138,6 +153,7 @@ def test_masked_actions_stay_finite():
     def everything(logits):
         p = Categorical(logits)
         values = p.entropy(), p.kl(q), q.kl(p), p.kl(open_), open_.kl(p), p.log_prob(jnp.int32(2)), p.temper(0.01).entropy()
+        values = *values, p.cross_entropy(q), q.cross_entropy(p), p.cross_entropy(open_), open_.cross_entropy(p)
         return jnp.sum(jnp.stack(values)), jnp.stack(values)
 
     gradient, values = jax.grad(everything, has_aux=True)(masked)

@@ -1,13 +1,20 @@
 """Loss terms: closed forms, numbers by hand, rlax; what the combinators scale, gate and stop; the engine's weighted mean."""
 
+import distrax
+import hypothesis
+import hypothesis.extra.numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import rlax
+import scipy.spatial.distance
+import scipy.special
 
-from jaxkd import losses, networks, optimize
-from jaxkd.base import Batch, Context, LossTerm, Outputs, Policy
+import jaxkd
+from jaxkd import check, losses, networks, optimize
+from jaxkd.base import Batch, Context, LossTerm, Outputs, Policy, UsageError
 from jaxkd.distributions import Categorical, Normal
 
 L, N, A = 3, 4, 5
@@ -102,7 +109,333 @@ def test_value_mse_and_entropy():
     np.testing.assert_allclose(loss_of(losses.entropy(), student, data), (p * np.log(p)).sum(-1), rtol=1e-5)
 
 
+# --- every divergence against its formula in float64 ----------------------------------------------------------------
+
+
+def skewed(p, q, share):
+    """KL(p || share p + (1 - share) q) by scipy."""
+    return scipy.special.rel_entr(p, share * p + (1 - share) * q).sum(-1)
+
+
+def jensen_shannon(p, q, b):
+    return b * skewed(p, q, b) + (1 - b) * skewed(q, p, 1 - b)
+
+
+def standardised(z, t):
+    z = np.asarray(z, np.float64)
+    return softmax((z - z.mean(-1, keepdims=True)) / (t * z.std(-1, keepdims=True, ddof=1) + 1e-7))
+
+
+def entropy_of(p):
+    return -(p * np.log(p)).sum(-1)
+
+
+def hard(z, v):
+    return -np.take_along_axis(np.log(softmax(z)), v.argmax(-1)[..., None], -1)[..., 0]
+
+
+CLOSED = {  # name: (term, formula of student logits z and teacher logits v)
+    "jsd": (losses.jsd(), lambda z, v: jensen_shannon(softmax(v), softmax(z), 0.5)),
+    "jsd 0.9 at 2": (losses.jsd(0.9, temperature=2.0), lambda z, v: 4 * jensen_shannon(softmax(v / 2), softmax(z / 2), 0.9)),
+    "jsd 0.3 normalised": (losses.jsd(0.3, normalise=True), lambda z, v: jensen_shannon(softmax(v), softmax(z), 0.3) / 0.21),
+    "jsd 0": (losses.jsd(0.0), lambda z, v: np.zeros((L, N))),
+    "jsd 1": (losses.jsd(1.0), lambda z, v: np.zeros((L, N))),
+    "jsd 0 normalised": (losses.jsd(0.0, normalise=True), lambda z, v: kl(softmax(v), softmax(z))),
+    "jsd 1 normalised": (losses.jsd(1.0, normalise=True), lambda z, v: kl(softmax(z), softmax(v))),
+    "skew_kl": (losses.skew_kl(0.1), lambda z, v: skewed(softmax(v), softmax(z), 0.1)),
+    "skew_reverse_kl": (losses.skew_reverse_kl(0.1), lambda z, v: skewed(softmax(z), softmax(v), 0.1)),
+    "total_variation": (losses.total_variation(), lambda z, v: 0.5 * np.abs(softmax(z) - softmax(v)).sum(-1)),
+    "nll": (losses.nll(), hard),
+    "cross_entropy": (losses.cross_entropy(), lambda z, v: kl(softmax(v), softmax(z)) + entropy_of(softmax(v))),
+    "reverse_cross_entropy": (losses.reverse_cross_entropy(), lambda z, v: kl(softmax(z), softmax(v)) + entropy_of(softmax(z))),
+    "ce_kd": (losses.ce_kd(0.3, 2.0), lambda z, v: 0.3 * hard(z, v) + 0.7 * 4 * kl(softmax(v / 2), softmax(z / 2))),
+    "logit_mse": (losses.logit_mse(), lambda z, v: ((np.float64(v) - z) ** 2).sum(-1)),
+    "standardised_kl": (losses.standardised_kl(0.5), lambda z, v: 0.25 * kl(standardised(v, 0.5), standardised(z, 0.5))),
+    "advantage_mse": (
+        losses.advantage_mse(normalise=False),
+        lambda z, v: ((z - z.max(-1, keepdims=True) - v + v.max(-1, keepdims=True)) ** 2).sum(-1),
+    ),
+    "advantage_kl": (losses.advantage_kl(0.7), lambda z, v: kl(softmax(v / 0.7), softmax(z / 0.7))),
+}
+NOT_A_DISTANCE = {"nll", "cross_entropy", "reverse_cross_entropy", "ce_kd"}  # an entropy or a hard label away from one
+UNMASKED = {"advantage_mse", "standardised_kl"}  # say so in their docstrings
+
+
+@jax.jit
+def all_closed(z, v):
+    """{name: (loss [L, N], its gradient in z [L, N, A])} of every term of CLOSED."""
+
+    def one(term, z):
+        loss = term.loss((), Outputs(Categorical(z)), batch(teacher=Outputs(Categorical(v))), context())
+        return jnp.sum(loss), loss
+
+    found = {name: jax.value_and_grad(lambda z, term=term: one(term, z), has_aux=True)(z) for name, (term, _) in CLOSED.items()}
+    return {name: (loss, gradient) for name, ((_, loss), gradient) in found.items()}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_form(name):
+    loss, gradient = all_closed(jnp.asarray(Z), jnp.asarray(V))[name]
+    assert loss.shape == (L, N) and loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, CLOSED[name][1](Z, V), rtol=2e-4, atol=2e-6)
+    flat = name in ("jsd 0", "jsd 1")
+    assert (np.abs(gradient).max() < 1e-6) if flat else (np.abs(gradient).max() > 1e-2)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_gradient_is_the_slope_of_the_formula(name):
+    """Central differences of the float64 formula along one direction."""
+    direction, h = RNG.normal(size=Z.shape), 1e-5
+    formula = CLOSED[name][1]
+    slope = (formula(Z + h * direction, V.astype(np.float64)) - formula(Z - h * direction, V.astype(np.float64))) / (2 * h)
+    gradient = all_closed(jnp.asarray(Z), jnp.asarray(V))[name][1]
+    np.testing.assert_allclose((np.float64(gradient) * direction).sum(-1), slope, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", sorted(set(CLOSED) - NOT_A_DISTANCE))
+def test_a_distance_is_a_flat_zero_at_the_teacher(name):
+    loss, gradient = all_closed(jnp.asarray(V), jnp.asarray(V))[name]
+    np.testing.assert_allclose(loss, 0, atol=1e-6)
+    np.testing.assert_allclose(gradient, 0, atol=2e-6)
+
+
+@pytest.mark.parametrize("who", ["both", "student", "teacher"])
+def test_masked_actions_give_no_nan(who):
+    """Logit -1e9: the last action is illegal for both (and costs nothing), or only one of them knows it."""
+    mask = np.zeros((L, N, A), np.float32)
+    mask[..., -1] = -1e9
+    z, v = Z + mask * (who != "teacher"), V + mask * (who != "student")
+    found = all_closed(jnp.asarray(z), jnp.asarray(v))
+    for name, (loss, gradient) in found.items():
+        assert np.isfinite(loss).all() and np.isfinite(gradient).all(), name
+    if who == "both":
+        for name in sorted(set(CLOSED) - UNMASKED):
+            np.testing.assert_allclose(found[name][0], CLOSED[name][1](Z[..., :-1], V[..., :-1]), rtol=2e-4, atol=2e-6, err_msg=name)
+    if who == "student":  # what the teacher does there costs a bounded amount in a mixture, and almost 1e9 nats in the forward KL
+        assert np.all(found["skew_kl"][0] < -np.log(0.1)) and np.all(found["jsd"][0] < np.log(2))
+        assert np.all(found["cross_entropy"][0] > 1e3)
+
+
+@hypothesis.settings(max_examples=25, deadline=None, database=None, derandomize=True)
+@hypothesis.given(hypothesis.extra.numpy.arrays(np.float32, (2, L, N, A), elements=dict(min_value=-200, max_value=200)))
+def test_bounds(logits):
+    """0 <= JSD <= log 2, TV in [0, 1], Pinsker's TV^2 <= KL / 2, skew KLs at most -log a, for peaked and tied logits alike."""
+    found = {name: np.asarray(loss, np.float64) for name, (loss, _) in all_closed(*map(jnp.asarray, logits)).items()}
+    assert all(np.isfinite(loss).all() for loss in found.values())
+    assert found["jsd"].min() > -1e-5 and found["jsd"].max() < np.log(2) + 1e-5
+    assert found["total_variation"].min() >= 0 and found["total_variation"].max() < 1 + 1e-5
+    assert np.all(found["total_variation"] ** 2 <= found["jsd 0 normalised"] / 2 + 1e-5)
+    assert max(found["skew_kl"].max(), found["skew_reverse_kl"].max()) < -np.log(0.1) + 1e-5
+
+
+def test_divergences_as_scipy_and_rlax_and_distrax():
+    found = {name: loss for name, (loss, _) in all_closed(jnp.asarray(Z), jnp.asarray(V)).items()}
+    np.testing.assert_allclose(found["jsd"], scipy.spatial.distance.jensenshannon(softmax(Z), softmax(V), axis=-1) ** 2, rtol=1e-4)
+    with jax.numpy_rank_promotion("allow"):
+        teacher = distrax.Categorical(V)
+        np.testing.assert_allclose(found["cross_entropy"], teacher.cross_entropy(distrax.Categorical(Z)), rtol=1e-5)
+        np.testing.assert_allclose(found["reverse_cross_entropy"], distrax.Categorical(Z).cross_entropy(teacher), rtol=1e-4)
+        np.testing.assert_allclose(found["cross_entropy"], rlax.categorical_cross_entropy(softmax(V).astype(np.float32), Z), rtol=1e-5)
+        rlax_kl = rlax.categorical_kl_divergence(jnp.asarray(V), jnp.asarray(Z), temperature=0.7)
+    np.testing.assert_allclose(found["advantage_kl"], rlax_kl, rtol=1e-4)
+
+
+def test_jsd_fades_to_the_kl_and_the_normalised_one_is_continuous():
+    """In float64: JSD(b) / b is the forward KL within 1 % at b = 1e-4, the normalised one meets its limits where they take over."""
+    with jax.enable_x64(True):
+        z, v = jnp.asarray(Z / 2, jnp.float64), jnp.asarray(V / 2, jnp.float64)
+
+        @jax.jit
+        def both(b):
+            student, data = Outputs(Categorical(z)), batch(teacher=Outputs(Categorical(v)))
+            return tuple(losses.jsd(b, normalise=n).loss((), student, data, context()) for n in (False, True))
+
+        forward, reverse = kl(softmax(V / 2), softmax(Z / 2)), kl(softmax(Z / 2), softmax(V / 2))
+        b = 1e-4
+        np.testing.assert_allclose(both(b)[0] / b, forward, rtol=0.01)
+        np.testing.assert_allclose(both(1 - b)[0] / b, reverse, rtol=0.01)
+        for edge, limit in ((1e-3, forward), (1 - 1e-3, reverse)):
+            inward = edge + np.sign(0.5 - edge) * 1e-9
+            outward = edge - np.sign(0.5 - edge) * 1e-9
+            np.testing.assert_allclose(both(outward)[1], limit, rtol=1e-9)
+            np.testing.assert_allclose(both(inward)[1], limit, rtol=0.02)
+        slopes = jax.jit(jax.jacrev(lambda b: jnp.stack([x.sum() for x in both(b)])))
+        assert np.isfinite(slopes(0.0)).all() and np.isfinite(slopes(1.0)).all()
+
+
+def test_standardised_kl_with_two_actions():
+    """Two standardised logits are -+0.71 / T: the term is refused, or goes on at one of two values without a gradient."""
+    z, v = jnp.array([[[0.3, 0.1], [-4.0, 9.0]]]), jnp.array([[[5.0, 1.0], [5.0, 1.0]]])
+    data = batch(shape=(1, 2), teacher=Outputs(Categorical(v)))
+    with pytest.raises(UsageError, match=r"no gradient with 2 actions.*-0.71 and 0.71.*forward_kl, or allow_two=True"):
+        loss_of(losses.standardised_kl(), Outputs(Categorical(z)), data)
+    term = losses.standardised_kl(1.0, allow_two=True)
+    p = softmax(np.array([1, -1]) / np.sqrt(2))
+    np.testing.assert_allclose(loss_of(term, Outputs(Categorical(z)), data), [[0, kl(p, p[::-1])]], atol=1e-5)
+    gradient = jax.jit(jax.grad(lambda z: jnp.sum(loss_of(term, Outputs(Categorical(z)), data))))
+    np.testing.assert_allclose(gradient(z), 0, atol=1e-5)
+    assert np.isfinite(gradient(jnp.ones_like(z))).all()  # all logits equal: std 0
+
+
+NORMAL = Normal(jnp.zeros((L, N, 2)), jnp.zeros((L, N, 2)))
+DISCRETE = {
+    "jsd": (losses.jsd(), "forward_kl or reverse_kl"),
+    "skew_kl": (losses.skew_kl(), "forward_kl"),
+    "skew_reverse_kl": (losses.skew_reverse_kl(), "reverse_kl"),
+    "total_variation": (losses.total_variation(), "forward_kl"),
+    "logit_mse": (losses.logit_mse(), "forward_kl"),
+    "standardised_kl": (losses.standardised_kl(), "forward_kl"),
+    "q_mse": (losses.q_mse(), "td_mse"),
+    "advantage_mse": (losses.advantage_mse(), "forward_kl"),
+    "advantage_kl": (losses.advantage_kl(), "forward_kl"),
+    "action_gap": (losses.gate(losses.action_gap(), losses.forward_kl()), "agreement"),
+    "confidence": (losses.gate(losses.confidence(), losses.forward_kl()), "agreement"),
+}
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_discrete_terms_refuse_normals_in_one_line(name):
+    term, instead = DISCRETE[name]
+    with pytest.raises(UsageError) as error:
+        loss_of(term, Outputs(NORMAL), batch(teacher=Outputs(NORMAL)))
+    message = str(error.value)
+    assert "discrete actions" in message and "Normal" in message and f"Use {instead}." in message and "\n" not in message
+
+
+def test_discrete_terms_are_refused_by_distill():
+    env = jaxkd.envs.make("Pendulum-v1", num_envs=2)
+    policy = networks.mlp(env, (2,))
+    with pytest.raises(UsageError, match=r"loss 'mixed': it is for discrete actions, but the student's policy is a Normal"):
+        jaxkd.distill(env, policy, policy, losses={"mixed": losses.jsd()}, num_minibatches=1, unroll_length=2)
+
+
+def test_normals_have_a_hard_label_and_cross_entropies():
+    """-log N(1; 0, 1) twice is log(2 pi) + 1; H(T || S) of equal normals is their entropy."""
+    teacher = NORMAL._replace(mean=jnp.ones((L, N, 2)))
+    data = batch(teacher=Outputs(teacher))
+    np.testing.assert_allclose(loss_of(losses.nll(), Outputs(NORMAL), data), np.log(2 * np.pi) + 1, rtol=1e-6)
+    entropy = np.log(2 * np.pi * np.e)
+    for term in (losses.cross_entropy(), losses.reverse_cross_entropy()):
+        np.testing.assert_allclose(loss_of(term, Outputs(teacher), data), entropy, rtol=1e-6)
+        np.testing.assert_allclose(loss_of(term, Outputs(NORMAL), data), entropy + 1, rtol=1e-6)
+    mixed = 0.25 * (np.log(2 * np.pi) + 1) + 0.75 * 4 * 0.5  # the KL of both tempered at 2 is 1 / 2, times T^2
+    np.testing.assert_allclose(loss_of(losses.ce_kd(0.25, 2.0), Outputs(NORMAL), data), mixed, rtol=1e-6)
+
+
+# --- values and features --------------------------------------------------------------------------------------------
+
+
+def test_value_mse_in_units_of_the_teachers_spread():
+    """V_T = 2 and 6 (a third one has no weight): variance 4, so errors of 2 and 1 cost 4 / 4 and 1 / 4."""
+    data = batch(shape=(1, 3), teacher=Outputs((), jnp.array([[2.0, 6.0, 100.0]])), weight=[[1, 1, 0]])
+    student = Outputs((), jnp.array([[4.0, 5.0, 0.0]]))
+    loss = loss_of(losses.value_mse(normalise=True), student, data)
+    np.testing.assert_allclose(loss[0, :2], [4 / 4, 1 / 4], rtol=1e-6)
+    moved = jax.grad(lambda v: jnp.sum(loss_of(losses.value_mse(normalise=True), student, data._replace(teacher=Outputs((), v)))))
+    np.testing.assert_allclose(
+        moved(data.teacher.value)[0, :2], [-2 * 2 / 4, 2 * 1 / 4], rtol=1e-6
+    )  # the variance is a unit, not a function
+    for constant in (0.0, 0.1, 1e4):  # no spread: plain squares
+        flat = batch(shape=(1, 3), teacher=Outputs((), jnp.full((1, 3), constant)))
+        loss = loss_of(losses.value_mse(normalise=True), Outputs((), jnp.full((1, 3), constant + 1)), flat)
+        np.testing.assert_allclose(loss, 1, rtol=1e-2)
+
+
+def test_q_mse_reads_the_logit_at_the_action():
+    q = jnp.array([[[1.0, 5.0], [2.0, -3.0]]])
+    data = batch(shape=(1, 2), action=jnp.array([[1, 0]]), target=jnp.array([[3.0, 2.5]]))
+    np.testing.assert_allclose(loss_of(losses.q_mse(), Outputs(Categorical(q)), data), [[4.0, 0.25]], rtol=1e-6)
+    gradient = jax.grad(lambda q: jnp.sum(loss_of(losses.q_mse(), Outputs(Categorical(q)), data)))(q)
+    np.testing.assert_allclose(gradient, [[[0, 4], [-1, 0]]], rtol=1e-6)
+
+
+def test_hierarchical_value_distillation():
+    """Q_T = (5, 4, 2) and (9, 9, 8): A_T = (0, -1, -3) and (0, 0, -1), in units of the variance of all six; a shift of Q changes nothing."""
+    q = np.array([[[5.0, 4.0, 2.0], [9.0, 9.0, 8.0]]], np.float32)
+    advantage = q - q.max(-1, keepdims=True)
+    student = np.array([[[1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]], np.float32)  # A_S = (0, -1, -1) and (0, -1, 0)
+    data = batch(shape=(1, 2), teacher=Outputs(Categorical(jnp.asarray(q + 100))))
+    plain = loss_of(losses.advantage_mse(normalise=False), Outputs(Categorical(jnp.asarray(student))), data)
+    np.testing.assert_allclose(plain, [[4.0, 2.0]], rtol=1e-4)
+    normalised = loss_of(losses.advantage_mse(), Outputs(Categorical(jnp.asarray(student))), data)
+    np.testing.assert_allclose(normalised, [[4.0 / advantage.var(), 2.0 / advantage.var()]], rtol=1e-4)
+    sharp = loss_of(losses.advantage_kl(0.5), Outputs(Categorical(jnp.asarray(student))), data)
+    np.testing.assert_allclose(sharp, kl(softmax(q / 0.5), softmax(student / 0.5)), rtol=1e-4)
+    same = batch(shape=(1, 2), teacher=Outputs(Categorical(jnp.ones((1, 2, 3)))))
+    flat = loss_of(losses.advantage_mse(), Outputs(Categorical(jnp.asarray(student))), same)
+    np.testing.assert_allclose(flat, [[2.0, 1.0]])  # a teacher without any gap: plain squares
+
+
+def features(narrow=2, wide=3, **layers):
+    """Student and batch [L, N] with `features` of these widths and further layers in `extra`."""
+    student = Outputs((), jnp.zeros((L, N)), jnp.asarray(RNG.normal(size=(L, N, narrow)), jnp.float32), {"risk": jnp.zeros((L, N))})
+    teacher = Outputs((), (), jnp.asarray(RNG.normal(size=(L, N, wide)), jnp.float32), {"deep": jnp.ones((L, N, 4))})
+    return student, batch(teacher=teacher)
+
+
+def test_feature_mse_is_the_error_of_a_linear_map():
+    student, data = features()
+    term = losses.feature_mse({"features": "features"})
+    spec = jax.eval_shape(lambda: (student, data))
+    params = term.init(jax.random.key(0), spec)
+    assert jax.tree.map(jnp.shape, params) == {"features": {"kernel": (2, 3), "bias": (3,)}}
+    params = {"features": {"kernel": jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]]), "bias": jnp.array([0.5, 0.0, 0.0])}}
+    h, target = np.asarray(student.features), np.asarray(data.teacher.features)
+    mapped = h @ np.asarray(params["features"]["kernel"]) + [0.5, 0, 0]
+    loss = term.loss(params, student, data, context())
+    np.testing.assert_allclose(loss, ((mapped - target) ** 2).mean(-1), rtol=1e-5)
+    two = losses.feature_mse({"features": "deep"})
+    zero = jax.tree.map(jnp.zeros_like, two.init(jax.random.key(0), spec))
+    np.testing.assert_allclose(two.loss(zero, student, data, context()), 1.0)  # the teacher's layer of ones
+    linear = data._replace(teacher=Outputs((), (), student.features @ params["features"]["kernel"]))
+    solved = {"features": params["features"] | {"bias": jnp.zeros(3)}}
+    gradient = jax.grad(lambda h: jnp.sum(term.loss(solved, student._replace(features=h), linear, context())))(student.features)
+    np.testing.assert_allclose(gradient, 0, atol=1e-5)  # a student whose layer holds the teacher's has nothing to learn
+
+
+def test_feature_mse_names_the_layers_there_are():
+    student, data = features()
+    spec = jax.eval_shape(lambda: (student, data))
+    for layers, message in (
+        ({"hidden_1": "features"}, "layer 'hidden_1' of the student, which has: 'features'."),
+        ({"features": "broad"}, "layer 'broad' of the teacher, which has: 'features', 'deep'."),
+        ({"risk": "features"}, "layer 'risk' of the student"),  # a head [L, N] is no layer
+    ):
+        with pytest.raises(UsageError, match=message):
+            losses.feature_mse(layers).init(jax.random.key(0), spec)
+    blind = spec[0]._replace(features=(), extra=())
+    with pytest.raises(UsageError, match="which has: none"):
+        losses.feature_mse().init(jax.random.key(0), (blind, spec[1]))
+
+
+def test_feature_mse_is_trained_by_distill():
+    """The projection is made from the shapes that `distill` finds, and is part of what the optimizer moves."""
+    env = jaxkd.envs.make("CartPole-v1", num_envs=2)
+    teacher, student = networks.mlp(env, (6,)), networks.mlp(env, (3,))
+    kd = jaxkd.distill(env, student, teacher, losses={"hint": losses.feature_mse()}, num_minibatches=1, unroll_length=2)
+    state = jax.eval_shape(kd.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, state.loss_params["hint"]) == {"features": {"kernel": (3, 6), "bias": (6,)}}
+    moments = [x.shape for x in jax.tree.leaves(state.opt_state)]
+    assert moments.count((3, 6)) == 2 and moments.count((6,)) == 2  # Adam's, of the projection
+    after = jax.eval_shape(kd.step, state, jax.eval_shape(teacher.init, jax.random.key(0)))[0]
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
 # --- reinforcement learning -----------------------------------------------------------------------------------------
+
+
+def test_policy_gradient_by_hand_and_as_rlax():
+    """p = (3/4, 1/4), action 0, A = 2: loss -2 log(3/4), gradient -2 (1 - 3/4, -1/4)."""
+    z = jnp.log(jnp.array([[[0.75, 0.25]]]))
+    data = batch(shape=(1, 1), advantage=[[2.0]])
+    loss, gradient = jax.value_and_grad(lambda z: jnp.sum(loss_of(losses.policy_gradient(), Outputs(Categorical(z)), data)))(z)
+    np.testing.assert_allclose(loss, -2 * np.log(0.75), rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[[-0.5, 0.5]]], rtol=1e-6)
+    action, advantage = RNG.integers(A, size=(L, N)), RNG.normal(size=(L, N)).astype(np.float32)
+    data = batch(action=jnp.asarray(action), advantage=jnp.asarray(advantage))
+    ours = jnp.mean(loss_of(losses.policy_gradient(), Outputs(Categorical(jnp.asarray(Z))), data))
+    theirs = rlax.policy_gradient_loss(Z.reshape(-1, A), action.ravel(), advantage.ravel(), np.ones(L * N, np.float32))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_ppo_clip_by_hand():
@@ -182,6 +515,218 @@ def test_scale_keeps_the_parameters_of_a_term():
     for made in (losses.scale(2.0, term), losses.gate(lambda *_: 2.0, term)):
         np.testing.assert_allclose(loss_of(made, Outputs((), jnp.asarray(VALUE)), batch()), 6 * VALUE, rtol=1e-6)
     np.testing.assert_allclose(loss_of(losses.watch(term), Outputs((), jnp.asarray(VALUE)), batch()), 3 * VALUE, rtol=1e-6)
+
+
+def test_scale_takes_optax_schedules_with_traced_ends():
+    """A grid of schedules is one vmap; at update 25 of 100 each says what its formula says."""
+    student, data = Outputs((), jnp.asarray(VALUE)), batch(teacher=Outputs((), jnp.asarray(OTHER)))
+    ends = jnp.array([[1.0, 0.0], [3.0, 1.0]])
+
+    @jax.jit
+    @jax.vmap
+    def grid(pair):
+        start, end = pair
+        schedules = (
+            optax.linear_schedule(start, end, 100),
+            optax.piecewise_constant_schedule(start, {20: 0.5, 50: 0.1}),
+            optax.cosine_decay_schedule(start, 100, alpha=end),
+            optax.join_schedules([optax.constant_schedule(start), optax.constant_schedule(end)], [20]),
+        )
+        return jnp.stack([loss_of(losses.scale(schedule, losses.value_mse()), student, data, update=25) for schedule in schedules])
+
+    cosine = 0.5 * (1 + np.cos(np.pi / 4))
+    factors = [[0.75, 0.5, cosine, 0.0], [2.5, 1.5, 3 * cosine * (1 - 1) + 3 * 1, 1.0]]
+    expected = np.array(factors)[:, :, None, None] * (VALUE - OTHER) ** 2
+    np.testing.assert_allclose(grid(ends), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_every_float_may_be_traced():
+    """A grid over each factory's numbers in one vmap; two lanes against plain Python numbers."""
+    p, q = Categorical(jnp.asarray(Z)), Categorical(jnp.asarray(V))
+    data = batch(teacher=Outputs(q, jnp.asarray(OTHER)), acting=Outputs(p.temper(2.0)), obs={"task": jnp.zeros((L, N), jnp.int32)})
+
+    def everything(x):
+        terms = (
+            losses.jsd(x, temperature=1 + x),
+            losses.jsd(x, normalise=True),
+            losses.skew_kl(x),
+            losses.skew_reverse_kl(x),
+            losses.ce_kd(x, 1 + x),
+            losses.standardised_kl(x),
+            losses.advantage_kl(x),
+            losses.proximal(x, losses.forward_kl()),
+            losses.gate(losses.agreement(x), losses.forward_kl()),
+            losses.gate(losses.performance_gate(teacher_return=10 * x, random_return=-x), losses.forward_kl()),
+            losses.jsd(lambda update: x, normalise=True),
+            losses.skew_kl(lambda update: x),
+            losses.ce_kd(lambda update: x, lambda update: 1 + x),
+            losses.proximal(lambda update: x, losses.forward_kl()),
+            losses.gate(losses.agreement(lambda update: x), losses.forward_kl()),
+        )
+        return jnp.stack([term.loss((), Outputs(p, jnp.asarray(VALUE)), data, context()) for term in terms])
+
+    grid = jax.jit(jax.vmap(everything))(jnp.array([0.2, 0.7]))
+    for lane, x in enumerate((0.2, 0.7)):
+        np.testing.assert_allclose(grid[lane], jax.jit(lambda x=x: everything(x))(), rtol=1e-4, atol=1e-5)
+    assert np.abs(grid[0] - grid[1]).max((1, 2))[:9].min() > 1e-3
+
+
+def test_proximal_keeps_a_share_and_passes_the_gradient_on():
+    """Ratios 3/2 and 1/2 at epsilon 0.2 are 1.5 and 0.8; the first one's gradient is that of rho, the second's that of a number."""
+    probability = jnp.array([[0.75, 0.25]])
+    z = jnp.log(jnp.stack([probability, 1 - probability], -1))
+    data = batch(shape=(1, 2), acting=Outputs(Categorical(jnp.zeros((1, 2, 2)))))
+    term = losses.proximal(0.2, lambda student, batch: jnp.full((1, 2), 10.0))
+    loss, gradient = jax.value_and_grad(lambda z: jnp.sum(loss_of(term, Outputs(Categorical(z)), data)))(z)
+    np.testing.assert_allclose(loss, 15 + 8, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[[15 * 0.25, -15 * 0.25], [0, 0]]], rtol=1e-5)
+
+
+def test_for_task_counts_only_its_rows():
+    task = RNG.integers(3, size=(L, N))
+    data = batch(obs={"task": jnp.asarray(task)}, teacher=Outputs((), jnp.asarray(OTHER)))
+    for number in range(3):
+        loss = loss_of(losses.for_task(number, losses.value_mse()), Outputs((), jnp.asarray(VALUE)), data)
+        np.testing.assert_allclose(loss, np.where(task == number, (VALUE - OTHER) ** 2, 0), rtol=1e-5)
+    for obs, message in ((jnp.zeros((L, N, 3)), "none, it is one array"), ({"grid": jnp.zeros((L, N))}, "fields: 'grid'")):
+        with pytest.raises(UsageError, match=message):
+            loss_of(losses.for_task(0, losses.value_mse()), Outputs((), jnp.asarray(VALUE)), data._replace(obs=obs))
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def weight_of(weight, student=None, data=None, episode_return=0.0):
+    student = student or Outputs(Categorical(jnp.asarray(Z)), jnp.asarray(VALUE))
+    data = data or batch(teacher=Outputs(Categorical(jnp.asarray(V)), jnp.asarray(OTHER)))
+    return weight(student, data, context()._replace(episode_return=jnp.float32(episode_return)))
+
+
+def test_weights_in_float64():
+    p, q = softmax(V), softmax(Z)
+    np.testing.assert_array_equal(weight_of(losses.value_gate()), OTHER > VALUE)
+    np.testing.assert_array_equal(weight_of(losses.one_minus(losses.value_gate())), OTHER <= VALUE)
+    np.testing.assert_allclose(weight_of(losses.agreement(0.7)), np.exp(-0.7 * kl(p, q)), rtol=1e-4)
+    aux = losses.agreement(policy=lambda student: Categorical(student.extra["imitator"]))
+    student = Outputs((), (), (), {"imitator": jnp.asarray(Z / 2)})
+    np.testing.assert_allclose(weight_of(aux, student), np.exp(-kl(p, softmax(Z / 2))), rtol=1e-4)
+    np.testing.assert_allclose(weight_of(losses.action_gap()), V.max(-1) - V.mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(weight_of(losses.confidence()), 1 - entropy_of(p) / np.log(A), rtol=1e-4, atol=1e-6)
+    peaked = batch(teacher=Outputs(Categorical(jnp.asarray(np.eye(2, dtype=np.float32)[None] * 100))), shape=(1, 2))
+    np.testing.assert_allclose(weight_of(losses.confidence(), data=peaked), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "student, expected",
+    [(-500.0, 1.0), (-290.0, 0.5), (-80.0, 0.0), (-900.0, 1.0), (20.0, 0.0), (np.nan, 1.0)],
+    ids=["as random", "half way", "as the teacher", "below random", "above the teacher", "no episode yet"],
+)
+def test_performance_gate(student, expected):
+    gate = losses.performance_gate(teacher_return=-80.0, random_return=-500.0)
+    np.testing.assert_allclose(weight_of(gate, episode_return=student), expected, rtol=1e-6)
+
+
+def test_performance_gate_of_the_paper():
+    """G_R = 0: max(1 - G_S / G_T, 0)."""
+    np.testing.assert_allclose(weight_of(losses.performance_gate(teacher_return=200.0), episode_return=50.0), 0.75)
+
+
+def test_burn_in_keeps_the_size_of_the_mean():
+    data = batch(shape=(4, 2))
+    weight = losses.burn_in(1)(None, data, context())
+    np.testing.assert_allclose(weight, [[0, 0], [4 / 3] * 2, [4 / 3] * 2, [4 / 3] * 2], rtol=1e-6)
+    np.testing.assert_allclose(weight.mean(), 1, rtol=1e-6)
+    with pytest.raises(UsageError, match=r"burn_in\(4\) leaves no row of a sequence of length 4"):
+        losses.burn_in(4)(None, data, context())
+
+
+def test_v_gated_distillation_ends_no_worse_than_the_teacher():
+    """Czarnecki et al. 2019, proposition 2, on a tabular MDP with exact values, state weights and policy gradient.
+
+    Three teachers: optimal, optimal with a quarter of noise, the worst there is (all with 2 % of noise, so that their logs are finite).
+    With the gate the student ends no worse than any in any state, and far above the bad ones; without it the same student stays near them.
+    """
+    S, gamma, steps = 3, 0.9, 1500
+    rng = np.random.default_rng(5)
+    transition = rng.dirichlet(np.ones(S), size=(S, A)).astype(np.float32)
+    reward = rng.uniform(size=(S, A)).astype(np.float32)
+
+    def evaluated(pi):
+        """V [S], Q [S, A] and the discounted state weights [S] from a uniform start."""
+        step = jnp.sum(pi[:, :, None] * transition, axis=1)
+        value = jnp.linalg.solve(jnp.eye(S) - gamma * step, jnp.sum(pi * reward, axis=1))
+        seen = (1 - gamma) * jnp.linalg.solve(jnp.eye(S) - gamma * step.T, jnp.full(S, 1 / S))
+        return value, reward + gamma * transition @ value, seen
+
+    def best(sign):
+        q = np.zeros((S, A))
+        for _ in range(300):
+            q = sign * reward + gamma * transition @ q.max(1)
+        return np.eye(A, dtype=np.float32)[q.argmax(1)]
+
+    sure = [best(1), 0.75 * best(1) + 0.25 / A, best(-1)]
+    teachers = jnp.stack([jnp.log(0.98 * jnp.asarray(pi, jnp.float32) + 0.02 / A) for pi in sure])
+
+    def distilled(teacher, gated):
+        taught = jax.nn.softmax(teacher)
+        teacher_value = evaluated(taught)[0]
+        copy = losses.scale(3.0, losses.cross_entropy())
+        terms = {"rl": losses.scale(3.0, losses.policy_gradient()), "copy": losses.gate(losses.value_gate(), copy) if gated else copy}
+
+        def rows(x):
+            return jnp.broadcast_to(x[:, None], (S, A, *x.shape[1:]))
+
+        def descend(z, _):
+            value, q, seen = evaluated(jax.nn.softmax(z))
+            weight = seen[:, None] * jax.nn.softmax(z)  # every state and action, as often as the student meets them
+            actions = jnp.broadcast_to(jnp.arange(A)[None], (S, A))
+            out = Outputs(Categorical(rows(teacher)), rows(teacher_value))
+            data = batch(shape=(S, A), action=actions, advantage=q - value[:, None], weight=weight, teacher=out)
+
+            def loss(z):
+                return optimize.total(terms, {"rl": (), "copy": ()}, Outputs(Categorical(rows(z)), rows(value)), data, context())[0]
+
+            return z - jax.grad(loss)(z), None
+
+        z = jax.lax.scan(descend, jnp.zeros((S, A)), None, length=steps)[0]
+        return evaluated(jax.nn.softmax(z))[0] - teacher_value
+
+    run = jax.jit(lambda teachers: tuple(jax.vmap(lambda t, g=gated: distilled(t, g))(teachers) for gated in (True, False)))
+    gated, ungated = map(np.asarray, run(teachers))
+    assert gated.min() > 0
+    assert gated[1].min() > 0.5 and gated[2].min() > 5  # measured 0.67 and 6.5
+    assert ungated[1].max() < 0.4 and ungated[2].max() < 0.5  # measured 0.24 and 0.25
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: losses.jsd(1.5), r"beta must be in \[0, 1\], got 1.5"),
+        (lambda: losses.jsd(temperature=0.0), r"temperature must be in \(0, inf\], got 0"),
+        (lambda: losses.skew_kl(-0.1), r"alpha must be in \[0, 1\], got -0.1"),
+        (lambda: losses.skew_reverse_kl(2), r"alpha must be in \[0, 1\], got 2"),
+        (lambda: losses.ce_kd(3.0), r"ce_weight must be in \[0, 1\], got 3"),
+        (lambda: losses.ce_kd(0.5, 0.0), r"temperature must be in \(0, inf\], got 0"),
+        (lambda: losses.standardised_kl(0.0), r"temperature must be in \(0, inf\], got 0"),
+        (lambda: losses.advantage_kl(-1.0), r"temperature must be in \(0, inf\], got -1"),
+        (lambda: losses.proximal(1.2, losses.forward_kl()), r"epsilon must be in \[0, 1\], got 1.2"),
+        (lambda: losses.for_task(-1, losses.forward_kl()), r"task must be in \[0, inf\], got -1"),
+        (lambda: losses.agreement(-1.0), r"alpha must be in \[0, inf\], got -1"),
+        (lambda: losses.performance_gate(teacher_return=1.0, random_return=1.0), r"above random_return, got 1 and 1"),
+        (lambda: losses.burn_in(0), r"steps must be a positive int"),
+        (lambda: losses.feature_mse({}), r"layers must map a layer of the student to one of the teacher"),
+        (lambda: losses.feature_mse("features"), r"got 'features'"),
+    ],
+)
+def test_plain_numbers_are_checked_at_the_call(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+def test_labels_say_how_a_term_was_made():
+    assert check.label(losses.jsd(0.9)) == "jsd(beta=0.9, normalise=False, temperature=1.0)"
+    gated = losses.gate(losses.performance_gate(teacher_return=9.0), losses.nll())
+    assert check.label(gated) == "gate(term=nll(), weight=performance_gate(random_return=0.0, teacher_return=9.0))"
 
 
 def test_gate_has_no_gradient_through_its_weight():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import actor_size, moments, networks
+from jaxkd import actor_size, distill, envs, moments, networks
 from jaxkd.base import Box, Discrete, Outputs, UsageError
 from jaxkd.distributions import Categorical, Normal
 from jaxkd.networks.cnn import banded, convolve
@@ -79,7 +79,8 @@ def test_numbers_of_parameters(policy, spec, actor, total):
 @pytest.mark.parametrize("spec", [VECTOR, GRID, REACH], ids=["vector", "grid", "dict"])
 def test_mlp_shapes(make, spec):
     out = outputs(make(spec), spec)
-    assert out.value == shape(5, 7) and out.features.shape == (5, 7, 6) and out.extra == {}
+    assert out.value == shape(5, 7) and out.features.shape == (5, 7, 6)
+    assert {x.shape[:2] for x in out.extra.values()} == {(5, 7)} and set(out.extra) <= {"hidden_0", "hidden_1"}
     if isinstance(spec.action_space, Discrete):
         assert isinstance(out.policy, Categorical) and out.policy.logits == shape(5, 7, spec.action_space.n)
     else:
@@ -137,6 +138,70 @@ def test_banded_is_the_convolution(key):
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=3e-6)
     np.testing.assert_array_equal(jit(convolve)(x, kernel), ours[0])  # the tests run on a CPU
+
+
+# --- hidden layers --------------------------------------------------------------------------------------------------
+
+
+def test_every_hidden_layer_is_shown(key):
+    """Layer by layer as numpy says; the last is `features`; with `separate` those of the policy's torso; beside the heads of streams."""
+    policy = networks.mlp(VECTOR, (8, 6, 5), separate=True, extra=("rnd",))
+    params, obs = weights(policy), jax.random.normal(key, (3, 4))
+    out = jit(policy.step)(params, (), obs, jnp.ones(3))[1]
+    x = np.asarray(obs)
+    for i in range(3):
+        layer = jax.tree.map(np.asarray, params["params"]["actor"][f"Dense_{i}"])
+        x = np.tanh(x @ layer["kernel"] + layer["bias"])
+        np.testing.assert_allclose(out.extra[f"hidden_{i}"], x, atol=1e-5)
+    np.testing.assert_array_equal(out.extra["hidden_2"], out.features)
+    assert set(out.extra) == {"rnd", "hidden_0", "hidden_1", "hidden_2"} and out.extra["rnd"].shape == (3,)
+
+
+def test_layers_of_a_cnn_are_flat():
+    out = outputs(networks.cnn(GRID, (4, 6), (9, 8)), GRID)
+    sizes = [out.extra[f"hidden_{i}"].shape for i in range(4)]
+    assert sizes == [(5, 7, 8 * 8 * 4), (5, 7, 6 * 6 * 6), (5, 7, 9), (5, 7, 8)] and len(out.extra) == 4
+
+
+@pytest.mark.parametrize("taken", ["hidden_0", "value", "actor"])
+def test_a_stream_cannot_be_called_like_a_layer(taken):
+    with pytest.raises(UsageError, match=taken):
+        networks.mlp(VECTOR, (8,), extra=(taken,))
+
+
+class Still:
+    """Nothing happens here."""
+
+    default_params = None
+
+    def reset_env(self, key, params):
+        return jnp.zeros(4), jnp.zeros(4)
+
+    def step_env(self, key, state, action, params):
+        return state, state, 0.0, False, {}
+
+    def is_truncated(self, state, params):
+        return False
+
+    def action_space(self, params):
+        return Discrete(2)
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
+def test_a_layer_that_nothing_reads_is_not_kept(read):
+    """In the compiled update no buffer [T, B, F] is left of it, although the scan of the rollout hands out every layer."""
+    env = envs.make(Still(), 4, max_steps=5)
+    student, teacher = networks.mlp(env, (13, 11)), networks.mlp(env, (8,))
+
+    def loss(student, batch):
+        hidden = batch.acting.extra["hidden_0"].sum(-1) if read else 0.0
+        return batch.teacher.policy.kl(student.policy) + batch.target + hidden
+
+    algorithm = distill(env, student, teacher, losses={"loss": loss}, unroll_length=6, num_minibatches=1)
+    args = jax.eval_shape(algorithm.init, jax.random.key(0)), parameters(teacher)
+    text = jit(algorithm.step).lower(*args).compile().as_text()
+    assert [f"f32[6,4,{width}]" in text for width in (13, 11)] == [read, False]
+    assert "f32[6,4,4]" in text  # the observations, so that the test can fail
 
 
 # --- observations ---------------------------------------------------------------------------------------------------

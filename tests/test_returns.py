@@ -1,13 +1,18 @@
-"""Returns, running moments and normalised rewards: numbers by hand, rlax, numpy and plain Python loops."""
+"""Returns, groups of episodes, running moments and normalised rewards: numbers by hand, rlax, numpy and plain Python loops."""
+
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import rlax
 
-from jaxkd import moments, returns, rewards
-from jaxkd.base import Batch, Context, Outputs, Returns
+from jaxkd import distill, envs, losses, moments, returns, rewards, run
+from jaxkd.base import Batch, Context, Discrete, Memory, Outputs, Policy, Returns, UsageError
+from jaxkd.distributions import Categorical
 
 CONTEXT = Context(jnp.int32(2), jnp.float32(0), (), jax.random.key(0))
 RNG = np.random.default_rng(2)
@@ -116,6 +121,259 @@ def test_gamma_and_lambda_may_be_traced():
     grid = jax.jit(jax.vmap(target))(jnp.array([0.9, 0.5]), jnp.array([0.8, 1.0]))
     np.testing.assert_allclose(grid[0], evaluate(returns.gae(0.9, 0.8))[1], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(grid[1], evaluate(returns.gae(0.5, 1.0))[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("gamma", "lambda_"), [(0.9, 0.65), (0.99, 0.0), (0.9, 1.0)])
+def test_q_lambda_as_rlax(gamma, lambda_):
+    """With V = max_a Q the target is the lambda return of one trajectory; a termination is a discount of 0."""
+    data = batch(truncated=0 * TRUNCATED)
+    ours = evaluate(returns.q_lambda(gamma, lambda_), following=VALUE[1:], data=data)[1]
+    for env in range(B):
+        theirs = rlax.lambda_returns(REWARD[:, env], gamma * (1 - TERMINATED[:, env]), VALUE[1:, env], lambda_)
+        np.testing.assert_allclose(ours[:, env], theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_q_lambda_by_hand():
+    """gamma = lambda = 1/2, max Q = 10 t, a truncation at t = 1 whose true successor is worth 100, a termination at t = 2.
+
+    G_3 = 1 + 40 / 2 = 21; G_2 = 1; G_1 = 1 + 100 / 2 = 51; G_0 = 1 + (G_1 / 2 + 10 / 2) / 2 = 16.25.
+    """
+    value, following = column(0, 10, 20, 30, 40), column(10, 100, 999, 40)
+    data = batch(column(0, 0, 1, 0), column(0, 1, 0, 0))
+    _, target = evaluate(returns.q_lambda(0.5, 0.5), np.ones((4, 1)), value, following, data)
+    np.testing.assert_allclose(target, column(16.25, 51, 1, 21), rtol=1e-6)
+
+
+def test_monte_carlo_is_gae_of_lambda_one():
+    for ours, theirs in zip(evaluate(returns.monte_carlo(0.9)), evaluate(returns.gae(0.9, 1.0)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# --- groups ---------------------------------------------------------------------------------------------------------
+
+
+def ended(*columns) -> Batch:
+    """A rollout from a reset of each environment; a string an environment: "t" a termination, "c" a cut, "." goes on."""
+    rows = np.array([list(column) for column in columns]).T
+    done = (rows != ".").astype(np.float32)
+    reset = np.concatenate([np.ones_like(done[:1]), done[:-1]])
+    return batch((rows == "t").astype(np.float32), (rows == "c").astype(np.float32))._replace(reset=jnp.asarray(reset))
+
+
+def compare(made, reward, data):
+    return jax.jit(lambda reward: made.evaluate(reward, (), (), data, CONTEXT))(jnp.asarray(reward, jnp.float32))
+
+
+def test_groups_by_hand():
+    """Two groups of two, six steps.
+
+    Group 0: env 0 has episodes of returns 3 (two steps), 2 (one), then an unfinished one; env 1 of 1 (three steps, cut), 8 (three).
+      1st: mean 2, std 1, A = +-1 / (1 + 1e-6); 2nd: 2 against 8, mean 5, std 3, A = -+1; the 3rd of env 0 is unfinished: weight 0.
+    Group 1: env 2 finishes 5, then -1 (one step), then 7; env 3 finishes 5, then nothing: equal returns, and twice nobody to compare with.
+    """
+    data = ended(".tt...", "..c..t", "..tt.t", "...c..")
+    reward = np.array([[1, 2, 2, 9, 9, 9], [1, -3, 3, 8, 1, -1], [5, 0, 0, -1, 3, 4], [1, 1, 1, 2, 6, 6]], np.float32).T
+    advantage, target, weight = compare(returns.group_relative(2), reward, data)
+    one = 1 / (1 + 1e-6)
+    np.testing.assert_allclose(weight.T * 6, [[3, 3, 6, 0, 0, 0], [2] * 6, [2, 2, 2, 0, 0, 0], [1.5] * 4 + [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(advantage[:, 0], [one, one, -1, 0, 0, 0], rtol=1e-5)
+    np.testing.assert_allclose(advantage[:, 1], [-one] * 3 + [1] * 3, rtol=1e-5)
+    np.testing.assert_array_equal(advantage[:, 2:], 0)
+    np.testing.assert_allclose(target.T, [[2, 2, 5, 0, 0, 0], [2] * 3 + [5] * 3, [5] * 3 + [-1] + [7] * 2, [5] * 4 + [-1] * 2], rtol=1e-6)
+
+
+def test_groups_are_a_python_loop():
+    """Episodes of random lengths in groups of three, all variants, by a loop over envs and the n-th episodes."""
+    length, size, rng = 24, 3, np.random.default_rng(5)
+    rows = rng.choice(list("......tc"), (length, 6))
+    rows[:, 5] = "."  # nothing ends
+    data, reward = ended(*rows.T), rng.normal(size=(length, 6)).astype(np.float32)
+    episodes = {}  # (env, n) -> rows
+    for env in range(6):
+        edges = [0, *(np.flatnonzero(rows[:, env] != ".") + 1)]
+        episodes |= {(env, n): slice(*pair) for n, pair in enumerate(zip(edges, edges[1:], strict=False))}
+    totals = {who: reward[where, who[0]].sum() for who, where in episodes.items()}
+    for standardise, leave_one_out, per_episode in [(1, 0, 1), (0, 0, 0), (0, 1, 0), (1, 1, 1)]:
+        expected = np.zeros((3, length, 6))
+        for (env, n), where in episodes.items():
+            group = [totals[i, n] for i in range(env // size * size, (env // size + 1) * size) if (i, n) in totals]
+            gain = totals[env, n] - np.mean(group)
+            gain = gain / (np.std(group) + 1e-6) if standardise else gain
+            gain = gain * len(group) / (len(group) - 1) if leave_one_out and len(group) > 1 else gain
+            share = (len(group) > 1) / ((where.stop - where.start) if per_episode else 1)
+            expected[:, where, env] = np.array([gain, np.mean(group), share])[:, None]
+        made = returns.group_relative(size, standardise=standardise, leave_one_out=leave_one_out, per_episode=per_episode)
+        advantage, target, weight = compare(made, reward, data)
+        np.testing.assert_allclose(weight, expected[2], rtol=1e-6)
+        counted = expected[2] > 0
+        assert 0 < counted.sum() < counted.size and not counted[:, 5].any()
+        np.testing.assert_allclose(np.asarray(advantage)[counted], expected[0][counted], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(target)[counted], expected[1][counted], rtol=1e-4, atol=1e-5)
+        assert np.all(np.isfinite(advantage)) and np.all(np.isfinite(target))
+
+
+@pytest.mark.parametrize("total", [0.1, -77.7, 1e4])
+def test_equal_returns_give_no_advantage(total):
+    """Exactly 0, however the mean of three rounds: what divides is 1e-6."""
+    data = ended("..t..t", ".....t", "t....t")
+    reward = np.zeros((6, 3), np.float32)
+    reward[[5, 5, 0], [0, 1, 2]] = reward[[2, 0, 5], [0, 1, 2]] = total
+    reward[0, 1] = reward[5, 2] = reward[5, 0] = 0
+    advantage, _, weight = compare(returns.group_relative(3), reward, data)
+    np.testing.assert_array_equal(np.asarray(advantage)[:3], 0)
+    assert np.all(np.asarray(weight)[:1] > 0)
+
+
+def test_what_changes_when_rewards_are_scaled_and_shifted():
+    """Equal lengths, so that r -> 3 r + 2 is R -> 3 R + const: GRPO stays, Dr. GRPO is three times as large, RLOO is Dr. GRPO G / (G - 1)."""
+    data, size = ended(*[".....t"] * 4), 4
+    reward = RNG.normal(size=(6, 4)).astype(np.float32)
+    grpo, dr_grpo = returns.group_relative(size), returns.group_relative(size, standardise=False, per_episode=False)
+    rloo = returns.group_relative(size, standardise=False, leave_one_out=True)
+    before, after = (compare(grpo, r, data)[0] for r in (reward, 3 * reward + 2))
+    np.testing.assert_allclose(before, after, rtol=1e-4)
+    np.testing.assert_allclose(np.std(before, axis=1), 1, rtol=1e-4)
+    before, after = (compare(dr_grpo, r, data)[0] for r in (reward, 3 * reward + 2))
+    np.testing.assert_allclose(3 * before, after, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compare(rloo, reward, data)[0], before * size / (size - 1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(compare(dr_grpo, reward, data)[2], 1)
+    totals = reward.sum(0)
+    np.testing.assert_allclose(compare(rloo, reward, data)[0][0, 0], totals[0] - totals[1:].mean(), rtol=1e-4)
+
+
+class Params(NamedTuple):
+    max_steps_in_episode: int = 3
+
+
+class Pays:
+    """Pays what was drawn at the start for action 1, nothing for 0; a step ends the episode with probability 0.2."""
+
+    name = "Pays"
+
+    def __init__(self, limit=True):
+        self.default_params = Params() if limit else ()
+
+    def reset_env(self, key, params):
+        state = {"time": jnp.int32(0), "luck": jax.random.normal(key)}
+        return jnp.stack([state["luck"], jnp.float32(1)]), state
+
+    def step_env(self, key, state, action, params):
+        state = state | {"time": state["time"] + 1}
+        return jnp.stack([state["luck"], jnp.float32(1)]), state, state["luck"] * action, jax.random.uniform(key) < 0.2, {}
+
+    def is_truncated(self, state, params):
+        return state["time"] >= params.max_steps_in_episode if params else jnp.zeros((), bool)
+
+    def action_space(self, params):
+        return Discrete(2)
+
+
+def headless(params, carry, obs, reset):
+    return carry, Outputs(Categorical(obs @ params))
+
+
+HEADLESS = Policy(lambda key: jax.random.normal(key, (2, 2)), lambda n: (), headless, headless)
+RECORD = Memory(init=lambda spec: (), add=lambda buffer, batch: batch, sample=lambda key, buffer, batch: batch)
+WHOLE = partial(distill, losses={"policy": losses.ppo_clip(normalise=False)}, unroll_length=6, num_minibatches=1)
+
+
+def reinforce(params, data, weight, advantage):
+    log_prob = headless(params, (), data.obs, ())[1].policy.log_prob(data.action)
+    return jnp.sum(weight * advantage * log_prob) / weight.sum()
+
+
+def test_on_policy_the_gradient_is_reinforce_with_the_groups_mean(key):
+    """One step of SGD at ratio 1 against the gradient of sum w A log pi / sum w, A from a loop; the student has no value head.
+
+    Twice: every update begins with a reset, and the successors' values are not computed.
+    """
+    env = envs.make(Pays(), 8, group_size=4)
+    made = returns.group_relative(4, standardise=False)
+    algorithm = WHOLE(env, HEADLESS, returns=made, memory=RECORD, optimizer=optax.sgd(1.0))
+    state = jax.jit(algorithm.init)(key)
+    step = jax.jit(algorithm.step)
+    for _ in range(2):
+        before = state.params
+        state, _ = step(state._replace(memory=()))
+        data = state.memory
+        np.testing.assert_array_equal(data.reset[0], 1)
+        done = np.asarray(data.terminated + data.truncated)
+        advantage, weight = np.zeros((6, 8)), np.zeros((6, 8))
+        rows, totals, begun = {}, {}, {}
+        for i in range(8):
+            edges = [0, *(np.flatnonzero(done[:, i]) + 1)]
+            for n, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
+                rows[i, n], totals[i, n] = slice(a, b), float(np.sum(data.reward[a:b, i]))
+                np.testing.assert_array_equal(data.obs[a, i], begun.setdefault((i // 4, n), data.obs[a, i]))
+        for (i, n), where in rows.items():
+            group = [totals[j, n] for j in range(i // 4 * 4, i // 4 * 4 + 4) if (j, n) in totals]
+            if len(group) > 1:
+                advantage[where, i] = totals[i, n] - np.mean(group)
+                weight[where, i] = 1 / (where.stop - where.start)
+        expected = jax.grad(reinforce)(before, data, weight, advantage)
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(state.params - before, expected, rtol=1e-4, atol=1e-5)
+        assert data.acting_next.value == ()
+
+
+def test_a_student_without_a_value_head_computes_no_successors():
+    """In the traced update the network sees T * B rows, never the [K + 1, B] after the rollout."""
+    env, seen = envs.make(Pays(), 8, group_size=4), []
+
+    def noted(params, carry, obs, reset):
+        seen.append(obs.shape)
+        return headless(params, carry, obs, reset)
+
+    def shapes(made, student):
+        algorithm = WHOLE(env, student, returns=made)
+        state = jax.eval_shape(algorithm.init, jax.random.key(0))
+        seen.clear()
+        jax.eval_shape(algorithm.step, state)
+        return set(seen)
+
+    alone = Policy(HEADLESS.init, HEADLESS.initial_carry, noted, noted)
+    valued = lambda *args: (args[1], noted(*args)[1]._replace(value=args[2][..., 0]))
+    assert shapes(returns.group_relative(4), alone) == {(8, 2), (1, 48, 2)}
+    assert (3 * 8, 2) in shapes(returns.gae(), alone._replace(step=valued, unroll=valued))
+
+
+@pytest.mark.parametrize(
+    ("make", "made", "keywords", "parts"),
+    [
+        (partial(envs.make, Pays(), 8), returns.group_relative(4), {}, ["groups of 4", "'Pays' has group_size = 1", "group_size=4"]),
+        (partial(envs.make, Pays(), 8, group_size=2), returns.group_relative(4), {}, ["groups of 4", "has group_size = 2"]),
+        (
+            partial(envs.make, Pays(), 8, group_size=4),
+            returns.scale(2.0, returns.group_relative(4)),
+            {"unroll_length": 2},
+            ["unroll_length = 2", "the 3 steps", "unroll_length=3", "max_steps=2"],
+        ),
+        (partial(envs.make, Pays(limit=False), 8, group_size=4), returns.group_relative(4), {}, ["no time limit", "max_steps=6"]),
+        (partial(envs.make, Pays(), 8), returns.gae(), {}, ["loss 'policy'", "no value head"]),
+    ],
+    ids=["no groups", "other groups", "short rollout", "no limit", "gae without a head"],
+)
+def test_group_mistakes(make, made, keywords, parts):
+    with pytest.raises(UsageError) as raised:
+        WHOLE(make(), HEADLESS, returns=made, **keywords)
+    for part in parts:
+        assert part in str(raised.value), str(raised.value)
+
+
+def test_a_group_of_one_is_refused():
+    with pytest.raises(UsageError, match="at least 2, got 1"):
+        returns.group_relative(1)
+    with pytest.raises(UsageError, match="positive int"):
+        returns.group_relative(4.0)  # pyright: ignore[reportArgumentType]
+
+
+def test_groups_teach(key):
+    """GRPO on `Pays`: action 1 where luck is above 0, else 0. A student that knows it earns about E max(luck, 0) a step."""
+    env = envs.make(Pays(), 64, group_size=8)
+    algorithm = WHOLE(env, HEADLESS, returns=returns.group_relative(8), optimizer=optax.adam(0.1))
+    params = run(algorithm, key, 40)[0].params
+    right = jax.nn.softmax(jnp.array([[1.0, 1], [-1, 1]]) @ params)[jnp.arange(2), jnp.array([1, 0])]
+    assert np.all(right > 0.95), right
 
 
 # --- moments --------------------------------------------------------------------------------------------------------

@@ -1,11 +1,18 @@
 """Combinators: how a function becomes a term, and how much and where a term counts."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxkd.base import LossTerm, UsageError
+from jaxkd import check
+from jaxkd.base import Context, LossTerm, UsageError
+
+
+def at(value: Any, context: Context) -> Any:
+    """A number as it is, a schedule `update -> value` at this update."""
+    return value(context.update) if callable(value) else value
 
 
 def stateless(fn: Callable) -> LossTerm:
@@ -37,13 +44,15 @@ def scale(value: float | jax.Array | Callable, term: LossTerm | Callable) -> Los
     term = term if isinstance(term, LossTerm) else stateless(term)
 
     def loss(params, student, batch, context):
-        return (value(context.update) if callable(value) else value) * term.loss(params, student, batch, context)
+        return at(value, context) * term.loss(params, student, batch, context)
 
     return LossTerm(term.init, loss)
 
 
 def gate(weight: Callable, term: LossTerm | Callable) -> LossTerm:
     """`term` times `weight(student, batch, context)` [L, N] or []; no gradient flows through the weight.
+
+    `value_gate`, `performance_gate`, `agreement`, `one_minus`, `action_gap`, `confidence` and `burn_in` make weights.
 
     >>> from jaxkd.losses import forward_kl
     >>> better = lambda student, batch, context: batch.teacher.value > student.value
@@ -54,6 +63,56 @@ def gate(weight: Callable, term: LossTerm | Callable) -> LossTerm:
     def loss(params, student, batch, context):
         factor = jax.lax.stop_gradient(jnp.asarray(weight(student, batch, context), jnp.float32))
         return factor * term.loss(params, student, batch, context)
+
+    return LossTerm(term.init, loss)
+
+
+def proximal(epsilon: float | jax.Array | Callable, term: LossTerm | Callable) -> LossTerm:
+    """`term` times max(rho, 1 - epsilon), rho = pi_S(a) / pi_acting(a): proximal policy distillation (Spigler 2025).
+
+    The gradient flows through rho too, as in the paper's code; a `gate` would stop it. An action that the student has
+    come to avoid keeps at least 1 - epsilon of its term.
+
+    Args:
+        epsilon: in [0, 1], PPO's clip range; a number or a schedule `update -> epsilon`.
+
+    Returns:
+        a term, [L, N]; reads `batch.action` and `batch.acting.policy`.
+
+    >>> from jaxkd.losses import forward_kl
+    >>> term = proximal(0.2, forward_kl())
+    """
+    check.number("epsilon", epsilon, low=0, high=1)
+    term = term if isinstance(term, LossTerm) else stateless(term)
+
+    def loss(params, student, batch, context):
+        ratio = jnp.exp(student.policy.log_prob(batch.action) - batch.acting.policy.log_prob(batch.action))
+        return jnp.maximum(ratio, 1 - at(epsilon, context)) * term.loss(params, student, batch, context)
+
+    return LossTerm(term.init, loss)
+
+
+def for_task(task: int | jax.Array, term: LossTerm | Callable) -> LossTerm:
+    """`term` on the rows of one task, where `batch.obs["task"] == task`; 0 elsewhere.
+
+    The engine divides by the weight of all rows: a task counts by its share of them.
+
+    Args:
+        task: its number, as in the observation's field "task" (`envs.concat`).
+
+    >>> from jaxkd.losses import forward_kl, reverse_kl
+    >>> terms = {"first": for_task(0, forward_kl()), "second": for_task(1, reverse_kl())}
+    """
+    check.number("task", task, low=0)
+    term = term if isinstance(term, LossTerm) else stateless(term)
+
+    def loss(params, student, batch, context):
+        if not isinstance(batch.obs, dict) or "task" not in batch.obs:
+            fields = ", ".join(map(repr, batch.obs)) if isinstance(batch.obs, dict) else "none, it is one array"
+            raise UsageError(
+                f"for_task reads the field 'task' of the observation, which has the fields: {fields}. Drop for_task, or add it."
+            )
+        return jnp.where(batch.obs["task"] == task, term.loss(params, student, batch, context), 0.0)
 
     return LossTerm(term.init, loss)
 

@@ -4,10 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxkd import check
-from jaxkd.base import Batch, Context, LossTerm, Outputs
-from jaxkd.losses.combine import stateless
+from jaxkd.base import Batch, Context, LossTerm, Outputs, UsageError
+from jaxkd.distributions import Categorical
+from jaxkd.losses.combine import at, stateless
+
+_END = 1e-3  # of beta: nearer to 0 or 1 the float32 quotient of the normalised divergence loses its digits
 
 
 def forward_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
@@ -51,7 +55,247 @@ def reverse_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
     return stateless(loss)
 
 
+def jsd(beta: float | jax.Array | Callable = 0.5, *, temperature: float | jax.Array | Callable = 1.0, normalise: bool = False) -> LossTerm:
+    """Generalised Jensen-Shannon divergence, T^2 (b KL(T || M) + (1 - b) KL(S || M)), M = b T + (1 - b) S (Agarwal et al. 2024, GKD).
+
+    As written it fades at both ends: about b KL(T || S) near b = 0, (1 - b) KL(S || T) near b = 1, exactly 0 at 0 and 1.
+    `normalise` divides by b (1 - b): then it runs continuously from `forward_kl` at 0 to `reverse_kl` at 1.
+
+    Args:
+        beta: b, the teacher's share of the mixture, in [0, 1]; a number or a schedule `update -> beta`.
+        temperature: of both, as in `forward_kl`.
+        normalise: divide by b (1 - b); within 1e-3 of 0 and 1 the limits themselves are taken.
+
+    Returns:
+        a term, [L, N], nats; discrete actions only; reads `batch.teacher.policy`.
+
+    >>> jsd(0.9, normalise=True).init(None, None)
+    ()
+    """
+    check.number("beta", beta, low=0, high=1)
+    check.number("temperature", temperature, low=0, above=True)
+
+    def loss(student, batch, context):
+        ours, theirs, squared = _tempered(temperature, student, batch, context)
+        log_q, log_p = _log_probs(ours, theirs, "forward_kl or reverse_kl")
+        b = at(beta, context)
+        end = (b < _END) | (b > 1 - _END) if normalise else False
+        inside = jnp.where(end, 0.5, b)  # where the limit is taken, no gradient of a division by 0
+        mixed = inside * _skewed(log_p, log_q, inside) + (1 - inside) * _skewed(log_q, log_p, 1 - inside)
+        if not normalise:
+            return squared * mixed
+        limit = jnp.where(b < 0.5, theirs.kl(ours), ours.kl(theirs))
+        return squared * jnp.where(end, limit, mixed / (inside * (1 - inside)))
+
+    return stateless(loss)
+
+
+def skew_kl(alpha: float | jax.Array | Callable = 0.1) -> LossTerm:
+    """KL(T || a T + (1 - a) S): a forward KL that stays below -log a where the student is blind (Ko et al. 2024, DistiLLM).
+
+    Args:
+        alpha: a, in [0, 1]; 0 is `forward_kl`, 1 is 0. A number or a schedule `update -> alpha`.
+
+    Returns:
+        a term, [L, N], nats; discrete actions only; reads `batch.teacher.policy`.
+
+    >>> skew_kl(0.1).init(None, None)
+    ()
+    """
+    check.number("alpha", alpha, low=0, high=1)
+
+    def loss(student, batch, context):
+        log_q, log_p = _log_probs(student.policy, batch.teacher.policy, "forward_kl")
+        return _skewed(log_p, log_q, at(alpha, context))
+
+    return stateless(loss)
+
+
+def skew_reverse_kl(alpha: float | jax.Array | Callable = 0.1) -> LossTerm:
+    """KL(S || (1 - a) T + a S): a reverse KL that stays below -log a where the teacher never goes (Ko et al. 2024, DistiLLM).
+
+    Args:
+        alpha: a, in [0, 1]; 0 is `reverse_kl`, 1 is 0. A number or a schedule `update -> alpha`.
+
+    >>> skew_reverse_kl(0.1).init(None, None)
+    ()
+    """
+    check.number("alpha", alpha, low=0, high=1)
+
+    def loss(student, batch, context):
+        log_q, log_p = _log_probs(student.policy, batch.teacher.policy, "reverse_kl")
+        return _skewed(log_q, log_p, at(alpha, context))
+
+    return stateless(loss)
+
+
+def total_variation() -> LossTerm:
+    """1/2 sum_a |p_T(a) - p_S(a)|, in [0, 1]: the share of actions that would have to change.
+
+    Returns:
+        a term, [L, N]; discrete actions only; reads `batch.teacher.policy`. Its gradient does not fade near the teacher.
+
+    >>> total_variation().init(None, None)
+    ()
+    """
+
+    def loss(student, batch):
+        log_q, log_p = _log_probs(student.policy, batch.teacher.policy, "forward_kl")
+        return 0.5 * jnp.sum(jnp.abs(jnp.exp(log_p) - jnp.exp(log_q)), axis=-1)
+
+    return stateless(loss)
+
+
+def nll() -> LossTerm:
+    """-log p_S(mode of the teacher): the teacher's best action as a hard label (Rusu et al. 2015, NLL); for normals its mean.
+
+    >>> nll().init(None, None)
+    ()
+    """
+
+    def loss(student, batch):
+        return -student.policy.log_prob(batch.teacher.policy.mode())
+
+    return stateless(loss)
+
+
+def cross_entropy() -> LossTerm:
+    """H(T || S) = KL(T || S) + H(T): the gradient of `forward_kl()`, another number (the survey's soft cross-entropy).
+
+    On the student's own states it is no gradient field without `rewards.successor` (Czarnecki et al. 2019).
+
+    >>> cross_entropy().init(None, None)
+    ()
+    """
+
+    def loss(student, batch):
+        return batch.teacher.policy.cross_entropy(student.policy)
+
+    return stateless(loss)
+
+
+def reverse_cross_entropy() -> LossTerm:
+    """H(S || T) = KL(S || T) + H(S): greedy in the teacher's log-probabilities (Czarnecki et al. 2019, expected entropy regularised).
+
+    Alone it makes the student deterministic; `reverse_kl` is it minus the student's entropy.
+
+    >>> reverse_cross_entropy().init(None, None)
+    ()
+    """
+
+    def loss(student, batch):
+        return student.policy.cross_entropy(batch.teacher.policy)
+
+    return stateless(loss)
+
+
+def ce_kd(ce_weight: float | jax.Array | Callable = 0.5, temperature: float | jax.Array | Callable = 2.0) -> LossTerm:
+    """w CE + (1 - w) KD: hard and soft labels mixed (Hinton et al. 2015).
+
+    CE = -log p_S(mode of the teacher), `nll()`; KD = T^2 KL(p_T^(1/T) || p_S^(1/T)), `forward_kl(temperature)`.
+
+    Args:
+        ce_weight: w, in [0, 1]; a number or a schedule. It multiplies the HARD labels, as the survey's alpha does; Hinton's
+            alpha, tunix's and EasyDeL's multiply KD: their alpha is 1 - ce_weight.
+        temperature: of KD, as in `forward_kl`.
+
+    >>> ce_kd(ce_weight=0.1).init(None, None)
+    ()
+    """
+    check.number("ce_weight", ce_weight, low=0, high=1)
+    hard, soft = nll(), forward_kl(temperature)
+
+    def loss(student, batch, context):
+        w = at(ce_weight, context)
+        return w * hard.loss((), student, batch, context) + (1 - w) * soft.loss((), student, batch, context)
+
+    return stateless(loss)
+
+
+def logit_mse() -> LossTerm:
+    """sum_a (z_T(a) - z_S(a))^2 on unnormalised logits (Ba & Caruana 2014), which are the Q-values of a Q teacher (Rusu et al. 2015, MSE).
+
+    Returns:
+        a term, [L, N]; discrete actions only; reads `batch.teacher.policy`.
+
+    >>> logit_mse().init(None, None)
+    ()
+    """
+
+    def loss(student, batch):
+        ours, theirs = both_logits(student.policy, batch.teacher.policy, "forward_kl")
+        return jnp.sum(jnp.square(theirs - ours), axis=-1)
+
+    return stateless(loss)
+
+
+def standardised_kl(temperature: float | jax.Array | Callable = 2.0, *, allow_two: bool = False) -> LossTerm:
+    """T^2 KL(softmax Z_T || softmax Z_S), Z = (z - mean z) / (T std z + 1e-7) over the actions (Sun et al. 2024).
+
+    The scale of Q-values drops out, and with it the teacher's confidence: the student's own logits may have any scale, so
+    judge it greedy, or standardise while acting too. With few actions take T < 1: at T = 2 no probability of 3 exceeds 0.54.
+
+    Args:
+        temperature: > 0; a number or a schedule.
+        allow_two: go on with two actions, where the term has no gradient.
+
+    Returns:
+        a term, [L, N], nats; discrete actions only, and none of them masked (-1e9 would be all that std sees).
+
+    Raises:
+        UsageError: with two actions: standardised, their logits are -0.71 and 0.71 whatever they were.
+
+    >>> standardised_kl(temperature=0.5).init(None, None)
+    ()
+    """
+    check.number("temperature", temperature, low=0, above=True)
+
+    def loss(student, batch, context):
+        ours, theirs = both_logits(student.policy, batch.teacher.policy, "forward_kl")
+        if ours.shape[-1] == 2 and not allow_two:
+            raise UsageError(
+                "standardised_kl has no gradient with 2 actions: standardised, two logits are always -0.71 and 0.71. "
+                "Use forward_kl, or allow_two=True if it is one term of several."
+            )
+        t = at(temperature, context)
+        return t**2 * Categorical(_standardised(theirs, t)).kl(Categorical(_standardised(ours, t)))
+
+    return stateless(loss)
+
+
+def logits_of(policy: Any, who: str, instead: str) -> jax.Array:
+    """The logits [..., A], or an error that says what to use for continuous actions."""
+    if not hasattr(policy, "logits"):
+        raise UsageError(f"it is for discrete actions, but the {who}'s policy is a {type(policy).__name__}. Use {instead}.")
+    return policy.logits
+
+
+def both_logits(ours: Any, theirs: Any, instead: str) -> tuple[jax.Array, jax.Array]:
+    """The student's logits and the teacher's, [..., A]."""
+    return logits_of(ours, "student", instead), logits_of(theirs, "teacher", instead)
+
+
+def _log_probs(ours: Any, theirs: Any, instead: str) -> tuple[jax.Array, jax.Array]:
+    """log p_S and log p_T [..., A]."""
+    z_ours, z_theirs = both_logits(ours, theirs, instead)
+    return jax.nn.log_softmax(z_ours), jax.nn.log_softmax(z_theirs)
+
+
+def _skewed(log_p: jax.Array, log_q: jax.Array, share: Any) -> jax.Array:
+    """KL(p || share p + (1 - share) q) [...] from log-probabilities [..., A]; finite for masked actions and at both ends."""
+    tiny = jnp.finfo(log_p.dtype).tiny
+    ours, others = (jnp.log(jnp.maximum(x, tiny)) for x in (share, 1 - share))
+    return jnp.sum(jnp.exp(log_p) * (log_p - jnp.logaddexp(log_p + ours, log_q + others)), axis=-1)
+
+
+def _standardised(z: jax.Array, temperature: Any) -> jax.Array:
+    """(z - mean) / (temperature std + 1e-7) over the actions, Bessel's std; 0 with a finite gradient where all are equal."""
+    centred = z - jnp.mean(z, axis=-1, keepdims=True)
+    var = jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / max(z.shape[-1] - 1, 1)
+    return centred / (temperature * jnp.sqrt(jnp.where(var > 0, var, 1.0)) + 1e-7)
+
+
 def _tempered(temperature: Any, student: Outputs, batch: Batch, context: Context) -> tuple:
     """Both policies at the temperature, and its square."""
-    t: Any = temperature(context.update) if callable(temperature) else temperature
+    t = at(temperature, context)
     return student.policy.temper(t), batch.teacher.policy.temper(t), t**2

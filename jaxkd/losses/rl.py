@@ -6,7 +6,26 @@ import jax.numpy as jnp
 from jaxkd import check
 from jaxkd.base import LossTerm, UsageError
 from jaxkd.losses.combine import stateless
-from jaxkd.losses.value import value_of
+from jaxkd.losses.value import value_of, weighted_moments
+
+
+def policy_gradient() -> LossTerm:
+    """-log pi_S(a) A, whose gradient is the policy gradient of one step from the policy that acted (Williams 1992; Sutton et al. 2000).
+
+    The advantage is data and is not normalised: Czarnecki et al. (2019, theorem 2) need it as it is, with `gae(gamma, 1.0)`.
+    Exact for one epoch and one minibatch; for more steps on the same rollout take `ppo_clip`.
+
+    Returns:
+        a term, [L, N]; reads `batch.action` and `batch.advantage`.
+
+    >>> policy_gradient().init(None, None)
+    ()
+    """
+
+    def loss(student, batch):
+        return -student.policy.log_prob(batch.action) * batch.advantage
+
+    return stateless(loss)
 
 
 def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> LossTerm:
@@ -33,9 +52,7 @@ def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> Los
 
 
 def _standardised(x, weight):
-    total = jnp.maximum(jnp.sum(weight), 1e-8)
-    mean = jnp.sum(weight * x) / total
-    var = jnp.sum(weight * jnp.square(x - mean)) / total
+    mean, var = weighted_moments(x, weight)
     return (x - mean) / (jnp.sqrt(var) + 1e-8)
 
 

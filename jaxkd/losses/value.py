@@ -1,10 +1,15 @@
-"""Value distillation."""
+"""Value distillation: the teacher's state values, its Q-values, and what is left of them without the state value."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxkd.base import LossTerm, Outputs, UsageError
-from jaxkd.losses.combine import stateless
+from jaxkd import check
+from jaxkd.base import Batch, LossTerm, Outputs, UsageError
+from jaxkd.distributions import Categorical
+from jaxkd.losses.combine import at, stateless
+from jaxkd.losses.policy import both_logits, logits_of
 
 
 def value_of(outputs: Outputs, who: str, stream: str = "") -> jax.Array:
@@ -16,10 +21,14 @@ def value_of(outputs: Outputs, who: str, stream: str = "") -> jax.Array:
     return head
 
 
-def value_mse() -> LossTerm:
+def value_mse(*, normalise: bool = False) -> LossTerm:
     """(V_T(s) - V_S(s))^2: the student's value regressed on the teacher's.
 
     The teacher's value is of the teacher's policy and reward scale: a student that acts differently has another one.
+    With `normalise` it is the global term of hierarchical value distillation, beside `advantage_mse` or `advantage_kl`.
+
+    Args:
+        normalise: divide by the variance of V_T over the minibatch; a constant V_T is divided by 1.
 
     Returns:
         a term, [L, N]; reads `batch.teacher.value`.
@@ -29,6 +38,96 @@ def value_mse() -> LossTerm:
     """
 
     def loss(student, batch):
-        return jnp.square(value_of(student, "student") - value_of(batch.teacher, "teacher"))
+        theirs = value_of(batch.teacher, "teacher")
+        error = jnp.square(value_of(student, "student") - theirs)
+        return error / _spread(theirs, batch.weight) if normalise else error
 
     return stateless(loss)
+
+
+def q_mse() -> LossTerm:
+    """(Q_S(s, a) - target)^2 at the action taken, Q-learning without a replay (Gallici et al. 2025, PQN).
+
+    A Q network is a policy whose logits are Q-values and whose value is their maximum; the target is what `returns` says.
+
+    Returns:
+        a term, [L, N]; discrete actions only; reads `batch.action` and `batch.target`.
+
+    >>> q_mse().init(None, None)
+    ()
+    """
+
+    def loss(student, batch):
+        q = logits_of(student.policy, "student", "td_mse")
+        chosen = jax.nn.one_hot(batch.action, q.shape[-1], dtype=q.dtype)  # the gradient of a gather is a scatter, which is slow
+        return jnp.square(jnp.sum(chosen * q, axis=-1) - batch.target)
+
+    return stateless(loss)
+
+
+def advantage_mse(*, normalise: bool = True) -> LossTerm:
+    """sum_a (A_S(a) - A_T(a))^2 / Var[A_T], A = z - max z <= 0: the local term of hierarchical value distillation (ours).
+
+    Q-values differ little between actions and much between states: a student that fits Q spends itself on V. Here V is
+    gone; `value_mse(normalise=True)` is the global term, under another name in the same dict. The survey names the method
+    without a formula. The dueling split is Wang et al. 2016's, with the maximum in place of the mean.
+
+    Args:
+        normalise: divide by the variance of A_T over the minibatch and its actions; a constant A_T is divided by 1.
+
+    Returns:
+        a term, [L, N]; discrete actions only, none of them masked; reads `batch.teacher.policy`, whose logits are Q-values.
+
+    >>> hierarchical = {"global": value_mse(normalise=True), "local": advantage_mse()}
+    """
+
+    def loss(student, batch):
+        ours, theirs = _advantages(student, batch)
+        error = jnp.sum(jnp.square(ours - theirs), axis=-1)
+        weight = jnp.broadcast_to(batch.weight[..., None], theirs.shape)
+        return error / _spread(theirs, weight) if normalise else error
+
+    return stateless(loss)
+
+
+def advantage_kl(temperature: float | jax.Array | Callable = 0.01) -> LossTerm:
+    """KL(softmax(A_T / T) || softmax(A_S / T)), A = z - max z: the local term of hierarchical value distillation as a policy (ours).
+
+    Both sides are divided by T and there is no factor T^2: advantages have the unit of the reward, and T says which
+    difference matters. Rusu et al. (2015) sharpen the teacher only.
+
+    Args:
+        temperature: > 0, in units of the advantage; a number or a schedule.
+
+    Returns:
+        a term, [L, N], nats; discrete actions only; reads `batch.teacher.policy`, whose logits are Q-values.
+
+    >>> hierarchical = {"global": value_mse(normalise=True), "local": advantage_kl(0.01)}
+    """
+    check.number("temperature", temperature, low=0, above=True)
+
+    def loss(student, batch, context):
+        ours, theirs = _advantages(student, batch)
+        t = at(temperature, context)
+        return Categorical(theirs / t).kl(Categorical(ours / t))
+
+    return stateless(loss)
+
+
+def weighted_moments(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and population variance [] of x [...] under the weights [...]; 0 where every weight is 0."""
+    total = jnp.maximum(jnp.sum(weight), 1e-8)
+    mean = jnp.sum(weight * x) / total
+    return mean, jnp.sum(weight * jnp.square(x - mean)) / total
+
+
+def _spread(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """The variance [] of x as a unit, without gradient; 1 where x is constant up to rounding."""
+    mean, var = weighted_moments(x, weight)
+    return jax.lax.stop_gradient(jnp.where(var > 1e-10 * (var + jnp.square(mean)), var, 1.0))
+
+
+def _advantages(student: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """A_S and A_T [L, N, A]: logits minus their maximum."""
+    ours, theirs = both_logits(student.policy, batch.teacher.policy, "forward_kl")
+    return ours - jnp.max(ours, axis=-1, keepdims=True), theirs - jnp.max(theirs, axis=-1, keepdims=True)

@@ -49,17 +49,22 @@ class Convolutional(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, obs):
+    def layers(self, obs) -> tuple[jax.Array, ...]:
+        """The input and every layer's activations, [..., F] each; those of a convolution are flattened, F = height * width * channels."""
         lead = obs.shape[:-3]
         x = obs.reshape((-1, *obs.shape[-3:])).astype(self.dtype)
+        layers = (x.reshape((*lead, -1)),)
         for i, width in enumerate(self.channels):
             kernel = self.param(f"conv_{i}", orthogonal(math.sqrt(2)), (_SIZE, _SIZE, x.shape[-1], width))
             bias = self.param(f"conv_{i}_bias", nn.initializers.zeros, (width,))
             x = self.activation(convolve(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None, None])
-        x = x.reshape((*lead, -1))
+            layers += (x.reshape((*lead, -1)),)
         for width in self.dense:
-            x = self.activation(nn.Dense(width, kernel_init=orthogonal(math.sqrt(2)), dtype=self.dtype)(x))
-        return x
+            layers += (self.activation(nn.Dense(width, kernel_init=orthogonal(math.sqrt(2)), dtype=self.dtype)(layers[-1])),)
+        return layers
+
+    def __call__(self, obs):
+        return self.layers(obs)[-1]
 
 
 def cnn(
@@ -75,6 +80,8 @@ def cnn(
     extra: Sequence[str] = (),
 ) -> Policy:
     """3x3 convolutions, dense layers, a policy and a value head (MinAtar's network: 16 channels, 128 units; Young & Tian 2019).
+
+    Its layers [..., F] are in `Outputs.extra`: "hidden_0", "hidden_1", ..., first the convolutions, flattened.
 
     Args:
         env: an `Env` or anything with `obs_spec` and `action_space`; the observation is one grid (height, width, channels).

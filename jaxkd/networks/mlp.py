@@ -15,6 +15,7 @@ from jaxkd.distributions import Categorical, Normal
 from jaxkd.networks import module, wrap
 from jaxkd.networks.initial import orthogonal
 
+_TAKEN = ("actor", "critic", "input", "recurrent", "policy", "value", "log_std")  # names of the built-in networks' parameters
 _HIDDEN, _POLICY, _VALUE = math.sqrt(2), 0.01, 1.0  # gains of the orthogonal initialisation (Andrychowicz et al. 2021)
 
 
@@ -28,17 +29,21 @@ class Dense(nn.Module):
     ranks: tuple[int, ...]  # of the leaves of one observation
 
     @nn.compact
-    def __call__(self, obs):
+    def layers(self, obs) -> tuple[jax.Array, ...]:
+        """The flat input and every layer's activations, [..., F] each."""
         leaves = [x.reshape(x.shape[: x.ndim - rank] + (-1,)) for x, rank in zip(jax.tree.leaves(obs), self.ranks, strict=True)]
-        x = jnp.concatenate([leaf.astype(self.dtype) for leaf in leaves], axis=-1)
+        layers = (jnp.concatenate([leaf.astype(self.dtype) for leaf in leaves], axis=-1),)
         for width in self.hidden:
-            x = nn.Dense(width, kernel_init=orthogonal(_HIDDEN), dtype=self.dtype)(x)
-            x = self.activation(nn.LayerNorm(dtype=self.dtype)(x) if self.layer_norm else x)
-        return x
+            x = nn.Dense(width, kernel_init=orthogonal(_HIDDEN), dtype=self.dtype)(layers[-1])
+            layers += (self.activation(nn.LayerNorm(dtype=self.dtype)(x) if self.layer_norm else x),)
+        return layers
+
+    def __call__(self, obs):
+        return self.layers(obs)[-1]
 
 
 class ActorCritic(nn.Module):
-    """A policy head, a value head and further heads on one torso, or the value heads on a torso of their own."""
+    """The heads on one torso, or the value heads on a torso of their own."""
 
     torso: Callable[..., nn.Module]
     action_space: Any
@@ -48,26 +53,46 @@ class ActorCritic(nn.Module):
 
     @nn.compact
     def __call__(self, obs):
-        features = self.torso(name="actor")(obs)
-        behind = self.torso(name="critic")(obs) if self.separate else features
+        layers = self.torso(name="actor").layers(obs)
+        behind = self.torso(name="critic")(obs) if self.separate else layers[-1]
+        return heads(self, layers[1:], layers[-1], behind)
 
-        def head(name, x, size, gain):
-            layer = nn.Dense(size, kernel_init=orthogonal(gain), dtype=self.dtype, name=name)
-            return layer(x).astype(jnp.float32)
 
-        if isinstance(self.action_space, Discrete):
-            policy = Categorical(head("policy", features, self.action_space.n, _POLICY))
-        else:
-            mean = head("policy", features, math.prod(self.action_space.shape), _POLICY)
-            log_std = self.param("log_std", nn.initializers.zeros, mean.shape[-1:])
-            policy = Normal(mean, jnp.broadcast_to(log_std, mean.shape))
-        value = head("value", behind, 1, _VALUE)[..., 0]
-        return Outputs(policy, value, features, {name: head(name, behind, 1, _VALUE)[..., 0] for name in self.extra})
+def heads(module: Any, hidden: Sequence[jax.Array], features: jax.Array, behind: jax.Array) -> Outputs:
+    """A policy head on `features`, the value heads on what is `behind` them; called inside a module that holds what they need.
+
+    Args:
+        module: with action_space, extra (names of further value heads) and dtype; the heads become its own.
+        hidden: every layer [..., F], shown in `Outputs.extra` as "hidden_0", "hidden_1", ...; jit deletes those that nothing reads.
+        features, behind: [..., F].
+    """
+
+    def head(name, x, size, gain):
+        layer = nn.Dense(size, kernel_init=orthogonal(gain), dtype=module.dtype, name=name)
+        return layer(x).astype(jnp.float32)
+
+    if isinstance(module.action_space, Discrete):
+        policy = Categorical(head("policy", features, module.action_space.n, _POLICY))
+    else:
+        mean = head("policy", features, math.prod(module.action_space.shape), _POLICY)
+        log_std = module.param("log_std", nn.initializers.zeros, mean.shape[-1:])
+        policy = Normal(mean, jnp.broadcast_to(log_std, mean.shape))
+    value = head("value", behind, 1, _VALUE)[..., 0]
+    extra = {name: head(name, behind, 1, _VALUE)[..., 0] for name in module.extra}
+    return Outputs(policy, value, features, extra | {f"hidden_{i}": layer for i, layer in enumerate(hidden)})
+
+
+def extra_heads(extra: Sequence[str]) -> tuple[str, ...]:
+    """The names of further value heads, checked: "hidden_0", "hidden_1", ... are the layers in `Outputs.extra`."""
+    for name in extra:
+        if name.startswith("hidden_") or name in _TAKEN:
+            raise UsageError(f"extra names a head {name!r}, but hidden_0, hidden_1, ... are the layers, and {', '.join(_TAKEN)} are taken.")
+    return tuple(extra)
 
 
 def actor_critic(name: str, env: Any, torso: Callable, *, separate, normalise, dtype, select, extra, **described: Any) -> Policy:
     """The policy of a torso with the heads of `ActorCritic`."""
-    network = ActorCritic(torso, env.action_space, separate, tuple(extra), dtype)
+    network = ActorCritic(torso, env.action_space, separate, extra_heads(extra), dtype)
     common = dict(separate=separate, normalise=normalise, dtype=dtype, select=select, extra=tuple(extra))
     description = module.describe(name, env, **described, **common)
     return module.build(env, network, normalise=normalise, select=select, description=description)
@@ -86,6 +111,8 @@ def mlp(
     extra: Sequence[str] = (),
 ) -> Policy:
     """A multilayer perceptron with a policy and a value head; orthogonal weights, zero biases.
+
+    Its hidden layers [..., F] are in `Outputs.extra`: "hidden_0", "hidden_1", ... (with `separate`, those of the policy's torso).
 
     Args:
         env: an `Env` or anything with `obs_spec` and `action_space`. Several observation arrays are flattened and concatenated.

@@ -53,7 +53,11 @@ def build(env: Any, module: nn.Module, *, normalise: bool, select: str | None, d
     def step(params, carry, obs, reset):
         return carry, apply(params, obs)
 
-    policy = Policy(init, lambda num_envs: (), step, step, description=description)
+    return wrapped(Policy(init, lambda num_envs: (), step, step, description=description), obs_spec, normalise, select)
+
+
+def wrapped(policy: Policy, obs_spec: Any, normalise: bool, select: str | None) -> Policy:
+    """`policy` on `obs_spec`, standardised where asked for, as the field `select` of a dict observation."""
     if normalise:
         policy = wrap.normalised(policy, obs_spec)
     return wrap.select(policy, select) if select else policy

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxkd import check, moments
 from jaxkd.base import Policy, UsageError
@@ -68,6 +69,38 @@ def temper(policy: Policy, temperature: float | jax.Array) -> Policy:
             return carry, out._replace(policy=out.policy.temper(temperature))
 
         return tempered
+
+    return policy._replace(step=through(policy.step), unroll=through(policy.unroll), description=())
+
+
+def q(policy: Policy) -> Policy:
+    """A Q network of a discrete policy: its logits are Q(s, a), and value = max_a Q(s, a); what else it called value is not used.
+
+    Its greedy action is the policy's own, with the same params. What it samples is softmax(Q): temper it before a KL
+    (`temper(q(policy), 0.01)`). Save it as `policy` and wrap what is loaded; the wrapped one has no description.
+
+    Raises:
+        UsageError: for continuous actions, at once where the policy has a description, else when it is first used.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
+    >>> teacher = temper(q(jaxkd.networks.mlp(env, hidden=(8,), layer_norm=True)), 0.01)
+    """
+    check.kind("policy", policy, Policy, "a Policy (jaxkd.networks.mlp and others)")
+    action: tuple = dict(policy.description[1]).get("action", ()) if policy.description else ()
+    if action and action[0] != "discrete":
+        raise UsageError(
+            f"a Q network has a value for each of n discrete actions, but the policy acts in {action[1]} continuous dimensions."
+        )
+
+    def through(call):
+        def valued(params, carry, obs, reset):
+            carry, out = call(params, carry, obs, reset)
+            if not hasattr(out.policy, "logits"):
+                raise UsageError(f"a Q network has a value for each of n discrete actions, but the policy is {type(out.policy).__name__}.")
+            return carry, out._replace(value=jnp.max(out.policy.logits, axis=-1))
+
+        return valued
 
     return policy._replace(step=through(policy.step), unroll=through(policy.unroll), description=())
 

@@ -11,7 +11,9 @@ from jaxkd.base import RewardTransform
 def normalise(gamma: float | jax.Array = 0.99, *, episodic: bool = True, stream: str = "") -> RewardTransform:
     """The reward divided by the running standard deviation of its discounted return R_t = gamma R_{t-1} + r_t.
 
-    Never mean-centred: that would change what is optimal. R runs forward in time and is carried from rollout to rollout.
+    Never mean-centred: that would change what is optimal. R runs forward in time and is carried from rollout to rollout. While R
+    is constant (no reward yet, or the same one every time) the reward stays as it is. A rare reward is large in these units, up
+    to the root of the number of steps seen: chain `clip(-10.0, 10.0)` behind it where that hurts (Stable-Baselines3 does).
 
     Args:
         gamma: of R, in [0, 1].
@@ -37,6 +39,8 @@ def normalise(gamma: float | jax.Array = 0.99, *, episodic: bool = True, stream:
 
         last, running = jax.lax.scan(body, state["actors"], (reward, keep), unroll=8)
         seen = moments.update(state["moments"], running)
-        return reward * jax.lax.rsqrt(seen.var + 1e-8), {"actors": last, "moments": seen}
+        varies = seen.var > 1e-10 * (seen.var + jnp.square(seen.mean))  # beyond the rounding of float32
+        scale = jnp.where(varies, jax.lax.rsqrt(seen.var + 1e-8), 1.0)
+        return reward * scale, {"actors": last, "moments": seen}
 
     return RewardTransform(init, update, stream)

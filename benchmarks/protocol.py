@@ -1,0 +1,119 @@
+"""What the scripts of this folder share: keys by name, THE teacher, scores of whole episodes, learning curves, and how results are written.
+
+Legend of shapes: `n` seeds.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import matplotlib
+import numpy as np
+
+import jaxkd
+from jaxkd import presets
+from jaxkd.cli.device import describe
+from jaxkd.cli.summary import versions
+from jaxkd.optimize import component_key
+
+matplotlib.use("Agg")
+
+RESULTS = Path(__file__).parent / "results"
+NUM_TEACHERS = 16
+
+
+class Teacher(NamedTuple):
+    """The one teacher that the students' seeds share: the best of several, and the spread of all."""
+
+    params: Any
+    score: float  # greedy, on keys other than those it was chosen by
+    discounted: float
+    best: int  # its seed
+    returns: np.ndarray  # [n] of all
+    discounted_returns: np.ndarray  # [n]
+
+
+def keys(seed: int, name: str, n: int) -> jax.Array:
+    """n keys [n] of a named part of an experiment, different from every other part's."""
+    return jax.vmap(lambda key: component_key(key, name))(jaxkd.seeds(seed, n))
+
+
+def score(env, policy, params, keys, episodes: int, *, greedy: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Mean return and mean discounted return [n] of parameter sets [n, ...], acting alone."""
+
+    def one(params, key):
+        played = jaxkd.evaluate(env, policy, params, key, num_episodes=episodes, greedy=greedy)
+        return played.returns.mean(), played.discounted_returns.mean()
+
+    returns, discounted = jax.jit(jax.vmap(one))(params, keys)
+    return np.asarray(returns, np.float64), np.asarray(discounted, np.float64)
+
+
+def the_teacher(arena, policy, all_params, seed: int, episodes: int) -> Teacher:
+    """The best of `all_params` [n, ...] by greedy episodes, scored again on other keys."""
+    n = jax.tree.leaves(all_params)[0].shape[0]
+    returns, discounted = score(arena, policy, all_params, keys(seed, "score teacher True", n), episodes)
+    best = int(returns.argmax())
+    params = jax.tree.map(lambda x: x[best], all_params)
+    again = score(arena, policy, jax.tree.map(lambda x: x[None], params), keys(seed, "score the teacher True", 1), episodes)
+    return Teacher(params, float(again[0][0]), float(again[1][0]), best, returns, discounted)
+
+
+def ppo_teacher(name: str, arena, seed: int, episodes: int, n: int = NUM_TEACHERS) -> tuple[Any, Teacher, np.ndarray, int]:
+    """(policy, THE teacher, learning curves [updates, n], environment steps of one) of a preset."""
+    p = presets.preset(name)
+    env = presets.make_env(name, p)
+    policy = presets.teacher_network(env, p)
+    algorithm, updates = presets.teaching(env, policy, p)
+    state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys(seed, "teacher", n), updates)
+    found = the_teacher(arena, policy, state.params, seed, episodes)
+    return policy, found, np.asarray(metrics["return"]), updates * p.num_envs * p.unroll_length
+
+
+def curve(algorithm, policy, arena, keys, num_updates: int, points: int, episodes: int, *inputs: Any) -> tuple[Any, np.ndarray]:
+    """Trains [n] seeds, and scores them greedily at `points` equal distances: (params [n, ...], returns [points, n])."""
+    rows, params = [], None
+    lanes = jaxkd.lanes(algorithm)
+    for state, _ in jaxkd.stream(lanes, keys, num_updates, *inputs, chunk_size=num_updates // points):
+        params = jax.tree.map(np.asarray, state.params)
+        rows.append(score(arena, policy, params, keys, episodes)[0])
+    return params, np.stack(rows)
+
+
+def random_return(arena, seed: int, episodes: int) -> float:
+    """Of the policy that knows nothing, sampled."""
+    ignorant = presets.random_policy(arena)
+    return float(
+        score(
+            arena, ignorant, jax.vmap(ignorant.init)(keys(seed, "random", 1)), keys(seed, "score random False", 1), episodes, greedy=False
+        )[0][0]
+    )
+
+
+def summary(values: np.ndarray) -> dict:
+    """Mean, worst seed, interquartile mean with its 95 % bootstrap interval, and every seed."""
+    return {
+        "mean": values.mean(),
+        "worst": values.min(),
+        "iqm": jaxkd.iqm(values),
+        "interval": jaxkd.interval(values),
+        "seeds": values.tolist(),
+    }
+
+
+def digest(settings: dict) -> dict:
+    """The settings a result depends on, with their digest: a test compares it with today's."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return settings | {"digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def write(name: str, result: dict, figure: Any = None) -> None:
+    """results/<name>.json with device and versions, and results/<name>.png."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = result | {"device": describe(jax.devices()[0]), "versions": versions()}
+    path.write_text(json.dumps(made, indent=1, default=float) + "\n")
+    if figure is not None:
+        figure.savefig(path.with_suffix(".png"), dpi=80)

@@ -1,0 +1,272 @@
+"""Recipes named after papers: each is `distill`, `ppo` or `pqn` with other arguments, and takes their keywords.
+
+All take (env, student, teacher) and return an `Algorithm` for `run(algorithm, key, num_updates, teacher_params)`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import losses, networks, rewards
+from jaxkd.base import Algorithm, Env, Policy
+from jaxkd.behavior import guide_then_student, mixture, teacher_acts
+from jaxkd.memory import ring
+from jaxkd.recipes import distill, ppo, pqn
+from jaxkd.returns import group_relative, monte_carlo
+
+Weight = float | jax.Array | Callable  # a number, or a schedule `update -> number`
+
+
+def _first_update(update):
+    return (update == 0).astype(jnp.float32)
+
+
+# --- supervised ---------------------------------------------------------------------------------------------------------
+
+
+def policy_distillation(
+    env: Env, student: Policy, teacher: Policy, *, temperature: Weight = 1.0, capacity: int = 10, **keywords
+) -> Algorithm:
+    """KL to a sharpened teacher that acts, from a replay memory (Rusu et al. 2015).
+
+    Args:
+        temperature: of the teacher only, no factor T^2; 0.01 for one whose logits are Q-values.
+        capacity: rollouts in the memory.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> kd = policy_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), capacity=2)
+    """
+    keywords = dict(losses={"kl": losses.forward_kl()}, behavior=teacher_acts(), memory=ring(capacity)) | keywords
+    return distill(env, student, networks.temper(teacher, temperature), **keywords)
+
+
+def dagger(env: Env, student: Policy, teacher: Policy, *, beta: Weight = _first_update, capacity: int = 32, **keywords) -> Algorithm:
+    """The teacher labels what the student visits, learnt from the aggregate (Ross et al. 2011).
+
+    Args:
+        beta: probability that the teacher acts; default 1 in the first update, then 0.
+        capacity: rollouts in the aggregate.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> kd = dagger(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), capacity=2)
+    """
+    return distill(
+        env, student, teacher, **dict(losses={"kl": losses.forward_kl()}, behavior=mixture(beta), memory=ring(capacity)) | keywords
+    )
+
+
+def on_policy_distillation(env: Env, student: Policy, teacher: Policy, *, beta: Weight | None = None, **keywords) -> Algorithm:
+    """The student acts and is corrected in every state by a KL, or a divergence between the two (Agarwal et al. 2024, GKD).
+
+    Args:
+        beta: of the generalised Jensen-Shannon divergence, normalised: 0 forward KL, 1 reverse KL; None: forward KL itself.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> kd = on_policy_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), beta=0.5)
+    """
+    divergence = losses.forward_kl() if beta is None else losses.jsd(beta, normalise=True)
+    return distill(env, student, teacher, **dict(losses={"kl": divergence}) | keywords)
+
+
+# --- with reinforcement learning ------------------------------------------------------------------------------------------
+
+
+def kickstarting(env: Env, student: Policy, teacher: Policy, *, weight: Weight = 1.0, **keywords) -> Algorithm:
+    """PPO with a KL to the teacher that should fade (Schmitt et al. 2018).
+
+    Args:
+        weight: of the KL; reduce it quickly, such as `optax.linear_schedule(2.0, 0.0, 100)`. Constant, it holds the student at its teacher.
+
+    >>> import jaxkd, optax
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> both = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = kickstarting(env, *both, weight=optax.linear_schedule(2.0, 0.0, 100))
+    """
+    return ppo(env, student, teacher, losses={"kl": losses.scale(weight, losses.forward_kl())}, **keywords)
+
+
+def proximal_policy_distillation(
+    env: Env, student: Policy, teacher: Policy, *, weight: Weight = 1.0, clip: float | jax.Array = 0.2, **keywords
+) -> Algorithm:
+    """PPO with a KL to the teacher times max(ratio, 1 - clip) (Spigler 2025).
+
+    Args:
+        weight: of the KL; larger is faster, smaller ends better.
+        clip: of PPO's ratio and of this one.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> kd = proximal_policy_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
+    """
+    term = losses.scale(weight, losses.proximal(clip, losses.forward_kl()))
+    return ppo(env, student, teacher, **dict(clip=clip, entropy=0.0, losses={"kl": term}) | keywords)
+
+
+def qdagger(
+    env: Env,
+    student: Policy,
+    teacher: Policy,
+    *,
+    teacher_return: float | jax.Array,
+    random_return: float | jax.Array = 0.0,
+    temperature: float | jax.Array = 1.0,
+    weight: Weight = 3.0,
+    **keywords,
+) -> Algorithm:
+    """Q-learning with a cross-entropy to the teacher that fades as the student gets better (Agarwal et al. 2022).
+
+    Args:
+        teacher_return, random_return: between which the student's own return is placed: 1 at the random one, 0 at the teacher's.
+        temperature: of both softmaxes; small for Q-values.
+        weight: at a student no better than random.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> small, big = (jaxkd.networks.mlp(env, (width,), layer_norm=True) for width in (4, 16))
+    >>> kd = qdagger(env, small, big, teacher_return=500.0, random_return=20.0)
+    """
+    gate = losses.performance_gate(teacher_return=teacher_return, random_return=random_return)
+    term = losses.scale(1 / jnp.square(temperature), losses.forward_kl(temperature))  # the paper has no factor T^2
+    return pqn(env, student, teacher, losses={"kl": losses.scale(weight, losses.gate(gate, term))}, **keywords)
+
+
+def grpo(
+    env: Env,
+    student: Policy,
+    teacher: Policy,
+    *,
+    reference: Weight = 0.04,
+    clip: float | jax.Array = 0.2,
+    standardise: bool = True,
+    **keywords,
+) -> Algorithm:
+    """Episodes compared within groups of equal starts, no critic, the teacher as the reference policy (Shao et al. 2024).
+
+    Args:
+        env: with `group_size=` above 1 and a time limit; every update plays whole episodes from a reset.
+        reference: weight of KL(student || teacher), in closed form.
+        standardise: False is Dr.GRPO (Liu et al. 2025), without the groups' standard deviation and the episodes' length.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4, group_size=2, max_steps=8)
+    >>> kd = grpo(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
+    """
+    terms = {"policy": losses.ppo_clip(clip, normalise=False), "reference": losses.scale(reference, losses.reverse_kl())}
+    returns = group_relative(env.group_size, standardise=standardise, per_episode=standardise)
+    return distill(env, student, teacher, **dict(losses=terms, returns=returns, unroll_length=env.max_steps) | keywords)
+
+
+def distil_then_finetune(
+    env: Env, student: Policy, teacher: Policy, *, switch: int, half_life: float | jax.Array = 20.0, **keywords
+) -> Algorithm:
+    """Distillation, then PPO from there: the critic learns from the start, and the KL fades after the switch (Baker et al. 2022, VPT).
+
+    A critic that starts at random destroys a good policy; here it has judged the student's own returns for `switch` updates
+    before its advantages count.
+
+    Args:
+        switch: updates of distillation.
+        half_life: of the KL's weight after the switch, in updates.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> kd = distil_then_finetune(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), switch=50)
+    """
+    after = lambda update: (update >= switch).astype(jnp.float32)
+    weight = lambda update: 0.5 ** (jnp.maximum(update - switch, 0) / half_life)
+    clip = losses.ppo_clip(keywords.pop("clip", 0.2))
+    terms = {"policy": losses.scale(after, clip), "kl": losses.scale(weight, losses.forward_kl())}
+    return ppo(env, student, teacher, **dict(losses=terms, entropy=0.0) | keywords)
+
+
+def jump_start(env: Env, student: Policy, teacher: Policy, *, horizon: float | Callable, **keywords) -> Algorithm:
+    """Q-learning while the teacher plays the first steps of every episode (Uchendu et al. 2022, JSRL).
+
+    Args:
+        horizon: the teacher's steps, a number or `(update, episode_return) -> steps`; it should shrink to 0.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> small, big = (jaxkd.networks.mlp(env, (width,), layer_norm=True) for width in (4, 16))
+    >>> kd = jump_start(env, small, big, horizon=lambda update, episode_return: 100 - update)
+    """
+    return pqn(env, student, teacher, behavior=guide_then_student(horizon), **keywords)
+
+
+# --- Czarnecki et al. 2019: `reward` weighs the environment's reward ------------------------------------------------------
+
+
+def teacher_distillation(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
+    """Cross-entropy to a teacher that acts; the student never does (Czarnecki et al. 2019).
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> kd = teacher_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
+    """
+    return distill(env, student, teacher, **dict(losses={"kl": losses.cross_entropy()}, behavior=teacher_acts()) | keywords)
+
+
+def n_distillation(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
+    """Cross-entropy on the student's states, and the reward that makes it a gradient (Czarnecki et al. 2019).
+
+    Args:
+        keywords: `reward` (0), weight of the environment's reward, `gamma` (0.99), and those of `ppo`.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> kd = n_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), reward=1.0)
+    """
+    pay = lambda gamma: rewards.successor(lambda ours, theirs: theirs.policy.cross_entropy(ours.policy), gamma=gamma)
+    return _paid_by_teacher(env, student, teacher, pay, {"kl": losses.cross_entropy()}, **keywords)
+
+
+def expected_entropy_regularised(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
+    """Reverse cross-entropy on the student's states, and the reward that makes it a gradient (Czarnecki et al. 2019).
+
+    Args:
+        keywords: as in `n_distillation`.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> kd = expected_entropy_regularised(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), reward=1.0)
+    """
+    pay = lambda gamma: rewards.successor(lambda ours, theirs: ours.policy.cross_entropy(theirs.policy), gamma=gamma)
+    return _paid_by_teacher(env, student, teacher, pay, {"kl": losses.reverse_cross_entropy()}, **keywords)
+
+
+def entropy_regularised(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
+    """Reward log pi_T(a | s) for the student's actions, nothing else of the teacher (Czarnecki et al. 2019).
+
+    Args:
+        keywords: as in `n_distillation`.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> kd = entropy_regularised(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
+    """
+    return _paid_by_teacher(env, student, teacher, lambda gamma: rewards.teacher_reward(), {}, **keywords)
+
+
+def teacher_value_reward(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
+    """Reward V_T(s') - V_T(s), progress in the teacher's eyes (Czarnecki et al. 2019).
+
+    Args:
+        keywords: as in `n_distillation`, but `reward` is 1 unless given.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> kd = teacher_value_reward(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
+    """
+    return _paid_by_teacher(env, student, teacher, lambda gamma: rewards.potential_shaping(1.0), {}, **dict(reward=1.0) | keywords)
+
+
+def _paid_by_teacher(env, student, teacher, pay, terms, *, reward: Weight = 0.0, gamma=0.99, **keywords: Any) -> Algorithm:
+    """PPO without advantage normalisation on Monte-Carlo returns of reward * environment + what the teacher pays."""
+    paid = {"environment": rewards.scale(reward), "teacher": pay(gamma)}
+    own = dict(losses={"policy": losses.ppo_clip(normalise=False)} | terms, rewards=paid, returns=monte_carlo(gamma), entropy=0.0)
+    return ppo(env, student, teacher, **own | keywords)
