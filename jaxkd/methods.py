@@ -19,6 +19,11 @@ from jaxkd.returns import group_relative, monte_carlo
 Weight = float | jax.Array | Callable  # a number, or a schedule `update -> number`
 
 
+def _given(keywords: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """The recipe's own keywords, unless the user gives others."""
+    return defaults | keywords
+
+
 def _first_update(update):
     return (update == 0).astype(jnp.float32)
 
@@ -27,7 +32,7 @@ def _first_update(update):
 
 
 def policy_distillation(
-    env: Env, student: Policy, teacher: Policy, *, temperature: Weight = 1.0, capacity: int = 10, **keywords
+    env: Env, student: Policy, teacher: Policy, *, temperature: float | jax.Array = 1.0, capacity: int = 10, **keywords
 ) -> Algorithm:
     """KL to a sharpened teacher that acts, from a replay memory (Rusu et al. 2015).
 
@@ -39,7 +44,7 @@ def policy_distillation(
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> kd = policy_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), capacity=2)
     """
-    keywords = dict(losses={"kl": losses.forward_kl()}, behavior=teacher_acts(), memory=ring(capacity)) | keywords
+    keywords = _given(keywords, losses={"kl": losses.forward_kl()}, behavior=teacher_acts(), memory=ring(capacity))
     return distill(env, student, networks.temper(teacher, temperature), **keywords)
 
 
@@ -55,7 +60,10 @@ def dagger(env: Env, student: Policy, teacher: Policy, *, beta: Weight = _first_
     >>> kd = dagger(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), capacity=2)
     """
     return distill(
-        env, student, teacher, **dict(losses={"kl": losses.forward_kl()}, behavior=mixture(beta), memory=ring(capacity)) | keywords
+        env,
+        student,
+        teacher,
+        **_given(keywords, losses={"kl": losses.forward_kl()}, behavior=mixture(beta), memory=ring(capacity)) | keywords,
     )
 
 
@@ -70,7 +78,7 @@ def on_policy_distillation(env: Env, student: Policy, teacher: Policy, *, beta: 
     >>> kd = on_policy_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), beta=0.5)
     """
     divergence = losses.forward_kl() if beta is None else losses.jsd(beta, normalise=True)
-    return distill(env, student, teacher, **dict(losses={"kl": divergence}) | keywords)
+    return distill(env, student, teacher, **_given(keywords, losses={"kl": divergence}))
 
 
 # --- with reinforcement learning ------------------------------------------------------------------------------------------
@@ -104,7 +112,7 @@ def proximal_policy_distillation(
     >>> kd = proximal_policy_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
     """
     term = losses.scale(weight, losses.proximal(clip, losses.forward_kl()))
-    return ppo(env, student, teacher, **dict(clip=clip, entropy=0.0, losses={"kl": term}) | keywords)
+    return ppo(env, student, teacher, **_given(keywords, clip=clip, entropy=0.0, losses={"kl": term}))
 
 
 def qdagger(
@@ -158,7 +166,7 @@ def grpo(
     """
     terms = {"policy": losses.ppo_clip(clip, normalise=False), "reference": losses.scale(reference, losses.reverse_kl())}
     returns = group_relative(env.group_size, standardise=standardise, per_episode=standardise)
-    return distill(env, student, teacher, **dict(losses=terms, returns=returns, unroll_length=env.max_steps) | keywords)
+    return distill(env, student, teacher, **_given(keywords, losses=terms, returns=returns, unroll_length=env.max_steps))
 
 
 def distil_then_finetune(
@@ -181,7 +189,7 @@ def distil_then_finetune(
     weight = lambda update: 0.5 ** (jnp.maximum(update - switch, 0) / half_life)
     clip = losses.ppo_clip(keywords.pop("clip", 0.2))
     terms = {"policy": losses.scale(after, clip), "kl": losses.scale(weight, losses.forward_kl())}
-    return ppo(env, student, teacher, **dict(losses=terms, entropy=0.0) | keywords)
+    return ppo(env, student, teacher, **_given(keywords, losses=terms, entropy=0.0))
 
 
 def jump_start(env: Env, student: Policy, teacher: Policy, *, horizon: float | Callable, **keywords) -> Algorithm:
@@ -208,7 +216,7 @@ def teacher_distillation(env: Env, student: Policy, teacher: Policy, **keywords)
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> kd = teacher_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
     """
-    return distill(env, student, teacher, **dict(losses={"kl": losses.cross_entropy()}, behavior=teacher_acts()) | keywords)
+    return distill(env, student, teacher, **_given(keywords, losses={"kl": losses.cross_entropy()}, behavior=teacher_acts()))
 
 
 def n_distillation(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
@@ -262,11 +270,11 @@ def teacher_value_reward(env: Env, student: Policy, teacher: Policy, **keywords)
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> kd = teacher_value_reward(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
     """
-    return _paid_by_teacher(env, student, teacher, lambda gamma: rewards.potential_shaping(1.0), {}, **dict(reward=1.0) | keywords)
+    return _paid_by_teacher(env, student, teacher, lambda gamma: rewards.potential_shaping(1.0), {}, **_given(keywords, reward=1.0))
 
 
 def _paid_by_teacher(env, student, teacher, pay, terms, *, reward: Weight = 0.0, gamma=0.99, **keywords: Any) -> Algorithm:
     """PPO without advantage normalisation on Monte-Carlo returns of reward * environment + what the teacher pays."""
     paid = {"environment": rewards.scale(reward), "teacher": pay(gamma)}
-    own = dict(losses={"policy": losses.ppo_clip(normalise=False)} | terms, rewards=paid, returns=monte_carlo(gamma), entropy=0.0)
-    return ppo(env, student, teacher, **own | keywords)
+    terms = {"policy": losses.ppo_clip(normalise=False)} | terms
+    return ppo(env, student, teacher, **_given(keywords, losses=terms, rewards=paid, returns=monte_carlo(gamma), entropy=0.0))

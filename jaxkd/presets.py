@@ -102,7 +102,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "Catch-bsuite": Preset(unroll_length=16, num_steps=100_000, gate=1.0),
     "FourRooms-misc": Preset(normalise_obs=True, num_steps=150_000),
-    "Breakout-MinAtar": _MINATAR,
+    "Breakout-MinAtar": _MINATAR._replace(learning_rate=5e-3),  # at 1e-3 it stays at 7.0
     "SpaceInvaders-MinAtar": _MINATAR,
     "Freeway-MinAtar": _MINATAR,
     "Asterix-MinAtar": _MINATAR,

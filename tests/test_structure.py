@@ -29,6 +29,7 @@ LAYERS = (
     ("rollout", "optimize"),
     ("learner",),
     ("recipes",),
+    ("methods",),
     ("run", "evaluate", "checkpoint", "sharding", "presets"),
     ("__init__",),  # what imports `jaxkd` itself imports this
     ("cli", "report"),

@@ -41,7 +41,7 @@ def concat(*envs: Env) -> Env:
     groups = {env.group_size for env in envs}
     if len(groups) > 1:
         raise UsageError(f"concat needs one group_size, got {sorted(groups)}.")
-    sizes = dict(obs_size=max(_size(env) for env in envs), num_actions=max(env.action_space.n for env in envs))
+    sizes: dict[str, Any] = dict(obs_size=max(_size(env) for env in envs), num_actions=max(env.action_space.n for env in envs))
     parts = [pad(env, task=i, **sizes) for i, env in enumerate(envs)]
     limits = {env.max_steps for env in envs}
     names = [env.name for env in envs]
