@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxkd import behavior, distributions, envs, losses, memory, networks, presets, returns, rewards
+    from jaxkd import behavior, distributions, envs, losses, memory, methods, networks, presets, returns, rewards
     from jaxkd.base import (
         Algorithm,
         ArtifactError,
@@ -58,6 +58,7 @@ __all__ = [
     "load_policy",
     "losses",
     "memory",
+    "methods",
     "networks",
     "ppo",
     "pqn",

@@ -197,9 +197,8 @@ def _guided(p: Preset, num_updates: int) -> dict[str, Any]:
 _RANDOM = {"CartPole-v1": 22.5, "Acrobot-v1": -499.5, "MountainCar-v0": -200.0, "Catch-bsuite": -0.6}  # results/gates/*.json, "random"
 _GUIDED_STEPS = 100  # of the guide in the first update of jump_start; 0 from half of the updates on
 
-METHODS: dict[
-    str, Callable[[Preset, int], dict[str, Any]]
-] = {  # keywords of the recipe of that name, from a preset and a number of updates
+# Keywords of the recipe of that name, from a preset and a number of updates.
+METHODS: dict[str, Callable[[Preset, int], dict[str, Any]]] = {
     "on_policy_distillation": _supervision,
     "policy_distillation": _supervision,
     "dagger": _supervision,
@@ -215,7 +214,8 @@ METHODS: dict[
     "expected_entropy_regularised": _paid,
     "teacher_value_reward": _paid,
 }
-_Q_METHODS = ("qdagger", "jump_start")  # their students are Q-networks, which need layer normalisation
+_Q_METHODS = ("qdagger", "jump_start")  # their students are Q-networks, which need layer normalisation (Gallici et al. 2025)
+_GROUP_SIZE = 8  # of grpo
 
 
 def recipe(method: str) -> Callable[..., Algorithm]:
@@ -233,8 +233,9 @@ def recipe(method: str) -> Callable[..., Algorithm]:
 
 def distillation(env: Env, student: Policy, teacher: Policy, p: Preset, method: str = "on_policy_distillation") -> tuple[Algorithm, int]:
     """A method with the preset's settings, and its number of updates; by default KL distillation while the student acts."""
-    build = recipe(method)
-    length = (env.max_steps or 1) if build is methods.grpo else p.unroll_length
+    build, length = recipe(method), p.unroll_length
+    if build is methods.grpo and env.max_steps:
+        env, length = envs.make(env.name, env.num_envs, max_steps=env.max_steps, group_size=_GROUP_SIZE), env.max_steps
     num_updates = max(1, p.student_steps // (env.num_envs * length))
     return build(env, student, teacher, **METHODS[build.__name__](p, num_updates)), num_updates
 
@@ -244,27 +245,30 @@ def updates(p: Preset, num_steps: int) -> int:
     return max(1, num_steps // (p.num_envs * p.unroll_length))
 
 
-def student_network(env: Env, p: Preset, choice: str, teacher_size: int) -> Policy:
+def student_network(env: Env, p: Preset, choice: str, teacher_size: int, method: str = "on_policy_distillation") -> Policy:
     """The student's network: "auto:1/15" of the teacher's actor parameters, "mlp:44", "mlp:32,32", "cnn:4,32".
 
     "auto" takes the single hidden layer whose actor is nearest in size; for a CNN c channels and a dense layer of 8 c.
     """
     kind, _, sizes = choice.partition(":")
+    norm = recipe(method).__name__ in _Q_METHODS
     try:
         if kind == "auto":
-            return _nearest(lambda width: _network(env, p, "cnn" if p.channels else "mlp", width), env, teacher_size * Fraction(sizes))
+            return _nearest(
+                lambda width: _network(env, p, "cnn" if p.channels else "mlp", norm, width), env, teacher_size * Fraction(sizes)
+            )
         if kind in ("mlp", "cnn"):
-            return _network(env, p, kind, *map(int, sizes.split(",")))
+            return _network(env, p, kind, norm, *map(int, sizes.split(",")))
     except (ValueError, ZeroDivisionError) as error:
         if isinstance(error, UsageError):
             raise
     raise UsageError(f"student must be auto:1/15, mlp:44, mlp:32,32 or cnn:4,32 (channels, then dense), got {choice!r}.")
 
 
-def _network(env: Env, p: Preset, kind: str, *sizes: int) -> Policy:
+def _network(env: Env, p: Preset, kind: str, norm: bool, *sizes: int) -> Policy:
     if kind == "cnn":
         return networks.cnn(env, sizes[:1], sizes[1:] or (8 * sizes[0],), normalise=p.normalise_obs)
-    return networks.mlp(env, sizes, separate=True, normalise=p.normalise_obs)
+    return networks.mlp(env, sizes, separate=True, layer_norm=norm, normalise=p.normalise_obs)
 
 
 def _nearest(make: Callable[[int], Policy], env: Env, wanted: Fraction) -> Policy:

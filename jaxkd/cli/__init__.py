@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from jaxkd.cli.settings import COMMANDS, Distill, Doctor, Envs
+from jaxkd.cli.settings import COMMANDS, Distill, Doctor, Envs, Methods
 
 _DESCRIPTION = """Distil a reinforcement-learning teacher into a small student.
 
@@ -30,11 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def _call(command: Distill | Envs | Doctor, argv: list[str]) -> int:
+def _call(command: Distill | Methods | Envs | Doctor, argv: list[str]) -> int:
     if isinstance(command, Distill):
         from jaxkd.cli.distill import distill
 
         return distill(command, argv)
     from jaxkd.cli import listing
 
-    return listing.envs() if isinstance(command, Envs) else listing.doctor(command)
+    if isinstance(command, Doctor):
+        return listing.doctor(command)
+    return listing.envs() if isinstance(command, Envs) else listing.methods()

@@ -58,8 +58,7 @@ def distill(settings: Distill, argv: list[str]) -> int:
 
     with watching.compilation() as compile_seconds, watching.signals() as stop:
         progress = Progress(console, settings.quiet)
-        steps = made.preset.num_envs * made.preset.unroll_length
-        job = Job(run, progress, seeds(settings.seed, settings.seeds), steps, compile_seconds, stop)
+        job = Job(run, progress, seeds(settings.seed, settings.seeds), made.env.num_envs, compile_seconds, stop)
         try:
             summary = facts | _work(job, made, settings.episodes)
         except (Interrupted, Diverged) as error:
@@ -96,9 +95,9 @@ def plan(settings: Distill) -> Plan:
     else:
         teacher, params = teacher_network(env, chosen), None
     size = actor_size(teacher, jax.eval_shape(teacher.init, jax.random.key(0)), env.obs_spec)
-    student = student_network(env, chosen, settings.student, size)
+    student = student_network(env, chosen, settings.student, size, settings.method)
     phases = {} if settings.teacher else {"teacher": teaching(env, teacher, chosen)}
-    phases["student"] = distillation(env, student, teacher, chosen)
+    phases["student"] = distillation(env, student, teacher, chosen, settings.method)
     phases["control"] = teaching(env, student, chosen, num_steps=student_steps)
     of_all = {name: (lanes(algorithm, shared=params is not None), count) for name, (algorithm, count) in phases.items()}
     return Plan(env, chosen, teacher, student, params, of_all)
@@ -142,7 +141,7 @@ def _evaluate(job: Job, made: Plan, trained: dict[str, Trained], episodes: int, 
         cost = measure.cost(made.env, policy, params if one else jax.tree.map(lambda x: x[0], params))
         if name in trained:
             done = trained[name]
-            took = done.alive, done.updates * job.steps_per_update, done.wall_seconds, done.compile_seconds
+            took = done.alive, done.env_steps, done.wall_seconds, done.compile_seconds
         else:
             took = np.ones(len(job.keys), bool), 0, 0.0, 0.0
         results[name] = Result(policy, evaluation, took[0], cost, *took[1:])
@@ -155,7 +154,7 @@ def _save(job: Job, folder: str, policy: Policy, env: Env, trained: Trained) -> 
     for seed in np.flatnonzero(trained.alive).tolist():
         one = jax.tree.map(lambda x, seed=seed: x[seed], params)
         path = job.directory.path / folder / f"{seed:02d}"
-        save_policy(path, policy, one, env=env.name, seed=seed, updates=trained.updates, env_steps=trained.updates * job.steps_per_update)
+        save_policy(path, policy, one, env=env.name, seed=seed, updates=trained.updates, env_steps=trained.env_steps)
 
 
 def kept(run: directory.Directory) -> str:

@@ -1,4 +1,4 @@
-"""`jaxkd envs` and `jaxkd doctor`."""
+"""`jaxkd envs`, `jaxkd methods` and `jaxkd doctor`."""
 
 import importlib.util
 import platform
@@ -38,6 +38,15 @@ def envs() -> int:
         gate = getattr(presets.PRESETS.get(name), "gate", None)
         known = "-" if name not in presets.PRESETS else "yes" if gate is None else f"yes, return {gate:g}"
         table.add_row(name, seen, acts, str(env.max_steps or "none (presets cut at 1000)"), known)
+    console().print(table)
+    return 0
+
+
+def methods() -> int:
+    """Prints the table of methods: the first line of each recipe's docstring."""
+    table = rich.table.Table("method", "what it is, and the paper")
+    for name in presets.METHODS:
+        table.add_row(name, (presets.recipe(name).__doc__ or "").splitlines()[0])
     console().print(table)
     return 0
 

@@ -15,6 +15,8 @@ class Distill:
 
     env: Annotated[Positional[str], arg(metavar="ENV")]
     """Environment id; `jaxkd envs` lists all."""
+    method: str = "on_policy_distillation"
+    """How to distil; `jaxkd methods` lists all."""
     student: str = "auto:1/15"
     """auto:1/15 (the hidden layer whose actor is nearest to 1/15 of the teacher's), mlp:44, mlp:32,32 or cnn:4,32."""
     teacher: Path | None = None
@@ -45,6 +47,11 @@ class Envs:
 
 
 @dataclass(frozen=True)
+class Methods:
+    """List the ways to distil, with their papers."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Check the installation: versions, device, a small distillation, missing extras."""
 
@@ -54,4 +61,9 @@ class Doctor:
     """Where an error came from, for a bug report."""
 
 
-COMMANDS = Annotated[Distill, subcommand("distill")] | Annotated[Envs, subcommand("envs")] | Annotated[Doctor, subcommand("doctor")]
+COMMANDS = (
+    Annotated[Distill, subcommand("distill")]
+    | Annotated[Methods, subcommand("methods")]
+    | Annotated[Envs, subcommand("envs")]
+    | Annotated[Doctor, subcommand("doctor")]
+)
