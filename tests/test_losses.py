@@ -384,6 +384,10 @@ def test_feature_mse_is_the_error_of_a_linear_map():
     mapped = h @ np.asarray(params["features"]["kernel"]) + [0.5, 0, 0]
     loss = term.loss(params, student, data, context())
     np.testing.assert_allclose(loss, ((mapped - target) ** 2).mean(-1), rtol=1e-5)
+    wide = spec[0]._replace(extra={"deep": jax.ShapeDtypeStruct((L, N, 2), jnp.float32)}), spec[1]
+    both = losses.feature_mse({"deep": "features", "features": "features"}).init(jax.random.key(0), wide)
+    kernels = both["deep"]["kernel"], both["features"]["kernel"], term.init(jax.random.key(0), spec)["features"]["kernel"]
+    assert np.all(kernels[0] != kernels[1]) and np.all(kernels[1] == kernels[2])  # keys by name: another layer changes no other's
     two = losses.feature_mse({"features": "deep"})
     zero = jax.tree.map(jnp.zeros_like, two.init(jax.random.key(0), spec))
     np.testing.assert_allclose(two.loss(zero, student, data, context()), 1.0)  # the teacher's layer of ones

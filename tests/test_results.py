@@ -42,3 +42,10 @@ def test_readme_quotes_the_figures():
             f"{r['the_teacher']['return']:.1f} | {r['student']['mean']:.1f} ({r['student']['worst']:.1f}) | {r['control']['mean']:.1f}"
         )
         assert f"| {name} | {figures} |" in readme
+
+
+def test_readme_quotes_the_headline():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for row in json.loads((gates.protocol.RESULTS / "headline.json").read_text())["rows"].values():
+        low, high = row["interval"]
+        assert f"| {row['iqm']:.1f} [{low:.1f}, {high:.1f}] | {row['actor_parameters']:,} |" in readme

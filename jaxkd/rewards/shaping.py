@@ -36,7 +36,7 @@ def successor(
 
     A student that acts moves the states it is judged on. `policy_gradient` on this reward, plus the loss l itself on every
     state, descend E sum_t gamma^t l(s_t); the loss alone descends nothing and may cycle. l = H(T || S) makes it N-distill,
-    l = H(S || T) expected entropy regularised distillation. The theorem is for whole episodes and Monte-Carlo returns: `gae(gamma, 1.0)`,
+    l = H(S || T) expected entropy regularised distillation. The theorem is for whole episodes and Monte-Carlo returns: `returns.monte_carlo(gamma)`,
     no normalisation of advantages, and states weighted by gamma^t, which one leaves out as usual.
 
     Args:
