@@ -58,7 +58,7 @@ def distill(settings: Distill, argv: list[str]) -> int:
 
     with watching.compilation() as compile_seconds, watching.signals() as stop:
         progress = Progress(console, settings.quiet)
-        job = Job(run, progress, seeds(settings.seed, settings.seeds), made.env.num_envs, compile_seconds, stop)
+        job = Job(run, progress, seeds(settings.seed, settings.seeds), 0, compile_seconds, stop)
         try:
             summary = facts | _work(job, made, settings.episodes)
         except (Interrupted, Diverged) as error:
@@ -113,7 +113,8 @@ def _work(job: Job, made: Plan, episodes: int) -> dict[str, Any]:
     for phase, (algorithm, num_updates) in made.phases.items():
         inputs = (teacher_params,) if phase == "student" else ()
         began = alive if phase == "student" else np.ones(n, bool)
-        trained[phase] = train(job, phase, algorithm, num_updates, *inputs, alive=began)
+        steps = made.env.num_envs * dict(algorithm.description[1])["unroll_length"]
+        trained[phase] = train(job._replace(steps_per_update=steps), phase, algorithm, num_updates, *inputs, alive=began)
         if phase != "control":
             _save(job, f"{phase}s", made.teacher if phase == "teacher" else made.student, made.env, trained[phase])
         if phase == "teacher":

@@ -28,7 +28,7 @@ class Job(NamedTuple):
     directory: Directory
     progress: Progress
     keys: jax.Array  # [n]
-    num_envs: int  # of one seed
+    steps_per_update: int  # environment steps of one seed, in the phase under way
     compile_seconds: Callable[[], float]
     stop: Callable[[], str]  # names the signal that asked to stop
 
@@ -56,7 +56,6 @@ def train(job: Job, phase: str, algorithm: Algorithm, num_updates: int, *inputs:
         Diverged: when no seed is left.
     """
     started, compiled = time.monotonic(), job.compile_seconds()
-    steps = job.num_envs * dict(algorithm.description[1])["unroll_length"]  # an update, one seed
 
     def seconds() -> tuple[float, float]:
         compiling = job.compile_seconds() - compiled
@@ -72,20 +71,20 @@ def train(job: Job, phase: str, algorithm: Algorithm, num_updates: int, *inputs:
         values = {name: np.concatenate([row[name] for row in chunk]) for name in metrics}  # [updates, n], waits for the device
         wall, compiling = seconds()
         rate = len(chunk) / max(wall - looked, 1e-3)
-        _record(job, phase, steps, done, num_updates, values, elapsed=wall + compiling, rate=rate)
+        _record(job, phase, done, num_updates, values, elapsed=wall + compiling, rate=rate)
         alive = _survivors(phase, done, values, _finite(state.params), alive)
         chunk, chunk_size, looked = [], max(1, min(2 * len(chunk), round(_CHUNK_SECONDS * rate))), wall
         if job.stop():
             break
     assert state is not None  # num_updates is positive
-    return Trained(state, alive, done, done * steps, *seconds())
+    return Trained(state, alive, done, done * job.steps_per_update, *seconds())
 
 
-def _record(job: Job, phase: str, steps: int, done: int, total: int, values: dict, *, elapsed: float, rate: float) -> None:
+def _record(job: Job, phase: str, done: int, total: int, values: dict, *, elapsed: float, rate: float) -> None:
     """The chunk's line in metrics.jsonl, and on the terminal."""
     means = {name: mean(rows, axis=0) for name, rows in values.items()}
-    job.directory.append("metrics.jsonl", phase=phase, updates=done, env_steps=done * steps, elapsed=round(elapsed, 3), seeds=means)
-    steps_per_second = rate * steps * len(job.keys)
+    job.directory.append("metrics.jsonl", phase=phase, updates=done, env_steps=done * job.steps_per_update, elapsed=round(elapsed, 3), seeds=means)
+    steps_per_second = rate * job.steps_per_update * len(job.keys)
     shown = float(mean(means["return"]))
     job.progress.advance(done, total, steps_per_second=steps_per_second, mean_return=shown, remaining=(total - done) / rate)
 
