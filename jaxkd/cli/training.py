@@ -83,7 +83,9 @@ def train(job: Job, phase: str, algorithm: Algorithm, num_updates: int, *inputs:
 def _record(job: Job, phase: str, done: int, total: int, values: dict, *, elapsed: float, rate: float) -> None:
     """The chunk's line in metrics.jsonl, and on the terminal."""
     means = {name: mean(rows, axis=0) for name, rows in values.items()}
-    job.directory.append("metrics.jsonl", phase=phase, updates=done, env_steps=done * job.steps_per_update, elapsed=round(elapsed, 3), seeds=means)
+    job.directory.append(
+        "metrics.jsonl", phase=phase, updates=done, env_steps=done * job.steps_per_update, elapsed=round(elapsed, 3), seeds=means
+    )
     steps_per_second = rate * job.steps_per_update * len(job.keys)
     shown = float(mean(means["return"]))
     job.progress.advance(done, total, steps_per_second=steps_per_second, mean_return=shown, remaining=(total - done) / rate)
