@@ -4,6 +4,7 @@ All take (env, student, teacher) and return an `Algorithm` for `run(algorithm, k
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -229,8 +230,8 @@ def n_distillation(env: Env, student: Policy, teacher: Policy, **keywords) -> Al
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> kd = n_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), reward=1.0)
     """
-    pay = lambda gamma: rewards.successor(lambda ours, theirs: theirs.policy.cross_entropy(ours.policy), gamma=gamma)
-    return _paid_by_teacher(env, student, teacher, pay, {"kl": losses.cross_entropy()}, **keywords)
+    measure = lambda ours, theirs: theirs.policy.cross_entropy(ours.policy)
+    return _paid_by_teacher(env, student, teacher, partial(rewards.successor, measure), {"kl": losses.cross_entropy()}, **keywords)
 
 
 def expected_entropy_regularised(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
@@ -243,8 +244,8 @@ def expected_entropy_regularised(env: Env, student: Policy, teacher: Policy, **k
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> kd = expected_entropy_regularised(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), reward=1.0)
     """
-    pay = lambda gamma: rewards.successor(lambda ours, theirs: ours.policy.cross_entropy(theirs.policy), gamma=gamma)
-    return _paid_by_teacher(env, student, teacher, pay, {"kl": losses.reverse_cross_entropy()}, **keywords)
+    measure = lambda ours, theirs: ours.policy.cross_entropy(theirs.policy)
+    return _paid_by_teacher(env, student, teacher, partial(rewards.successor, measure), {"kl": losses.reverse_cross_entropy()}, **keywords)
 
 
 def entropy_regularised(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
@@ -275,6 +276,6 @@ def teacher_value_reward(env: Env, student: Policy, teacher: Policy, **keywords)
 
 def _paid_by_teacher(env, student, teacher, pay, terms, *, reward: Weight = 0.0, gamma=0.99, **keywords: Any) -> Algorithm:
     """PPO without advantage normalisation on Monte-Carlo returns of reward * environment + what the teacher pays."""
-    paid = {"environment": rewards.scale(reward), "teacher": pay(gamma)}
+    paid = {"environment": rewards.scale(reward), "teacher": pay(gamma=gamma)}
     terms = {"policy": losses.ppo_clip(normalise=False)} | terms
     return ppo(env, student, teacher, **_given(keywords, losses=terms, rewards=paid, returns=monte_carlo(gamma), entropy=0.0))

@@ -134,10 +134,10 @@ def teacher_network(env: Env, p: Preset) -> Policy:
 def teaching(env: Env, policy: Policy, p: Preset, num_steps: int | None = None) -> tuple[Algorithm, int]:
     """PPO as the preset says, and its number of updates; for the control of a distillation `num_steps` is the student's."""
     num_updates = updates(p, num_steps or p.num_steps)
-    return ppo(env, policy, **_reinforcement(p, num_updates)), num_updates
+    return ppo(env, policy, **_reinforcement(env, p, num_updates)), num_updates
 
 
-def _reinforcement(p: Preset, num_updates: int) -> dict[str, Any]:
+def _reinforcement(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     """Keywords of `ppo`."""
     return dict(
         entropy=p.entropy,
@@ -150,7 +150,7 @@ def _reinforcement(p: Preset, num_updates: int) -> dict[str, Any]:
     )
 
 
-def _supervision(p: Preset, num_updates: int) -> dict[str, Any]:
+def _supervision(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     """Keywords of `distill`."""
     rate = optax.linear_schedule(p.student_learning_rate, 0.0, num_updates * p.student_epochs * p.num_minibatches)
     return dict(
@@ -161,51 +161,52 @@ def _supervision(p: Preset, num_updates: int) -> dict[str, Any]:
     )
 
 
-def _q_learning(p: Preset, num_updates: int) -> dict[str, Any]:
+def _q_learning(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     """Keywords of `pqn`: epsilon falls from 1 to 0.05 over the first half."""
     rate = optax.linear_schedule(p.student_learning_rate, 0.0, num_updates * p.student_epochs * p.num_minibatches)
     epsilon = optax.linear_schedule(1.0, 0.05, max(1, num_updates // 2))
-    return _supervision(p, num_updates) | dict(optimizer=None, learning_rate=rate, epsilon=epsilon, gamma=p.gamma)
+    return _supervision(env, p, num_updates) | dict(optimizer=None, learning_rate=rate, epsilon=epsilon, gamma=p.gamma)
 
 
-def _paid(p: Preset, num_updates: int) -> dict[str, Any]:
+def _paid(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     """Keywords of Czarnecki's recipes, which bring their own rewards and returns."""
-    keywords = _reinforcement(p, num_updates)
+    keywords = _reinforcement(env, p, num_updates)
     return {name: value for name, value in keywords.items() if name not in ("returns", "rewards")} | dict(gamma=p.gamma)
 
 
-def _weaned(p: Preset, num_updates: int) -> dict[str, Any]:
-    return _reinforcement(p, num_updates) | dict(weight=optax.linear_schedule(2.0, 0.0, max(1, num_updates * 3 // 10)))
+def _weaned(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
+    return _reinforcement(env, p, num_updates) | dict(weight=optax.linear_schedule(2.0, 0.0, max(1, num_updates * 3 // 10)))
 
 
-def _graded(p: Preset, num_updates: int) -> dict[str, Any]:
-    name = next((name for name, known in PRESETS.items() if known.gate is not None and known.gate == p.gate), None)
-    if p.gate is None or name not in _RANDOM:
-        raise UsageError(f"qdagger needs a preset with an expected return; there are {', '.join(_RANDOM)}.")
-    return _q_learning(p, num_updates) | dict(teacher_return=p.gate, random_return=_RANDOM[name])
+def _graded(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
+    if p.gate is None or env.name not in _RANDOM:
+        raise UsageError(
+            f"qdagger needs an expected return of the teacher; presets know it for {', '.join(_RANDOM)}, not for {env.name!r}."
+        )
+    return _q_learning(env, p, num_updates) | dict(teacher_return=p.gate, random_return=_RANDOM[env.name])
 
 
-def _switched(p: Preset, num_updates: int) -> dict[str, Any]:
-    return _reinforcement(p, num_updates) | dict(switch=max(1, num_updates // 2), half_life=max(1, num_updates // 20))
+def _switched(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
+    return _reinforcement(env, p, num_updates) | dict(switch=max(1, num_updates // 2), half_life=max(1, num_updates // 20))
 
 
-def _guided(p: Preset, num_updates: int) -> dict[str, Any]:
+def _guided(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     horizon = lambda update, episode_return: _GUIDED_STEPS * (1 - 2 * update / num_updates)
-    return _q_learning(p, num_updates) | dict(horizon=horizon)
+    return _q_learning(env, p, num_updates) | dict(horizon=horizon)
 
 
 _RANDOM = {"CartPole-v1": 22.5, "Acrobot-v1": -499.5, "MountainCar-v0": -200.0, "Catch-bsuite": -0.6}  # results/gates/*.json, "random"
 _GUIDED_STEPS = 100  # of the guide in the first update of jump_start; 0 from half of the updates on
 
-# Keywords of the recipe of that name, from a preset and a number of updates.
-METHODS: dict[str, Callable[[Preset, int], dict[str, Any]]] = {
+# Keywords of the recipe of that name, from an environment, its preset and a number of updates.
+METHODS: dict[str, Callable[[Env, Preset, int], dict[str, Any]]] = {
     "on_policy_distillation": _supervision,
     "policy_distillation": _supervision,
     "dagger": _supervision,
     "kickstarting": _weaned,
     "proximal_policy_distillation": _reinforcement,
     "qdagger": _graded,
-    "grpo": lambda p, num_updates: {k: v for k, v in _supervision(p, num_updates).items() if k != "unroll_length"},
+    "grpo": lambda env, p, num_updates: _supervision(env, p, num_updates) | dict(unroll_length=env.max_steps),
     "distil_then_finetune": _switched,
     "jump_start": _guided,
     "teacher_distillation": _supervision,
@@ -234,10 +235,10 @@ def recipe(method: str) -> Callable[..., Algorithm]:
 def distillation(env: Env, student: Policy, teacher: Policy, p: Preset, method: str = "on_policy_distillation") -> tuple[Algorithm, int]:
     """A method with the preset's settings, and its number of updates; by default KL distillation while the student acts."""
     build, length = recipe(method), p.unroll_length
-    if build is methods.grpo and env.max_steps:
+    if build is methods.grpo and env.max_steps:  # whole episodes in groups
         env, length = envs.make(env.name, env.num_envs, max_steps=env.max_steps, group_size=_GROUP_SIZE), env.max_steps
     num_updates = max(1, p.student_steps // (env.num_envs * length))
-    return build(env, student, teacher, **METHODS[build.__name__](p, num_updates)), num_updates
+    return build(env, student, teacher, **METHODS[build.__name__](env, p, num_updates)), num_updates
 
 
 def updates(p: Preset, num_steps: int) -> int:
