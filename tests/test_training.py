@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jaxkd import distill, envs, losses, networks, ppo, presets, run, seeds
+from jaxkd import distill, envs, losses, networks, ppo, pqn, presets, run, seeds
 
 # Compiled quickly, run slowly.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
@@ -100,10 +100,11 @@ def test_a_grid_is_one_call_of_one_program():
 #   ppo:     4 the values of the observations that follow the last row and the cuts, 2 layers + head (its policy is not read)
 #            4 acting: 3 layers, and the value that the advantage reads
 #            10 gradient: 4 forward, 4 of weights, 2 of hidden layers
+#   pqn:     3, 3 and 8: the same without the value head, which a Q network does not have
 #   distill: 3 the teacher, once on the stacked observations (its value is not read)
 #            2 acting (no value)
 #            5 gradient: 2 forward, 2 of weights, 1 of the hidden layer
-DOTS = {"0.10": {"ppo": (3, 4, 10), "distill": (3, 2, 5)}}
+DOTS = {"0.10": {"ppo": (3, 4, 10), "pqn": (3, 3, 8), "distill": (3, 2, 5)}}
 DOTS["0.11"] = DOTS["0.10"]
 
 
@@ -124,7 +125,7 @@ def dots_by_loop_depth(program, *args):
 
 
 def recipes():
-    """name -> (algorithm, inputs of its step); the third asks the teacher again in every minibatch."""
+    """name -> (algorithm, inputs of its step); the last asks the teacher again in every minibatch."""
     env = envs.make("CartPole-v1", 8)
     teacher, student = networks.mlp(env, (32, 16)), networks.mlp(env, (4,))
     sizes = dict(unroll_length=8, num_minibatches=2, num_epochs=2)
@@ -136,12 +137,13 @@ def recipes():
 
     return {
         "ppo": (ppo(env, teacher, **sizes), ()),
+        "pqn": (pqn(env, teacher, **sizes), ()),
         "distill": (distill(env, student, teacher, losses={"kl": kl}, **sizes), (spec,)),
         "wasteful": (distill(env, student, teacher, losses={"kl": kl, "again": again}, **sizes), (spec,)),
     }
 
 
-@pytest.mark.parametrize("name", ["ppo", "distill", "wasteful"])
+@pytest.mark.parametrize("name", ["ppo", "pqn", "distill", "wasteful"])
 def test_matmuls_of_one_update(name, key):
     """As many as the table says; one teacher pass too many is seen, and where."""
     version = ".".join(jax.__version__.split(".")[:2])
