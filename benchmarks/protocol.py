@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: keys by name, THE teacher, scores of whole episodes, learning curves, and how results are written.
+"""What the scripts of this folder share: keys by name, THE teacher, scores of whole episodes, and how results are written.
 
 Legend of shapes: `n` seeds.
 """
@@ -21,7 +21,6 @@ from jaxkd.optimize import component_key
 matplotlib.use("Agg")
 
 RESULTS = Path(__file__).parent / "results"
-NUM_TEACHERS = 16
 
 
 class Teacher(NamedTuple):
@@ -61,7 +60,7 @@ def the_teacher(arena, policy, all_params, seed: int, episodes: int) -> Teacher:
     return Teacher(params, float(again[0][0]), float(again[1][0]), best, returns, discounted)
 
 
-def ppo_teacher(name: str, arena, seed: int, episodes: int, n: int = NUM_TEACHERS) -> tuple[Any, Teacher, np.ndarray, int]:
+def ppo_teacher(name: str, arena, seed: int, episodes: int, n: int) -> tuple[Any, Teacher, np.ndarray, int]:
     """(policy, THE teacher, learning curves [updates, n], environment steps of one) of a preset."""
     p = presets.preset(name)
     env = presets.make_env(name, p)
@@ -70,16 +69,6 @@ def ppo_teacher(name: str, arena, seed: int, episodes: int, n: int = NUM_TEACHER
     state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys(seed, "teacher", n), updates)
     found = the_teacher(arena, policy, state.params, seed, episodes)
     return policy, found, np.asarray(metrics["return"]), updates * p.num_envs * p.unroll_length
-
-
-def curve(algorithm, policy, arena, keys, num_updates: int, points: int, episodes: int, *inputs: Any) -> tuple[Any, np.ndarray]:
-    """Trains [n] seeds, and scores them greedily at `points` equal distances: (params [n, ...], returns [points, n])."""
-    rows, params = [], None
-    lanes = jaxkd.lanes(algorithm)
-    for state, _ in jaxkd.stream(lanes, keys, num_updates, *inputs, chunk_size=num_updates // points):
-        params = jax.tree.map(np.asarray, state.params)
-        rows.append(score(arena, policy, params, keys, episodes)[0])
-    return params, np.stack(rows)
 
 
 def random_return(arena, seed: int, episodes: int) -> float:

@@ -4,23 +4,22 @@
 
 Configuration: CartPole, 32 steps an update; PPO 4 epochs x 4 minibatches, MLP 64-64 with a critic apart; distillation 1 epoch x 4
 minibatches, teacher 64-64, student 44, the student acts. floor = env-only scan + teacher forward on [T * B] + the gradients of all
-minibatches, each timed alone and in as many lanes as there are seeds; efficiency = floor / engine. Beside it the engine's own stages alone:
-act (with the teacher's forward) and learn. All of one row alternate in one process; medians of 5. Writes results/throughput.json.
+minibatches, each timed alone and in as many lanes as there are seeds; efficiency = floor / engine. Beside it the engine's own stages alone,
+act (with the teacher's forward) and learn, PPO with its rows fully shuffled, and the banded convolution against `lax.conv`. All of one row
+alternate in one process; medians of 5. Writes results/throughput.json.
 """
 
 import json
-import os
-import platform
 import statistics
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import protocol
 from rich.console import Console
 from rich.table import Table
 
@@ -29,10 +28,10 @@ from jaxkd import optimize, rollout
 from jaxkd.base import Context
 from jaxkd.behavior import student_acts
 from jaxkd.losses import entropy, forward_kl, ppo_clip, td_mse
+from jaxkd.networks.cnn import banded
 from jaxkd.optimize import Optimization
 from jaxkd.rollout import Needs, Rollout
 
-RESULTS = Path(__file__).parent / "results" / "throughput.json"
 T, MINIBATCHES, PPO_EPOCHS, REPEATS, ROUNDS = 32, 4, 4, 20, 5
 KD_NEEDS = Needs(acting=False, next_obs=False, acting_next=False, teacher_next=False)
 KD_OPTIMIZER = optax.adam(1e-3)
@@ -187,8 +186,13 @@ def parts(env, num_seeds: int) -> dict:
     args = jax.jit(jax.vmap(lambda key: arguments(env, big, small, key)))(keys)
     sources = {name: (repeated(fn), (args[name], keys)) for name, fn in functions.items()}
     kd = jaxkd.distill(env, small, big, losses=kd_terms, optimizer=KD_OPTIMIZER)
-    ppo = jaxkd.ppo(env, big, optimizer=PPO_OPTIMIZER)
-    return sources | {"distillation": (train(kd), (keys, big.init(keys[0]))), "ppo": (train(ppo), (keys,))}
+    ppo, mixed = (jaxkd.ppo(env, big, optimizer=PPO_OPTIMIZER, shuffle=shuffle) for shuffle in ("env", "full"))
+    whole = {
+        "distillation": (train(kd), (keys, big.init(keys[0]))),
+        "ppo": (train(ppo), (keys,)),
+        "ppo, full shuffle": (train(mixed), (keys,)),
+    }
+    return sources | whole
 
 
 def minibatches(batch, epochs: int = 1):
@@ -212,10 +216,17 @@ def row(num_envs: int, num_seeds: int) -> dict:
     }
 
 
-def machine() -> dict:
-    """Where the figures come from."""
-    versions = {name: version(name) for name in ("jax", "flax", "optax", "gymnax")}
-    return {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+def convolution() -> float:
+    """How much faster the banded 3x3 convolution is than `lax.conv`: forward and gradient of a minibatch of MinAtar's network, a ratio."""
+    x, kernel = jnp.ones((1024, 10, 10, 4)), jnp.ones((3, 3, 4, 16)) / 36
+    plain = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def trained(convolve):
+        step = lambda kernel, _: (kernel - 1e-9 * jax.grad(lambda k: jnp.sum(jnp.square(convolve(x, k))))(kernel), None)
+        return lambda kernel: jax.lax.scan(step, kernel, None, REPEATS)[0]
+
+    seconds, _ = measure({name: (trained(fn), (kernel,)) for name, fn in {"banded": banded, "plain": plain}.items()})
+    return seconds["plain"] / seconds["banded"]
 
 
 def main(quick: bool) -> None:
@@ -230,9 +241,11 @@ def main(quick: bool) -> None:
         cells = rates["env"], rates["distillation"], efficiency["distillation"], rates["ppo"], efficiency["ppo"], compiling
         table.add_row(str(num_envs), str(num_seeds), *cells)
     Console(width=120).print(table)
+    ratio = convolution()
+    print(f"banded convolution: {ratio:.1f} times as fast as lax.conv")
     if not quick:
         rounded = json.loads(json.dumps(rows), parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False)))
-        RESULTS.write_text(json.dumps({"machine": machine(), "unroll_length": T, "rows": rounded}, indent=1) + "\n")
+        protocol.write("throughput", {"unroll_length": T, "banded_convolution": ratio, "rows": rounded})
 
 
 if __name__ == "__main__":
