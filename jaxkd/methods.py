@@ -223,6 +223,9 @@ def teacher_distillation(env: Env, student: Policy, teacher: Policy, **keywords)
 def n_distillation(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
     """Cross-entropy on the student's states, and the reward that makes it a gradient (Czarnecki et al. 2019).
 
+    The objective sums a cost over the episode, so without the environment's reward a student that can end its episodes learns to
+    (in CartPole it drops the pole). Give a `reward` where episodes end in failure.
+
     Args:
         keywords: `reward` (0), weight of the environment's reward, `gamma` (0.99), and those of `ppo`.
 
@@ -238,7 +241,7 @@ def expected_entropy_regularised(env: Env, student: Policy, teacher: Policy, **k
     """Reverse cross-entropy on the student's states, and the reward that makes it a gradient (Czarnecki et al. 2019).
 
     Args:
-        keywords: as in `n_distillation`.
+        keywords: as in `n_distillation`, whose warning holds here too.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)

@@ -169,9 +169,9 @@ def _q_learning(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
 
 
 def _paid(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
-    """Keywords of Czarnecki's recipes, which bring their own rewards and returns."""
+    """Keywords of Czarnecki's recipes, which bring their own returns and rewards; the environment's is added, see `n_distillation`."""
     keywords = _reinforcement(env, p, num_updates)
-    return {name: value for name, value in keywords.items() if name not in ("returns", "rewards")} | dict(gamma=p.gamma)
+    return {name: value for name, value in keywords.items() if name not in ("returns", "rewards")} | dict(gamma=p.gamma, reward=1.0)
 
 
 def _weaned(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
@@ -232,11 +232,17 @@ def recipe(method: str) -> Callable[..., Algorithm]:
     return getattr(methods, name)
 
 
+def method_env(env: Env, method: str) -> Env:
+    """The environments that a method's student trains on: `env`, or for grpo the same in groups of equal starts."""
+    if recipe(method) is not methods.grpo:
+        return env
+    return envs.make(env.name, env.num_envs, max_steps=env.max_steps, group_size=_GROUP_SIZE)
+
+
 def distillation(env: Env, student: Policy, teacher: Policy, p: Preset, method: str = "on_policy_distillation") -> tuple[Algorithm, int]:
-    """A method with the preset's settings, and its number of updates; by default KL distillation while the student acts."""
-    build, length = recipe(method), p.unroll_length
-    if build is methods.grpo and env.max_steps:  # whole episodes in groups
-        env, length = envs.make(env.name, env.num_envs, max_steps=env.max_steps, group_size=_GROUP_SIZE), env.max_steps
+    """A method with the preset's settings on its `method_env`, and its number of updates; default KL distillation while the student acts."""
+    build = recipe(method)
+    length = env.max_steps if build is methods.grpo and env.max_steps else p.unroll_length
     num_updates = max(1, p.student_steps // (env.num_envs * length))
     return build(env, student, teacher, **METHODS[build.__name__](env, p, num_updates)), num_updates
 

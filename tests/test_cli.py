@@ -377,3 +377,13 @@ def test_interrupted_run_keeps_what_it_has(tmp_path):
     for folder in ("teachers", "students"):
         jaxkd.load_policy(tmp_path / "out" / folder / "01.npz")
     assert not (tmp_path / "out" / "summary.json").exists() and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_a_method_that_trains_on_other_environments(tmp_path):
+    """grpo's student lives in groups of equal starts; the table compares it on the common ones."""
+    steps = ["--steps", "4096", "--student-steps", "32000", "--seeds", "2", "--episodes", "4"]
+    assert main(["distill", "CartPole-v1", "--method", "grpo", "--out", str(tmp_path / "run"), "--quiet", *steps]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["student"]["env_steps"] == 64 * 500 and summary["teacher"]["env_steps"] == 4096
+    assert 0 <= summary["agreement"] <= 1

@@ -15,7 +15,7 @@ FAST = {"xla_backend_optimization_level": 0}
 
 @pytest.mark.parametrize("method", presets.METHODS)
 def test_every_method_learns_something_finite_from_its_teacher(method):
-    env = jaxkd.envs.make("CartPole-v1", 8, max_steps=12)
+    env = presets.method_env(jaxkd.envs.make("CartPole-v1", 8, max_steps=12), method)
     teacher, key = jaxkd.networks.mlp(env, (8,)), jax.random.key(0)
     student = presets.student_network(env, PRESET, "mlp:4", 100, method)
     algorithm, _ = presets.distillation(env, student, teacher, PRESET._replace(student_steps=512), method)

@@ -21,7 +21,7 @@ from jaxkd.cli.settings import Distill
 from jaxkd.cli.summary import FORMAT, Result, summarise, versions
 from jaxkd.cli.training import Job, Trained, train
 from jaxkd.evaluate import actor_size
-from jaxkd.presets import Preset, distillation, make_env, preset, random_policy, student_network, teacher_network, teaching
+from jaxkd.presets import Preset, distillation, make_env, method_env, preset, random_policy, student_network, teacher_network, teaching
 from jaxkd.run import lanes, seeds
 
 
@@ -29,6 +29,7 @@ class Plan(NamedTuple):
     """What is to be trained, known to fit together before anything is compiled."""
 
     env: Env
+    student_env: Env  # of the student's training
     preset: Preset
     teacher: Policy
     student: Policy
@@ -97,10 +98,11 @@ def plan(settings: Distill) -> Plan:
     size = actor_size(teacher, jax.eval_shape(teacher.init, jax.random.key(0)), env.obs_spec)
     student = student_network(env, chosen, settings.student, size, settings.method)
     phases = {} if settings.teacher else {"teacher": teaching(env, teacher, chosen)}
-    phases["student"] = distillation(env, student, teacher, chosen, settings.method)
+    student_env = method_env(env, settings.method)
+    phases["student"] = distillation(student_env, student, teacher, chosen, settings.method)
     phases["control"] = teaching(env, student, chosen, num_steps=student_steps)
     of_all = {name: (lanes(algorithm, shared=params is not None), count) for name, (algorithm, count) in phases.items()}
-    return Plan(env, chosen, teacher, student, params, of_all)
+    return Plan(env, student_env, chosen, teacher, student, params, of_all)
 
 
 def _work(job: Job, made: Plan, episodes: int) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def _work(job: Job, made: Plan, episodes: int) -> dict[str, Any]:
     random = random_policy(made.env)
     floor = measure.returns(made.env, random, random.init(job.keys[0]), job.keys, episodes=episodes, shared=True, greedy=False)
     state, length = trained["student"].state, made.preset.unroll_length
-    likeness = measure.likeness(made.env, made.student, made.teacher, job.keys, state, teacher_params, shared=shared, length=length)
+    likeness = measure.likeness(made.student_env, made.student, made.teacher, job.keys, state, teacher_params, shared=shared, length=length)
     return summarise(results, floor, likeness)
 
 
