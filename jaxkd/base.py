@@ -225,4 +225,5 @@ class Env(NamedTuple):
     truncates: bool = True  # False: no episode is ever cut off
     group_size: int = 1  # environment i belongs to group i // group_size; a group's n-th episodes start alike
     name: str = ""
+    cut_steps: int | None = None  # the time limits of an environment are at least so many steps apart; None: max_steps
     tasks: tuple[str, ...] = ()  # names of the tasks of `envs.concat`; obs["task"] counts them

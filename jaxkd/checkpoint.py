@@ -22,7 +22,7 @@ def save_policy(path: str | Path, policy: Policy, params: Any, **notes: Any) -> 
 
     Args:
         path: where; a suffix `.npz` is optional, folders are made.
-        policy: of a built-in factory (`networks.mlp`, `networks.cnn`), so that `load_policy` can make it again.
+        policy: of a built-in factory (`networks.mlp`, `networks.lstm`, `networks.multihead`, ...), so that `load_policy` can make it again.
         params: the policy's, of ONE seed.
         notes: JSON values for the card, such as return_mean=498.5.
 
@@ -38,7 +38,7 @@ def save_policy(path: str | Path, policy: Policy, params: Any, **notes: Any) -> 
     >>> policy, params = load_policy(file)
     """
     if not policy.description:
-        raise UsageError("this policy has no description, so load_policy could not make it again; save a networks.mlp or networks.cnn.")
+        raise UsageError("this policy has no description, so load_policy could not make it again; save one of jaxkd.networks.")
     arrays = _flat(params)
     if _shapes(arrays) != _expected(policy):
         raise UsageError(f"params do not fit the policy: expected {_expected(policy)}, got {_shapes(arrays)}. Save one seed at a time.")
@@ -112,9 +112,11 @@ def _rebuild(description: tuple) -> Policy:
     name, keywords = description[0], dict(description[1])
     spec = networks.spec_of(description)
     del keywords["obs"], keywords["action"]
-    factories = {"mlp": networks.mlp, "cnn": networks.cnn}
+    factories = {name: getattr(networks, name) for name in ("mlp", "cnn", "lstm", "gru", "multihead")}
     if name not in factories:
         raise UsageError(f"unknown network {name!r}")
+    if "network" in keywords:
+        keywords["network"] = factories[keywords["network"]]
     activation = keywords["activation"]
     found = getattr(nn, activation, None) or getattr(jnp, activation, None)
     if found is None:

@@ -2,8 +2,8 @@
 
 The scan body is thin: the student's forward pass, an action, the environments' step. The teacher is in it only if it acts (or is recurrent
 and its next value is read); otherwise it sees the stacked observations once. Where the time limit cut an episode, the
-observation that was cut off goes into a slot: two cuts of one environment are at least `max_steps` apart, so
-K = ceil(T / max_steps) slots hold them all, and one forward pass on [K + 1, B] after the scan gives every missing successor.
+observation that was cut off goes into a slot: two cuts of one environment are at least `cut_steps` (or `max_steps`) apart, so
+K = ceil(T / cut_steps) slots hold them all, and one forward pass on [K + 1, B] after the scan gives every missing successor.
 """
 
 from typing import Any, NamedTuple
@@ -126,7 +126,7 @@ def _advance(actors: Actors, step: Any) -> Actors:
 
 def _slots(rollout: Rollout, actors: Actors) -> _Slots:
     length, env = rollout.unroll_length, rollout.env
-    number = -(-length // (env.max_steps or 1)) if env.truncates else 0
+    number = -(-length // (env.cut_steps or env.max_steps or 1)) if env.truncates else 0
     empty = [jax.tree.map(lambda x: jnp.zeros((number, *x.shape), x.dtype), x) for x in (actors.obs, actors.carry, actors.teacher_carry)]
     return _Slots(jnp.zeros(env.num_envs, jnp.int32), *empty)
 

@@ -79,7 +79,11 @@ def test_concat_steps_each_task_as_alone(key):
     singles = [envs.make("CartPole-v1", 2), envs.make("Acrobot-v1", 1), envs.make("MountainCar-v0", 2, max_steps=7), grid]
     env = envs.concat(*singles)
     assert (env.num_envs, env.action_space, env.name) == (8, Discrete(5), "CartPole-v1+Acrobot-v1+MountainCar-v0+Grid")
-    assert env.tasks == ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Grid") and env.truncates and env.max_steps is None
+    assert (
+        env.tasks == ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Grid")
+        and env.truncates
+        and (env.max_steps, env.cut_steps) == (500, 6)
+    )
     rows, legal = [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 8)], [2, 3, 3, 5]
     state, obs = jit(env.reset)(key)
     alone = [jit(single.reset)(jax.random.fold_in(key, i)) for i, single in enumerate(singles)]
@@ -114,7 +118,11 @@ def test_an_action_beyond_the_last_is_the_last(key):
 
 
 def test_limits_names_groups():
-    assert envs.concat(*clocks(5, 5)).max_steps == 5 and envs.concat(*clocks(5, 6)).max_steps is None
+    env, endless = envs.concat(*clocks(5, 9)), clocks(5)[0]._replace(max_steps=None, truncates=False)
+    assert (env.max_steps, env.cut_steps) == (9, 5)
+    assert [envs.concat(endless, *clocks(7))[i] for i in map(endless._fields.index, ("max_steps", "cut_steps"))] == [None, 7]
+    score = evaluate(env, networks.multihead(env, (4,)), weights(networks.multihead(env, (4,))), jax.random.key(0), num_episodes=12)
+    np.testing.assert_array_equal(score.lengths.reshape(2, 6), np.tile([5, 5, 5, 9, 9, 9], (2, 1)))
     twins = envs.concat(*clocks(5), *clocks(5), *clocks(7))
     assert twins.tasks == ("Clock-5#0", "Clock-5#1", "Clock-7") and twins.name == "Clock-5+Clock-5+Clock-7"
     grouped = [envs.make(Clock(5, 2), 4, group_size=2) for _ in range(2)]

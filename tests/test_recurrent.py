@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import actor_size, distill, envs, evaluate, losses, moments, networks, run
+from jaxkd import actor_size, distill, envs, evaluate, load_policy, losses, moments, networks, run, save_policy
 from jaxkd.base import Box, Discrete, Memory, Outputs, Policy, UsageError
 from jaxkd.distributions import Categorical, Normal
 from jaxkd.networks.module import Spec
@@ -204,6 +204,20 @@ def test_a_description_makes_it_again(name):
     assert again.description == policy.description
     shapes = [jax.eval_shape(p.init, jax.random.key(0)) for p in (policy, again)]
     assert shapes[0] == shapes[1]
+
+
+@both
+def test_saved_and_loaded(name, tmp_path):
+    """Also as the trunk of several tasks: the same description, params bit for bit."""
+    spec = Spec(
+        {"obs": VECTOR.obs_spec, "task": jax.ShapeDtypeStruct((), jnp.int32), "mask": jax.ShapeDtypeStruct((2,), bool)}, Discrete(2)
+    )
+    heads = networks.multihead(spec, (4,), network=FACTORIES[name], num_tasks=3)
+    for policy in (FACTORIES[name](VECTOR, (6,), units=5, extra=("rnd",)), heads):
+        params = weights(policy)
+        again, loaded = load_policy(save_policy(tmp_path / "policy", policy, params))
+        assert again.description == policy.description
+        jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
 @pytest.mark.parametrize(

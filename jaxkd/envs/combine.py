@@ -18,8 +18,8 @@ def concat(*envs: Env) -> Env:
     """Several tasks as one batch: environment after environment, B = sum B_i, each stepped with `fold_in(key, i)`.
 
     An observation is that of `pad`: {"obs": float32 [O], "task": int32 [], "mask": bool [A]}; the learner then reports
-    "return/<task>" too. The limits of the tasks may differ: then `max_steps` is None (the learner finds true successors through one
-    slot a step, which a loss without values never asks for), and `evaluate` judges the tasks one by one, with `pad(env, like=...)`.
+    "return/<task>" too. The limits of the tasks may differ: `max_steps` is the longest, `cut_steps` the shortest. `evaluate` judges the
+    tasks one by one with `pad(env, like=...)`.
 
     Args:
         envs: with discrete actions. Their names become `tasks`; equal ones are numbered.
@@ -43,7 +43,7 @@ def concat(*envs: Env) -> Env:
         raise UsageError(f"concat needs one group_size, got {sorted(groups)}.")
     sizes: dict[str, Any] = dict(obs_size=max(_size(env) for env in envs), num_actions=max(env.action_space.n for env in envs))
     parts = [pad(env, task=i, **sizes) for i, env in enumerate(envs)]
-    limits = {env.max_steps for env in envs}
+    limits, cuts = [env.max_steps for env in envs], [env.cut_steps or env.max_steps or 1 for env in envs if env.truncates]
     names = [env.name for env in envs]
 
     def keys(key):
@@ -63,7 +63,8 @@ def concat(*envs: Env) -> Env:
         reset=reset,
         step=step,
         num_envs=_ends(parts)[-1],
-        max_steps=limits.pop() if len(limits) == 1 else None,
+        max_steps=None if None in limits else max(limits),
+        cut_steps=min(cuts, default=None),
         truncates=any(env.truncates for env in envs),
         name="+".join(names),
         tasks=tuple(name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)),
