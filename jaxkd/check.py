@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from jaxkd.base import UsageError
 
+_WRAPPERS = {"stateless": "fn", "_paid": "novelty"}  # factories of the engine, and what of theirs has the user's name
 _INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint")
 
 
@@ -80,8 +81,8 @@ def label(component: Any) -> str:
     if code is None or ".<locals>" not in component.__qualname__ or component.__name__ == "<lambda>":
         return name.split(".")[-1] if component is not None else ""
     cells = {k: c.cell_contents for k, c in zip(code.co_freevars, closure or (), strict=True)}
-    if name == "stateless":
-        return label(cells["fn"])
+    if name in _WRAPPERS:
+        return label(cells[_WRAPPERS[name]])
     return f"{name}({', '.join(f'{k}={_show(v)}' for k, v in cells.items())})"
 
 

@@ -12,7 +12,7 @@ import optax
 from jaxkd import envs, methods, networks, rewards
 from jaxkd.base import Algorithm, Env, Policy, UsageError
 from jaxkd.evaluate import actor_size
-from jaxkd.recipes import ppo
+from jaxkd.recipes import ppo, pqn
 from jaxkd.returns import gae
 
 
@@ -161,11 +161,30 @@ def _supervision(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     )
 
 
+def q_network(env: Env, p: Preset, hidden: tuple[int, ...] = (128, 128)) -> Policy:
+    """A network for `pqn`, with layer normalisation and standardised observations."""
+    return networks.mlp(env, hidden, activation=jax.nn.relu, layer_norm=True, normalise=True)
+
+
+def q_teaching(env: Env, policy: Policy, p: Preset, num_steps: int = 500_000) -> tuple[Algorithm, int]:
+    """PQN with settings that work for CartPole, Acrobot and Catch (benchmarks/q_teacher.py), and its number of updates."""
+    num_updates = updates(p, num_steps)
+    return pqn(env, policy, **_q_learning(env, p, num_updates)), num_updates
+
+
 def _q_learning(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
-    """Keywords of `pqn`: epsilon falls from 1 to 0.05 over the first half."""
-    rate = optax.linear_schedule(p.student_learning_rate, 0.0, num_updates * p.student_epochs * p.num_minibatches)
-    epsilon = optax.linear_schedule(1.0, 0.05, max(1, num_updates // 2))
-    return _supervision(env, p, num_updates) | dict(optimizer=None, learning_rate=rate, epsilon=epsilon, gamma=p.gamma)
+    """Keywords of `pqn`: epsilon falls from 1 to 0.05 over the first fifth."""
+    epochs, minibatches = 4, 8
+    return dict(
+        epsilon=optax.linear_schedule(1.0, 0.05, max(1, num_updates // 5)),
+        learning_rate=optax.linear_schedule(5e-4, 0.0, num_updates * epochs * minibatches),
+        gamma=p.gamma,
+        lambda_=0.95,
+        rewards={"normalise": rewards.normalise(p.gamma)},
+        unroll_length=p.unroll_length,
+        num_epochs=epochs,
+        num_minibatches=minibatches,
+    )
 
 
 def _paid(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:

@@ -67,15 +67,26 @@ MADE = {
     "teacher_reward": lambda stream: rewards.teacher_reward(stream=stream),
     "successor": lambda stream: rewards.successor(lambda student, teacher: teacher.policy.entropy(), stream=stream),
     "potential_shaping": lambda stream: rewards.potential_shaping(stream=stream),
+    "rnd": lambda stream: rewards.rnd(stream=stream),
+    "drnd": lambda stream: rewards.drnd(stream=stream),
+    "rdd": lambda stream: rewards.rdd(stream=stream),
+    "ensemble": lambda stream: rewards.ensemble(stream=stream),
+    "count": lambda stream: rewards.count(lambda obs: jnp.int32(0), 1, stream=stream),
+    "disagreement": lambda stream: rewards.disagreement(stream=stream),
 }
 
 
-@pytest.mark.parametrize("name", rewards.__all__)
+def test_every_transform_is_here():
+    assert set(MADE) == set(rewards.__all__) - {"Predictor", "random_statistics"}
+
+
+@pytest.mark.parametrize("name", MADE)
 def test_every_transform_names_its_stream_and_wants_two_axes(name):
-    transform, spec = MADE[name]("aux"), ((), batch())
+    transform, spec = MADE[name]("aux"), ((), batch(next_obs=jnp.zeros((T, B, 2))))
+    state = jax.jit(lambda: transform.init(jax.random.key(0), spec))()
     assert transform.stream == "aux" and MADE[name]("").stream == ""
     with pytest.raises(AssertionError, match="rank"):
-        transform.update(jnp.zeros(T), transform.init(None, spec), batch(), CONTEXT)
+        transform.update(jnp.zeros(T), state, spec[1], CONTEXT)
 
 
 def test_a_bonus_of_another_shape_is_refused():
