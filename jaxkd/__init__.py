@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxkd.checkpoint import load_policy, save_policy
     from jaxkd.evaluate import actor_size, evaluate, interval, iqm
     from jaxkd.learner import describe
-    from jaxkd.recipes import distill, ppo, pqn
+    from jaxkd.recipes import co_distill, distill, ppo, pqn
     from jaxkd.run import lanes, run, seeds, stream
 
 __version__ = "0.1.0"
@@ -47,6 +47,7 @@ __all__ = [
     "UsageError",
     "actor_size",
     "behavior",
+    "co_distill",
     "describe",
     "distill",
     "distributions",
@@ -75,7 +76,7 @@ _HOMES = {  # of the public names that are no modules; every other one in __all_
     **dict.fromkeys(("load_policy", "save_policy"), "checkpoint"),
     **dict.fromkeys(("actor_size", "evaluate", "interval", "iqm"), "evaluate"),
     **dict.fromkeys(("describe",), "learner"),
-    **dict.fromkeys(("distill", "ppo", "pqn"), "recipes"),
+    **dict.fromkeys(("co_distill", "distill", "ppo", "pqn"), "recipes"),
     **dict.fromkeys(("lanes", "run", "seeds", "stream"), "run"),
     **dict.fromkeys((name for name in __all__ if name[0].isupper()), "base"),
 }

@@ -1,9 +1,10 @@
 """Named methods: each is the learner with other arguments."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxkd import networks
@@ -12,9 +13,10 @@ from jaxkd.behavior import epsilon_greedy
 from jaxkd.learner import learner as distill
 from jaxkd.losses import entropy as entropy_bonus
 from jaxkd.losses import ppo_clip, q_mse, scale, td_mse
+from jaxkd.optimize import component_key
 from jaxkd.returns import gae, q_lambda
 
-__all__ = ["distill", "ppo", "pqn"]
+__all__ = ["co_distill", "distill", "ppo", "pqn"]
 
 _DEFAULT_RETURNS = gae(0.99, 0.95)
 _DEFAULT_EPSILON = optax.linear_schedule(1.0, 0.05, 50)
@@ -96,3 +98,51 @@ def pqn(
     radam = optax.chain(optax.clip_by_global_norm(10.0), optax.radam(learning_rate))
     keywords = dict(behavior=epsilon_greedy(epsilon), returns=q_lambda(gamma, lambda_)) | keywords
     return distill(env, networks.q(policy), teacher, losses=terms, optimizer=optimizer or radam, num_epochs=num_epochs, **keywords)
+
+
+class Pair(NamedTuple):
+    """State of `co_distill`."""
+
+    student: Any
+    teacher: Any
+    teaching: Any  # the params that the student learns from
+    best: jax.Array  # float32 [], the teacher's return when it had them
+
+    @property
+    def params(self) -> Any:
+        """The student's, as in every other state."""
+        return self.student.params
+
+
+def co_distill(student: Algorithm, teacher: Algorithm, *, best_so_far: bool = False) -> Algorithm:
+    """A student of a teacher that is still learning: in every update first the teacher makes its step, then the student.
+
+    Args:
+        student: a distillation, whose step takes the teacher's params.
+        teacher: an algorithm without inputs, such as `ppo`, of the policy that `student` was given as its teacher.
+        best_so_far: the teacher's params are those of its highest return so far, not today's (Rusu et al. 2015, online distillation).
+
+    Returns:
+        an Algorithm for `run(algorithm, key, num_updates)`; metrics are the student's, the teacher's under "teacher/".
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> big, small = jaxkd.networks.mlp(env, (16,)), jaxkd.networks.mlp(env, (4,))
+    >>> both = co_distill(distill(env, small, big, losses={"kl": jaxkd.losses.forward_kl()}), ppo(env, big))
+    >>> sorted(jaxkd.run(both, jax.random.key(0), 2)[1])[-2:]
+    ['teacher/loss/value', 'teacher/return']
+    """
+
+    def init(key):
+        learning = teacher.init(component_key(key, "teacher"))
+        return Pair(student.init(component_key(key, "student")), learning, learning.params, jnp.float32(-jnp.inf))
+
+    def step(state):
+        learning, theirs = teacher.step(state.teacher)
+        better = (theirs["return"] > state.best) | (not best_so_far)
+        teaching = jax.tree.map(lambda new, old: jnp.where(better, new, old), learning.params, state.teaching)
+        pupil, metrics = student.step(state.student, teaching)
+        best = jnp.where(theirs["return"] > state.best, theirs["return"], state.best)
+        return Pair(pupil, learning, teaching, best), metrics | {f"teacher/{name}": value for name, value in theirs.items()}
+
+    return Algorithm(init, step, student.description)

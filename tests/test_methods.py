@@ -4,10 +4,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxkd
 from jaxkd import presets
+from jaxkd.optimize import component_key
 
 PRESET = presets.preset("CartPole-v1")._replace(num_envs=8, unroll_length=8, num_epochs=1, num_minibatches=2, student_epochs=1)
 FAST = {"xla_backend_optimization_level": 0}
@@ -64,3 +66,32 @@ def test_a_dagger_that_never_mixes_and_keeps_one_rollout_is_on_policy_distillati
     after = [jaxkd.run(a, jax.random.key(0), 2, teacher.init(jax.random.key(1)))[0].params for a in algorithms]
     chex.assert_trees_all_close(*after, atol=1e-6)
     assert jnp.isfinite(jax.tree.leaves(after[0])[0]).all()
+
+
+def test_a_teacher_that_is_still_learning():
+    """It learns as it does alone; the student has today's params of it, or those of its best return."""
+    env = jaxkd.envs.make("CartPole-v1", 8, max_steps=10)
+    small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (8,))
+    sizes = dict(unroll_length=8, num_minibatches=1)
+    teaching = jaxkd.ppo(env, big, num_epochs=1, optimizer=optax.sgd(0.3), **sizes)
+    learning = jaxkd.distill(env, small, big, losses={"kl": jaxkd.losses.forward_kl()}, **sizes)
+    key, n = jax.random.key(3), 12
+    alone = component_key(key, "teacher")
+    expected = [teaching.init(alone).params]
+    state = teaching.init(alone)
+    step = jax.jit(teaching.step)
+    returns = []
+    for _ in range(n):
+        state, metrics = step(state)
+        expected.append(state.params)
+        returns.append(float(metrics["return"]))
+    for best_so_far in (False, True):
+        both = jaxkd.co_distill(learning, teaching, best_so_far=best_so_far)
+        after, metrics = jaxkd.run(both, key, n)
+        chex.assert_trees_all_close(after.teacher.params, expected[-1], atol=1e-5)
+        np.testing.assert_allclose(metrics["teacher/return"], returns, rtol=1e-5)
+        row = 1 + int(np.nanargmax(returns)) if best_so_far else n
+        chex.assert_trees_all_close(after.teaching, expected[row], atol=1e-5)
+        assert after.best == pytest.approx(np.nanmax(returns)) and (metrics["loss/kl"] > 0).all()
+        assert after.params is after.student.params
+    assert 1 + int(np.nanargmax(returns)) != n  # so that the two differ

@@ -322,17 +322,7 @@ _ESTIMATORS = {
 
 def _paid(novelty: Novelty, coef: Any, predictor: Predictor, terminal: bool, stream: str, *, teacher: bool = False) -> RewardTransform:
     """r + coef bonus(s'), then the predictor's steps."""
-    check.kind("predictor", predictor, Predictor, "a Predictor (jaxkd.rewards.Predictor(hidden=..., ...))")
-    for name, value in [
-        ("batch_size", predictor.batch_size),
-        ("num_minibatches", predictor.num_minibatches),
-        ("features", predictor.features),
-    ]:
-        check.count(name, value)
-    if not predictor.hidden:
-        raise UsageError("a bonus needs hidden layers: linear predictors and targets have no error after a few rows. Try hidden=(64, 64).")
-    if predictor.statistics is not None and not predictor.normalise:
-        raise UsageError("statistics are given, but normalise=False never uses them. Drop one of the two.")
+    _check_predictor(predictor)
     optimizer = optax.adam(predictor.learning_rate)
 
     def rows(seen, batch):
@@ -369,6 +359,20 @@ def _paid(novelty: Novelty, coef: Any, predictor: Predictor, terminal: bool, str
         return paid, state | {"params": params, "optimizer": opt_state, "statistics": seen}
 
     return RewardTransform(init, update, stream)
+
+
+def _check_predictor(predictor: Any) -> None:
+    check.kind("predictor", predictor, Predictor, "a Predictor (jaxkd.rewards.Predictor(hidden=..., ...))")
+    for name, value in [
+        ("batch_size", predictor.batch_size),
+        ("num_minibatches", predictor.num_minibatches),
+        ("features", predictor.features),
+    ]:
+        check.count(name, value)
+    if not predictor.hidden:
+        raise UsageError("a bonus needs hidden layers: linear predictors and targets have no error after a few rows. Try hidden=(64, 64).")
+    if predictor.statistics is not None and not predictor.normalise:
+        raise UsageError("statistics are given, but normalise=False never uses them. Drop one of the two.")
 
 
 def _alive(bonus: jax.Array, batch: Any, terminal: bool) -> jax.Array:
