@@ -118,6 +118,8 @@ def fits(role: str, policy: Any, env: Any) -> None:
         out = jax.eval_shape(lambda obs, reset: policy.step(policy.init(key), policy.initial_carry(2), obs, reset), obs, reset)[1]
         kind = "discrete" if hasattr(out.policy, "logits") else "box"
         action = kind, jax.tree.leaves(out.policy)[0].shape[-1]
+    except UsageError as error:
+        raise UsageError(f"{role}: {error}") from error
     except Exception as error:  # whatever the network's module system raises
         cause = error
     if cause is None and action == given[1]:

@@ -32,6 +32,7 @@ def evaluate(
     check.count("num_episodes", num_episodes)
     if env.max_steps is None:
         raise UsageError(f"{env.name!r} has no time limit, so an evaluation might never end. Give one: envs.make(..., max_steps=1000).")
+    check.fits("policy", policy, env)
     return _evaluate(env, policy, params, key, -(-num_episodes // env.num_envs), greedy, gamma)
 
 

@@ -123,6 +123,18 @@ MISTAKES = {
     "layer of width 0": (lambda: networks.mlp(ENV, (0,)), ["hidden must be a positive int", "got 0"]),
     "width as a float": (lambda: networks.mlp(ENV, (64.0,)), ["hidden must be a positive int", "got 64.0"]),
     "select of one array": (lambda: networks.mlp(ENV, (4,), select="full"), ["select='full'", "it is one array"]),
+    "selecting a field that the environment has not": (
+        lambda: evaluate(ENV, networks.select(networks.mlp(ENV, (4,)), "fll"), (), KEY, num_episodes=1),
+        ["policy: select='fll'", "it is one array"],
+    ),
+    "evaluating on another environment": (
+        lambda: evaluate(ENV, networks.mlp(Spec(jax.ShapeDtypeStruct((7,), jnp.float32), Discrete(2)), (4,)), (), KEY, num_episodes=1),
+        ["policy expects obs (7,)", "gives obs (3,)"],
+    ),
+    "saving what was selected": (
+        lambda: jaxkd.save_policy("/tmp/none", networks.select(networks.mlp(ENV, (4,)), "full"), ()),
+        ["has no description"],
+    ),
     "select of a missing field": (
         lambda: networks.mlp(Spec({"a": jax.ShapeDtypeStruct((2,), jnp.float32)}, Discrete(2)), (4,), select="b"),
         ["select='b'", "fields: a"],

@@ -60,7 +60,7 @@ def wrapped(policy: Policy, obs_spec: Any, normalise: bool, select: str | None) 
     """`policy` on `obs_spec`, standardised where asked for, as the field `select` of a dict observation."""
     if normalise:
         policy = wrap.normalised(policy, obs_spec)
-    return wrap.select(policy, select) if select else policy
+    return wrap.select(policy, select)._replace(description=policy.description) if select else policy
 
 
 def describe(name: str, env: Any, **keywords: Any) -> tuple:

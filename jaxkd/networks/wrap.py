@@ -43,15 +43,21 @@ def normalised(policy: Policy, obs_spec: Any) -> Policy:
 def select(policy: Policy, name: str) -> Policy:
     """`policy` on one field of a dict observation: a privileged teacher and a blind student select different ones.
 
+    Save the policy inside, or make it with `select=`, which is saved; this one has no description. Raises a UsageError when it is first
+    used on an observation without that field.
+
     >>> import jaxkd
     >>> policy = select(jaxkd.networks.mlp(jaxkd.envs.make("CartPole-v1", num_envs=2), hidden=(8,)), "vector")
     """
 
     def through(call):
-        return lambda params, carry, obs, reset: call(params, carry, obs[name], reset)
+        return lambda params, carry, obs, reset: call(params, carry, field(obs, name), reset)
 
     return policy._replace(
-        step=through(policy.step), unroll=through(policy.unroll), observe=lambda params, obs: policy.observe(params, obs[name])
+        step=through(policy.step),
+        unroll=through(policy.unroll),
+        observe=lambda params, obs: policy.observe(params, field(obs, name)),
+        description=(),
     )
 
 
@@ -105,11 +111,11 @@ def q(policy: Policy) -> Policy:
     return policy._replace(step=through(policy.step), unroll=through(policy.unroll), description=())
 
 
-def field(obs_spec: Any, name: str | None) -> Any:
-    """The field `name` of a dict observation's spec; all of it for None."""
+def field(obs: Any, name: str | None) -> Any:
+    """The field `name` of a dict observation or of its spec; all of it for None."""
     if name is None:
-        return obs_spec
-    if not isinstance(obs_spec, dict) or name not in obs_spec:
-        fields = ", ".join(obs_spec) if isinstance(obs_spec, dict) else "none, it is one array"
+        return obs
+    if not isinstance(obs, dict) or name not in obs:
+        fields = ", ".join(obs) if isinstance(obs, dict) else "none, it is one array"
         raise UsageError(f"select={name!r}: the observation has no such field (fields: {fields}).")
-    return obs_spec[name]
+    return obs[name]
