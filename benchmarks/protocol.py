@@ -17,6 +17,7 @@ from jaxkd import presets
 from jaxkd.cli.device import describe
 from jaxkd.cli.summary import versions
 from jaxkd.optimize import component_key
+from jaxkd.presets import Preset
 
 matplotlib.use("Agg")
 
@@ -60,9 +61,9 @@ def the_teacher(arena, policy, all_params, seed: int, episodes: int) -> Teacher:
     return Teacher(params, float(again[0][0]), float(again[1][0]), best, returns, discounted)
 
 
-def ppo_teacher(name: str, arena, seed: int, episodes: int, n: int) -> tuple[Any, Teacher, np.ndarray, int]:
-    """(policy, THE teacher, learning curves [updates, n], environment steps of one) of a preset."""
-    p = presets.preset(name)
+def ppo_teacher(name: str, arena, seed: int, episodes: int, n: int, p: Preset | None = None) -> tuple[Any, Teacher, np.ndarray, int]:
+    """(policy, THE teacher, learning curves [updates, n], environment steps of one) of a preset, default the environment's own."""
+    p = p or presets.preset(name)
     env = presets.make_env(name, p)
     policy = presets.teacher_network(env, p)
     algorithm, updates = presets.teaching(env, policy, p)
@@ -79,6 +80,20 @@ def random_return(arena, seed: int, episodes: int) -> float:
             arena, ignorant, jax.vmap(ignorant.init)(keys(seed, "random", 1)), keys(seed, "score random False", 1), episodes, greedy=False
         )[0][0]
     )
+
+
+def learning_curve(arena, student, algorithm, num_updates: int, checks: int, key, *inputs) -> tuple[Any, jax.Array]:
+    """(the last state, mean greedy returns [checks] of the student alone), checked at equal distances; for one key, to be vmapped.
+
+    Args:
+        arena: as many environments as episodes a check.
+    """
+
+    def check(state, key):
+        state = jax.lax.scan(lambda state, _: (algorithm.step(state, *inputs)[0], None), state, length=num_updates // checks)[0]
+        return state, jaxkd.evaluate(arena, student, state.params, key, num_episodes=arena.num_envs).returns.mean()
+
+    return jax.lax.scan(check, algorithm.init(key), jax.random.split(component_key(key, "check"), checks))
 
 
 def summary(values: np.ndarray) -> dict:

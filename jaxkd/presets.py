@@ -173,10 +173,10 @@ def q_teaching(env: Env, policy: Policy, p: Preset, num_steps: int = 500_000) ->
 
 
 def _q_learning(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
-    """Keywords of `pqn`: epsilon falls from 1 to 0.05 over the first fifth."""
+    """Keywords of `pqn`: epsilon falls from 1 to 0.2 over the first fifth."""
     epochs, minibatches = 4, 8
     return dict(
-        epsilon=optax.linear_schedule(1.0, 0.05, max(1, num_updates // 5)),
+        epsilon=optax.linear_schedule(1.0, 0.2, max(1, num_updates // 5)),
         learning_rate=optax.linear_schedule(5e-4, 0.0, num_updates * epochs * minibatches),
         gamma=p.gamma,
         lambda_=0.95,
