@@ -237,7 +237,7 @@ def test_the_teachers_features_as_the_target(key):
         (lambda: rewards.drnd(alpha=2.0), "alpha must be in"),
         (lambda: rewards.drnd(estimator="mean"), "estimator must be one of 'mean_first'"),
         (lambda: rewards.rdd(std=-1.0), "std must be in"),
-        (lambda: rewards.ensemble(num_predictors=1), "at least 2 predictors"),
+        (lambda: rewards.ensemble(num_predictors=1), "num_predictors must be at least 2"),
         (lambda: rewards.count(3, 5), "index must be a function"),
     ],
 )

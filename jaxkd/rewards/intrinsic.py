@@ -222,7 +222,7 @@ def ensemble(
 
     check.count("num_predictors", num_predictors)
     if num_predictors < 2:
-        raise UsageError("disagreement needs at least 2 predictors, got 1.")
+        raise UsageError(f"num_predictors must be at least 2, so that they can disagree, got {num_predictors}.")
     return _paid(Novelty(init, bonus, loss), coef, predictor, terminal, stream)
 
 
