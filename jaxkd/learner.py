@@ -28,6 +28,7 @@ from jaxkd.base import (
 )
 from jaxkd.behavior import student_acts
 from jaxkd.losses import stateless
+from jaxkd.losses.value import value_of
 from jaxkd.memory import kept, record, restore, this_rollout
 from jaxkd.optimize import component_key
 from jaxkd.returns import check_groups, gae
@@ -389,10 +390,9 @@ def _check_returns(parts: Learner, spec: tuple[Outputs, Batch], by_losses: dict[
     for stream, returns in parts.returns.items():
         if stream not in opened:
             raise UsageError(f"returns names stream {stream!r}, but no reward transform pays into it (streams: {opened}).")
-        head = (spec[0].extra or {}).get(stream, ()) if stream else spec[0].value
-        if earning and returns.needs_value and not hasattr(head, "shape"):
-            fix = f"extra=({stream!r},) in its network" if stream else "let its module return (policy parameters, value)"
-            raise UsageError(f"{earning[0]} reads returns of stream {stream!r}, but the student has no value head for it: {fix}.")
+        if earning and returns.needs_value:
+            head = lambda outputs, stream=stream: value_of(outputs, "student", stream)
+            check.traced(f"{earning[0]} by way of returns {stream!r}", head, outputs=spec[0])
 
 
 def _teacher_params(parts: Learner, inputs: tuple) -> Any:

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses, networks, rewards
-from jaxkd.base import Algorithm, Env, Policy
+from jaxkd.base import Algorithm, Env, Policy, RewardTransform
 from jaxkd.behavior import guide_then_student, mixture, teacher_acts
 from jaxkd.memory import ring
 from jaxkd.recipes import distill, ppo, pqn
-from jaxkd.returns import group_relative, monte_carlo
+from jaxkd.returns import gae, group_relative, monte_carlo
+from jaxkd.returns import scale as scaled_returns
 
 Weight = float | jax.Array | Callable  # a number, or a schedule `update -> number`
 
@@ -205,6 +206,63 @@ def jump_start(env: Env, student: Policy, teacher: Policy, *, horizon: float | C
     >>> kd = jump_start(env, small, big, horizon=lambda update, episode_return: 100 - update)
     """
     return pqn(env, student, teacher, behavior=guide_then_student(horizon), **keywords)
+
+
+# --- paid for exploring: the student needs a value head for the bonus, `extra=("bonus",)` in its network -------------------------
+
+
+def exploration(
+    env: Env, student: Policy, teacher: Policy | None = None, *, bonus: RewardTransform | None = None, gamma=0.99, **keywords
+) -> Algorithm:
+    """PPO with a bonus in a stream and with a value head of its own, its return running through resets (Burda et al. 2018, RND).
+
+    Args:
+        bonus: of stream "bonus"; default `rewards.rnd(stream="bonus")`.
+        gamma: of the environment's reward; the bonus has 0.99. The environment's advantage counts twice.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
+    >>> explorer = exploration(env, jaxkd.networks.mlp(env, (8,), extra=("bonus",)))
+    """
+    paid = {"bonus": bonus or rewards.rnd(stream="bonus"), "scale": rewards.normalise(0.99, episodic=False, stream="bonus")}
+    each = {"": scaled_returns(2.0, gae(gamma)), "bonus": gae(0.99, episodic=False)}
+    terms = {"bonus value": losses.scale(0.5, losses.td_mse(stream="bonus"))}
+    rewards_, losses_ = keywords.pop("rewards", None) or {}, keywords.pop("losses", None) or {}
+    return ppo(env, student, teacher, **_given(keywords, rewards=rewards_ | paid, returns=each, losses=terms | losses_))
+
+
+def guided_exploration(env: Env, student: Policy, teacher: Policy, *, weight: Weight = 1.0, **keywords) -> Algorithm:
+    """`exploration` with a KL to a weak or narrow teacher: it leads where it knows the way, the bonus takes over from there.
+
+    Args:
+        weight: of the KL; should fade, such as `optax.linear_schedule(2.0, 0.0, 100)`, or gate it where the teacher knows nothing:
+            `losses={"kl": losses.gate(where, losses.forward_kl())}` replaces the term.
+        keywords: of `exploration`.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
+    >>> kd = guided_exploration(env, jaxkd.networks.mlp(env, (8,), extra=("bonus",)), jaxkd.networks.mlp(env, (16,)))
+    """
+    terms = {"kl": losses.scale(weight, losses.forward_kl())} | (keywords.pop("losses", None) or {})
+    return exploration(env, student, teacher, losses=terms, **keywords)
+
+
+def jump_start_exploration(
+    env: Env, student: Policy, teacher: Policy, *, horizon: float | Callable, bonus: RewardTransform | None = None, **keywords
+) -> Algorithm:
+    """`jump_start` whose student is paid for novelty once it acts; one reward, because a Q network has one value.
+
+    Args:
+        horizon: as in `jump_start`.
+        bonus: of the environment's stream; default `rewards.rnd(0.1)`.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
+    >>> small, big = (jaxkd.networks.mlp(env, (width,), layer_norm=True) for width in (4, 16))
+    >>> kd = jump_start_exploration(env, small, big, horizon=lambda update, episode_return: 100 - update)
+    """
+    paid = (keywords.pop("rewards", None) or {}) | {"bonus": bonus or rewards.rnd(0.1)}
+    return jump_start(env, student, teacher, horizon=horizon, rewards=paid, **keywords)
 
 
 # --- Czarnecki et al. 2019: `reward` weighs the environment's reward ------------------------------------------------------

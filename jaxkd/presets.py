@@ -193,6 +193,13 @@ def _paid(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     return {name: value for name, value in keywords.items() if name not in ("returns", "rewards")} | dict(gamma=p.gamma, reward=1.0)
 
 
+def _explored(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
+    """Keywords of `exploration`, which brings its own returns."""
+    keywords = _weaned(env, p, num_updates)
+    del keywords["returns"]
+    return keywords | dict(gamma=p.gamma)
+
+
 def _weaned(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     return _reinforcement(env, p, num_updates) | dict(weight=optax.linear_schedule(2.0, 0.0, max(1, num_updates * 3 // 10)))
 
@@ -228,13 +235,20 @@ METHODS: dict[str, Callable[[Env, Preset, int], dict[str, Any]]] = {
     "grpo": lambda env, p, num_updates: _supervision(env, p, num_updates) | dict(unroll_length=env.max_steps),
     "distil_then_finetune": _switched,
     "jump_start": _guided,
+    "guided_exploration": _explored,
+    "jump_start_exploration": _guided,
     "teacher_distillation": _supervision,
     "n_distillation": _paid,
     "entropy_regularised": _paid,
     "expected_entropy_regularised": _paid,
     "teacher_value_reward": _paid,
 }
-_Q_METHODS = ("qdagger", "jump_start")  # their students are Q-networks, which need layer normalisation (Gallici et al. 2025)
+_Q_METHODS = (
+    "qdagger",
+    "jump_start",
+    "jump_start_exploration",
+)  # their students are Q-networks, which need layer normalisation (Gallici et al. 2025)
+_BONUS_METHODS = ("guided_exploration",)  # their students have a value head for the bonus
 _GROUP_SIZE = 8  # of grpo
 
 
@@ -277,24 +291,25 @@ def student_network(env: Env, p: Preset, choice: str, teacher_size: int, method:
     "auto" takes the single hidden layer whose actor is nearest in size; for a CNN c channels and a dense layer of 8 c.
     """
     kind, _, sizes = choice.partition(":")
-    norm = recipe(method).__name__ in _Q_METHODS
+    name = recipe(method).__name__
+    heads: dict[str, Any] = dict(layer_norm=name in _Q_METHODS, extra=("bonus",) * (name in _BONUS_METHODS))
     try:
         if kind == "auto":
             return _nearest(
-                lambda width: _network(env, p, "cnn" if p.channels else "mlp", norm, width), env, teacher_size * Fraction(sizes)
+                lambda width: _network(env, p, "cnn" if p.channels else "mlp", heads, width), env, teacher_size * Fraction(sizes)
             )
         if kind in ("mlp", "cnn"):
-            return _network(env, p, kind, norm, *map(int, sizes.split(",")))
+            return _network(env, p, kind, heads, *map(int, sizes.split(",")))
     except (ValueError, ZeroDivisionError) as error:
         if isinstance(error, UsageError):
             raise
     raise UsageError(f"student must be auto:1/15, mlp:44, mlp:32,32 or cnn:4,32 (channels, then dense), got {choice!r}.")
 
 
-def _network(env: Env, p: Preset, kind: str, norm: bool, *sizes: int) -> Policy:
+def _network(env: Env, p: Preset, kind: str, heads: dict[str, Any], *sizes: int) -> Policy:
     if kind == "cnn":
-        return networks.cnn(env, sizes[:1], sizes[1:] or (8 * sizes[0],), normalise=p.normalise_obs)
-    return networks.mlp(env, sizes, separate=True, layer_norm=norm, normalise=p.normalise_obs)
+        return networks.cnn(env, sizes[:1], sizes[1:] or (8 * sizes[0],), normalise=p.normalise_obs, extra=heads["extra"])
+    return networks.mlp(env, sizes, separate=True, normalise=p.normalise_obs, **heads)
 
 
 def _nearest(make: Callable[[int], Policy], env: Env, wanted: Fraction) -> Policy:

@@ -219,7 +219,7 @@ MISTAKES = {
     ),
     "returns without a head": (
         lambda: rl(rewards={"bonus": bonus("rnd")}, returns={"": returns.gae(), "rnd": returns.gae()}),
-        ["stream 'rnd'", "the student has no value head for it", "extra=('rnd',)"],
+        ["stream 'rnd'", "the student has no value head for stream 'rnd'", "extra=('rnd',)"],
     ),
     "reward of another shape": (
         lambda: rl(rewards={"bonus": bonus(fn=jnp.mean)}),
