@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import actor_size, distill, envs, moments, networks
+from jaxkd import actor_size, distill, envs, evaluate, losses, moments, networks, run
 from jaxkd.base import Box, Discrete, Outputs, UsageError
 from jaxkd.distributions import Categorical, Normal
 from jaxkd.networks.cnn import banded, convolve
@@ -314,3 +314,41 @@ def test_a_description_holds_the_specification(spec):
     assert hash(policy.description) == hash(networks.mlp(again, [8], separate=True).description)
     assert jax.tree.structure(parameters(policy)) == jax.tree.structure(parameters(networks.mlp(again, (8,), separate=True)))
     assert networks.temper(policy, 0.5).description == ()  # a tempered policy can not be made again from its description
+
+
+def test_noise_lasts_an_episode_and_is_another_for_each_environment(key):
+    env = envs.make("CartPole-v1", 3)
+    inside = networks.mlp(env, (8,), normalise=True)
+    noise, still = networks.noisy(inside, 0.3), networks.noisy(inside, 0.0)
+    obs = jnp.broadcast_to(jnp.arange(4.0), (4, 3, 4))  # the same for all, always
+    reset = jnp.zeros((4, 3)).at[0].set(1.0).at[2, 1].set(1.0)
+
+    @jax.jit
+    def played(key):
+        params = noise.init(key)
+        carry, out = noise.unroll(params, noise.initial_carry(3), obs, reset)
+        _, once = noise.step(params, noise.initial_carry(3), obs[0], reset[0])
+        _, calm = still.unroll(still.init(key), still.initial_carry(3), obs, reset)
+        return out.policy.logits, once.policy.logits, calm.policy.logits, inside.unroll(params["policy"], (), obs, reset)[1].policy.logits
+
+    logits, once, calm, plain = played(key)
+    np.testing.assert_allclose(calm, plain, rtol=1e-5)
+    np.testing.assert_allclose(logits[0], once, rtol=1e-5)
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-5)
+    assert abs(logits[2, 1] - logits[1, 1]).max() > 1e-3  # a new episode
+    np.testing.assert_allclose(logits[2:, ::2], logits[:2, ::2], rtol=1e-5)
+    assert abs(logits[0, 0] - logits[0, 1]).max() > 1e-3
+    assert abs(played(jax.random.fold_in(key, 1))[0] - logits).max() > 1e-3
+
+
+def test_what_acted_with_noise_is_what_the_losses_see(key):
+    env = envs.make("CartPole-v1", 4, max_steps=5)
+    policy = networks.noisy(networks.mlp(env, (8,)), 0.5)
+    apart = lambda student, batch: jnp.abs(student.policy.log_prob(batch.action) - batch.acting.policy.log_prob(batch.action))
+    terms = {"apart": losses.watch(apart), "policy": losses.ppo_clip()}
+    algorithm = distill(env, policy, losses=terms, unroll_length=8, num_minibatches=1)
+    state, metrics = run(algorithm, key, 3)
+    assert metrics["loss/apart"].max() < 1e-5
+    fresh = algorithm.init(key)
+    assert state.params["seed"] == fresh.params["seed"]
+    assert evaluate(env, networks.mlp(env, (8,)), state.params["policy"], key, num_episodes=4).returns.shape == (4,)

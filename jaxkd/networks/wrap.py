@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxkd import check, moments
 from jaxkd.base import Policy, UsageError
 
+_EPISODE = 2**16  # numbers of noise between two episodes of one environment: more than there are environments
 _CLIP = 10.0  # of standardised observations, as in Stable-Baselines3's VecNormalize
 
 
@@ -109,6 +110,58 @@ def q(policy: Policy) -> Policy:
         return valued
 
     return policy._replace(step=through(policy.step), unroll=through(policy.unroll), description=())
+
+
+def noisy(policy: Policy, std: float | jax.Array) -> Policy:
+    """`policy` with Gaussian noise on its weights, drawn anew for each environment whenever an episode begins (Plappert et al. 2018).
+
+    Exploration that is consistent within an episode. What acted is what the losses see: the carry names the noise, so sequences are unrolled
+    as for a recurrent student. Judge and save the policy inside, with params["policy"]. Costs one set of weights an environment.
+
+    Args:
+        std: of the noise on every weight and bias, >= 0; statistics of observations get none.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
+    >>> explorer = noisy(jaxkd.networks.mlp(env, (8,)), 0.1)
+    >>> sorted(explorer.init(jaxkd.seeds(0, 1)[0]))
+    ['policy', 'seed']
+    """
+    check.number("std", std, low=0)
+
+    def init(key):
+        inside, seed = jax.random.split(key)
+        return {"policy": policy.init(inside), "seed": jax.random.uniform(seed)}  # a float, so that any optimizer takes it; no gradient
+
+    def initial_carry(num_envs):
+        return {"policy": policy.initial_carry(num_envs), "episode": jnp.arange(num_envs, dtype=jnp.int32)}
+
+    def perturbed(params, key):
+        paths, structure = jax.tree_util.tree_flatten_with_path(params)
+        keys = jax.random.split(key, len(paths))
+        drawn = [0.0 if "statistics" in jax.tree_util.keystr(path) else std for path, _ in paths]
+        rows = zip(paths, keys, drawn, strict=True)
+        return jax.tree.unflatten(structure, [x + scale * jax.random.normal(own, x.shape, x.dtype) for (_, x), own, scale in rows])
+
+    def step(params, carry, obs, reset):
+        episode = carry["episode"] + jnp.where(reset > 0, _EPISODE, 0)
+        seed = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(params["seed"]), jnp.int32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), episode)
+
+        def one(key, *row):
+            alone = jax.tree.map(lambda x: x[None], row)
+            return jax.tree.map(lambda x: x[0], policy.step(perturbed(params["policy"], key), *alone))
+
+        inside, out = jax.vmap(one)(keys, carry["policy"], obs, reset)
+        return {"policy": inside, "episode": episode}, out
+
+    def unroll(params, carry, obs, reset):
+        return jax.lax.scan(lambda carry, row: step(params, carry, *row), carry, (obs, reset))
+
+    def observe(params, obs):
+        return params | {"policy": policy.observe(params["policy"], obs)}
+
+    return Policy(init, initial_carry, step, unroll, observe)
 
 
 def field(obs: Any, name: str | None) -> Any:

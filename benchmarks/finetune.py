@@ -1,0 +1,140 @@
+"""From distillation to reinforcement learning without a fall: what happens at the switch, and does the student end above its teacher?
+
+    python benchmarks/finetune.py                      # all games; or their names
+
+THE teacher is weak on purpose: the worst of 16 that still keeps WEAK of the way from random to the preset's gate, after a TRAINED share of the preset's
+steps. Students of a quarter of its size, 10 seeds, acting alone and greedy, 64 episodes at each of CHECKS points:
+warm (distil_then_finetune: the critic learns from the start, the KL fades after the switch), abrupt (the same critic, the KL gone at the
+switch), cold (the critic begins at the switch, the KL gone), qdagger (a gate by the student's own return) and qdagger_hard (the same weight until the
+switch, then none). The fall is from the check at the switch to the lowest of the next FALLS checks, as a share of the way from random to
+that check. Writes results/finetune.json and .png.
+"""
+
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import protocol
+
+import jaxkd
+from jaxkd import losses, methods, presets
+
+GAMES = ("CartPole-v1", "Acrobot-v1")
+SEED, STUDENTS, TEACHERS, CHECKS, EPISODES, FALLS = 3, 10, 16, 20, 64, 5
+TRAINED, WEAK, STEPS, SWITCH = 0.25, (0.3, 0.97), 400_000, 0.3  # SWITCH: share of the updates
+MOST = 0.10  # of a fall
+
+
+def weak_teacher(name: str, arena, floor: float):
+    """(policy, params, greedy return) of the worst that is within WEAK."""
+    p = presets.preset(name)
+    env = presets.make_env(name, p)
+    policy = presets.teacher_network(env, p)
+    algorithm, updates = presets.teaching(env, policy, p, int(TRAINED * p.num_steps))
+    state, _ = jaxkd.run(jaxkd.lanes(algorithm), protocol.keys(SEED, "weak teacher", TEACHERS), updates)
+    returns, _ = protocol.score(arena, policy, state.params, protocol.keys(SEED, "score weak", TEACHERS), 1024)
+    kept = (returns - floor) / (p.gate - floor)
+    able = [i for i in np.argsort(returns) if WEAK[0] <= kept[i] <= WEAK[1]]
+    if not able:
+        raise SystemExit(f"no teacher of {name} is weak enough: they keep {np.round(kept, 2)}; train them less (TRAINED).")
+    params = jax.tree.map(lambda x: x[able[0]], state.params)
+    again, _ = protocol.score(arena, policy, jax.tree.map(lambda x: x[None], params), protocol.keys(SEED, "score the weak", 1), 1024)
+    return policy, params, float(again[0])
+
+
+def arms(env, p, teacher, size: int, score: float, floor: float, num_updates: int) -> dict:
+    """(student, algorithm) by name."""
+    switch = int(SWITCH * num_updates)
+    rl = presets.METHODS["distil_then_finetune"](env, p, num_updates) | dict(switch=switch)
+    q = presets.METHODS["jump_start"](env, p, num_updates)
+    del q["horizon"]
+    small = presets.student_network(env, p, "auto:1/4", size)
+    q_small = presets.student_network(env, p, "auto:1/4", size, "qdagger")
+    until = lambda update: (update < switch).astype(jnp.float32)
+    after = lambda update: (update >= switch).astype(jnp.float32)
+    hard = {"kl": losses.scale(until, losses.forward_kl())}
+    cold = {"value": losses.scale(lambda update: 0.5 * after(update), losses.td_mse())}
+    fine = lambda **kw: methods.distil_then_finetune(env, small, teacher, **rl | kw)
+    terms = {"policy": losses.scale(after, losses.ppo_clip())} | hard
+    weighed = {"kl": losses.scale(lambda update: 3.0 * until(update), losses.forward_kl())}
+    return {
+        "warm": (small, fine()),
+        "abrupt": (small, fine(losses=terms)),
+        "cold": (small, fine(losses=terms | cold)),
+        "qdagger": (q_small, methods.qdagger(env, q_small, teacher, teacher_return=score, random_return=floor, **q)),
+        "qdagger_hard": (q_small, jaxkd.pqn(env, q_small, teacher, losses=weighed, **q)),
+    }
+
+
+def experiment(name: str) -> dict:
+    began, p = time.time(), presets.preset(name)._replace(student_steps=STEPS)
+    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, 256)
+    floor = protocol.random_return(arena, SEED, 1024)
+    teacher, params, score = weak_teacher(name, arena, floor)
+    print(f"{name}: the weak teacher {score:.2f}, random {floor:.2f}, {time.time() - began:.0f} s", flush=True)
+    checked = jaxkd.envs.make(name, EPISODES)
+    num_updates = STEPS // (env.num_envs * p.unroll_length) // CHECKS * CHECKS
+    result = {"teacher": score, "random": floor, "updates": num_updates, "arms": {}}
+    for arm, (student, algorithm) in arms(
+        env, p, teacher, jaxkd.actor_size(teacher, params, env.obs_spec), score, floor, num_updates
+    ).items():
+        one = lambda key, s=student, a=algorithm: protocol.learning_curve(checked, s, a, num_updates, CHECKS, key, params)[1]
+        curve = np.asarray(jax.jit(jax.vmap(one))(protocol.keys(SEED, arm, STUDENTS)), np.float64)
+        at = round(SWITCH * CHECKS) - 1
+        before, lowest = curve[:, at].mean(), curve[:, at + 1 : at + 1 + FALLS].mean(0).min()
+        row = {"before": before, "fall": (before - lowest) / (before - floor), **protocol.summary(curve[:, -1]), "curve": curve.tolist()}
+        result["arms"][arm] = row
+        print(f"  {arm:14} at the switch {before:.2f}, fall {100 * row['fall']:.1f} %, at the end {row['mean']:.2f}", flush=True)
+    return result | {"seconds": time.time() - began}
+
+
+def gate(results: dict) -> list[str]:
+    """What does not hold; empty: passed."""
+    failed = []
+    for name, r in results.items():
+        for arm in ("warm", "qdagger"):
+            if r["arms"][arm]["fall"] > MOST:
+                failed.append(
+                    f"{name}: {arm} falls by {100 * r['arms'][arm]['fall']:.1f} % at the switch, at most {100 * MOST:.0f} % wanted"
+                )
+        if r["arms"]["warm"]["mean"] < r["teacher"]:
+            failed.append(f"{name}: fine-tuned students end at {r['arms']['warm']['mean']:.2f}, below their teacher's {r['teacher']:.2f}")
+        for soft, hard in (("warm", "cold"), ("qdagger", "qdagger_hard")):
+            if r["arms"][soft]["fall"] >= r["arms"][hard]["fall"]:
+                failed.append(f"{name}: {hard} falls no more than {soft}")
+    return failed
+
+
+def draw(results: dict):
+    figure, axes = plt.subplots(1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False)
+    colours = dict(warm="tab:blue", abrupt="tab:cyan", cold="tab:red", qdagger="tab:green", qdagger_hard="tab:orange")
+    for axis, (name, r) in zip(axes[0], results.items(), strict=True):
+        steps = STEPS * (1 + np.arange(CHECKS)) / CHECKS
+        for arm, colour in colours.items():
+            curve = np.asarray(r["arms"][arm]["curve"])
+            axis.plot(steps, curve.T, color=colour, alpha=0.15, lw=0.6)
+            axis.plot(steps, curve.mean(0), color=colour, label=f"{arm} (fall {100 * r['arms'][arm]['fall']:.0f} %)")
+        axis.axhline(r["teacher"], color="k", ls="--", lw=0.8)
+        axis.axvline(SWITCH * STEPS, color="k", ls=":", lw=0.8)
+        axis.set(title=f"{name}, weak teacher (dashed)", xlabel="environment steps", ylabel="greedy return")
+        axis.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def settings() -> dict:
+    return protocol.digest({k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple)})
+
+
+def main(names: list[str]) -> int:
+    results = {name: experiment(name) for name in names or GAMES}
+    failed = gate(results)
+    print(*failed or ["passed"], sep="\n")
+    protocol.write("finetune", {"games": results, "failed": failed, "settings": settings()}, draw(results))
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
