@@ -149,7 +149,8 @@ def draw(results: dict):
 
 
 def settings() -> dict:
-    return protocol.digest({k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple | dict)})
+    values: dict = {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple | dict)}
+    return protocol.digest(values | {"presets": {name: presets.preset(name)._asdict() for name in GAMES}})
 
 
 def main(names: list[str]) -> int:

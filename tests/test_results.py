@@ -4,8 +4,14 @@ import copy
 import json
 from pathlib import Path
 
+import driving
+import finetune
 import gates
+import multitask
+import numpy as np
+import partial
 import pytest
+import q_teacher
 
 from jaxkd.presets import PRESETS
 
@@ -49,3 +55,42 @@ def test_readme_quotes_the_headline():
     for row in json.loads((gates.protocol.RESULTS / "headline.json").read_text())["rows"].values():
         low, high = row["interval"]
         assert f"| {row['iqm']:.1f} [{low:.1f}, {high:.1f}] | {row['actor_parameters']:,} |" in readme
+
+
+def read(name: str) -> dict:
+    return json.loads((gates.protocol.RESULTS / f"{name}.json").read_text())
+
+
+def by_game(name: str, games) -> dict:
+    return {game: read(f"{name}/{game}") for game in games}
+
+
+GAMES = {"q_teacher": q_teacher, "driving": driving}
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_what_is_compared_over_games_belongs_to_their_figures(name):
+    """Each game has a file of its own: the summary is what the script makes of them today."""
+    module, found = GAMES[name], read(name)
+    results = by_game(name, module.GAMES)
+    again = json.loads(json.dumps(module.compare(results), default=float))
+    assert again == {key: found[key] for key in again}
+    assert found["failed"] == (module.gate(results, found) if name == "q_teacher" else module.gate(found))
+    assert {r["settings"]["digest"] for r in [found, *results.values()]} == {module.settings()["digest"]}
+
+
+@pytest.mark.parametrize("module", [partial, multitask], ids=lambda module: module.__name__)
+def test_one_script_one_file(module):
+    found = read(module.__name__)
+    assert module.gate(found) == found["failed"] == []
+    assert found["settings"]["digest"] == module.settings()["digest"]
+
+
+def test_finetuning():
+    found, results = read("finetune"), by_game("finetune", finetune.GAMES)
+    assert finetune.gate(results) == found["failed"]
+    assert {r["settings"]["digest"] for r in [found, *results.values()]} == {finetune.settings()["digest"]}
+    for r in results.values():
+        for arm, row in r["arms"].items():
+            again = finetune.fall(arm, np.mean(row["curve"], axis=0), r["teacher"], r["random"])
+            assert again["fall"] == pytest.approx(row["fall"])
