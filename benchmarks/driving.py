@@ -154,12 +154,9 @@ def settings() -> dict:
 
 
 def main(names: list[str]) -> int:
-    for name in names or GAMES:
-        protocol.write(f"driving/{name}", experiment(name) | {"settings": settings()})
-    files = [protocol.RESULTS / f"driving/{name}.json" for name in GAMES]
-    if not all(file.exists() for file in files):
+    results = protocol.by_game("driving", names, GAMES, experiment, settings())
+    if not results:
         return 0
-    results = {file.stem: json.loads(file.read_text()) for file in files}
     found = compare(results)
     found["failed"] = gate(found)
     print(json.dumps(found, indent=1, default=float))

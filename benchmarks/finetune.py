@@ -11,7 +11,6 @@ that check; qdagger's switch is where its gate closes, at the first check with t
 results/finetune.json and .png.
 """
 
-import json
 import sys
 import time
 
@@ -142,12 +141,9 @@ def settings() -> dict:
 
 
 def main(names: list[str]) -> int:
-    for name in names or GAMES:
-        protocol.write(f"finetune/{name}", experiment(name) | {"settings": settings()})
-    files = [protocol.RESULTS / f"finetune/{name}.json" for name in GAMES]
-    if not all(file.exists() for file in files):
+    results = protocol.by_game("finetune", names, GAMES, experiment, settings())
+    if not results:
         return 0
-    results = {file.stem: json.loads(file.read_text()) for file in files}
     failed = gate(results)
     print(*failed or ["passed"], sep="\n")
     protocol.write("finetune", {"failed": failed, "settings": settings()}, draw(results))

@@ -121,3 +121,11 @@ def write(name: str, result: dict, figure: Any = None) -> None:
     path.write_text(json.dumps(made, indent=1, default=float) + "\n")
     if figure is not None:
         figure.savefig(path.with_suffix(".png"), dpi=80)
+
+
+def by_game(folder: str, names: list[str], games: tuple[str, ...], experiment: Any, settings: dict) -> dict[str, dict]:
+    """Runs the named games (default all), each into results/<folder>/<game>.json; all games' results, or {} while one is missing."""
+    for name in names or games:
+        write(f"{folder}/{name}", experiment(name) | {"settings": settings})
+    files = [RESULTS / folder / f"{name}.json" for name in games]
+    return {file.stem: json.loads(file.read_text()) for file in files} if all(file.exists() for file in files) else {}

@@ -172,12 +172,9 @@ def settings() -> dict:
 
 
 def main(names: list[str]) -> int:
-    for name in names or GAMES:
-        protocol.write(f"q_teacher/{name}", experiment(name) | {"settings": settings()})
-    files = [protocol.RESULTS / f"q_teacher/{name}.json" for name in GAMES]
-    if not all(file.exists() for file in files):
+    results = protocol.by_game("q_teacher", names, GAMES, experiment, settings())
+    if not results:
         return 0
-    results = {file.stem: json.loads(file.read_text()) for file in files}
     found = compare(results)
     found["failed"] = gate(results, found)
     print(json.dumps(found, indent=1))

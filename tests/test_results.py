@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import driving
+import exploration
 import finetune
 import gates
+import hierarchical
 import multitask
 import numpy as np
 import partial
@@ -94,3 +96,15 @@ def test_finetuning():
         for arm, row in r["arms"].items():
             again = finetune.fall(arm, np.mean(row["curve"], axis=0), r["teacher"], r["random"])
             assert again["fall"] == pytest.approx(row["fall"])
+
+
+def test_hierarchical_value_distillation():
+    found = read("hierarchical")
+    assert hierarchical.gate(found) == found["failed"] == []
+    assert found["settings"]["digest"] == hierarchical.settings()["digest"]
+
+
+def test_exploration():
+    found = read("exploration/14")
+    assert exploration.gate("14", found["arms"]) == found["failed"] == []
+    assert found["settings"]["digest"] == exploration.settings()["digest"]

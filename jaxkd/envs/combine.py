@@ -43,7 +43,7 @@ def concat(*envs: Env) -> Env:
         raise UsageError(f"concat needs one group_size, got {sorted(groups)}.")
     sizes: dict[str, Any] = dict(obs_size=max(_size(env) for env in envs), num_actions=max(env.action_space.n for env in envs))
     parts = [pad(env, task=i, **sizes) for i, env in enumerate(envs)]
-    limits, cuts = [env.max_steps for env in envs], [env.cut_steps or env.max_steps or 1 for env in envs if env.truncates]
+    limits, cuts = [env.max_steps for env in envs if env.max_steps], [env.cut_steps or env.max_steps or 1 for env in envs if env.truncates]
     names = [env.name for env in envs]
 
     def keys(key):
@@ -63,7 +63,7 @@ def concat(*envs: Env) -> Env:
         reset=reset,
         step=step,
         num_envs=_ends(parts)[-1],
-        max_steps=None if None in limits else max(limits),
+        max_steps=max(limits) if len(limits) == len(envs) else None,
         cut_steps=min(cuts, default=None),
         truncates=any(env.truncates for env in envs),
         name="+".join(names),
