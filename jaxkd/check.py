@@ -119,7 +119,7 @@ def fits(role: str, policy: Any, env: Any) -> None:
         kind = "discrete" if hasattr(out.policy, "logits") else "box"
         action = kind, jax.tree.leaves(out.policy)[0].shape[-1]
     except UsageError as error:
-        raise UsageError(f"{role}: {error}") from error
+        raise UsageError(f"{role}: {error} {env.name!r} gives {in_words(*given)}.") from error
     except Exception as error:  # whatever the network's module system raises
         cause = error
     if cause is None and action == given[1]:
