@@ -33,7 +33,11 @@ ARMS = {
     "kickstarting": "kickstarting",
     "n_distillation": "n_distillation",
 }
-STEPS = {"CartPole-v1": 100_000, "Acrobot-v1": 100_000, "Breakout-MinAtar": 500_000}  # of a student
+STEPS = {
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 100_000,
+    "Breakout-MinAtar": 500_000,
+}  # of a student, at most: CHECKS may not divide its updates
 RECOVERS, COPIES = 0.15, 0.12  # of the original score: ppd ends so much above the damaged teacher; td at most so much
 
 
@@ -136,7 +140,8 @@ def draw(results: dict):
     figure, axes = plt.subplots(2, len(results), figsize=(4.2 * len(results), 6.4), layout="constrained", squeeze=False)
     colours = dict(zip(("ppo", *ARMS), ("tab:gray", "tab:red", "tab:blue", "tab:green", "tab:purple", "tab:orange"), strict=True))
     for (name, r), column in zip(results.items(), axes.T, strict=True):
-        steps = STEPS[name] * (1 + np.arange(CHECKS)) / CHECKS
+        p = row(name)
+        steps = protocol.steps_of_checks(p, presets.updates(p, p.student_steps), CHECKS)
         for axis, suffix, title in zip(column, ("", " damaged"), (name, f"{name}, damaged teacher"), strict=True):
             for arm, colour in colours.items():
                 curve = np.asarray(r["arms"][arm if arm == "ppo" else arm + suffix]["curve"])

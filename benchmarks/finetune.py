@@ -123,13 +123,13 @@ def draw(results: dict):
     figure, axes = plt.subplots(1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False)
     colours = dict(warm="tab:blue", abrupt="tab:cyan", cold="tab:red", qdagger="tab:green", qdagger_hard="tab:orange")
     for axis, (name, r) in zip(axes[0], results.items(), strict=True):
-        steps = STEPS * (1 + np.arange(CHECKS)) / CHECKS
+        steps = protocol.steps_of_checks(presets.preset(name), r["updates"], CHECKS)
         for arm, colour in colours.items():
             curve = np.asarray(r["arms"][arm]["curve"])
             axis.plot(steps, curve.T, color=colour, alpha=0.15, lw=0.6)
             axis.plot(steps, curve.mean(0), color=colour, label=f"{arm} (fall {100 * r['arms'][arm]['fall']:.0f} %)")
         axis.axhline(r["teacher"], color="k", ls="--", lw=0.8)
-        axis.axvline(SWITCH * STEPS, color="k", ls=":", lw=0.8)
+        axis.axvline(SWITCH * steps[-1], color="k", ls=":", lw=0.8)
         axis.set(title=f"{name}, weak teacher (dashed)", xlabel="environment steps", ylabel="greedy return")
         axis.legend(fontsize=7, loc="lower right")
     return figure

@@ -96,6 +96,11 @@ def learning_curve(arena, student, algorithm, num_updates: int, checks: int, key
     return jax.lax.scan(check, algorithm.init(key), jax.random.split(component_key(key, "check"), checks))
 
 
+def steps_of_checks(p: Preset, num_updates: int, checks: int) -> np.ndarray:
+    """Environment steps of one seed at every check of `learning_curve`, which leaves out the updates that `checks` does not divide."""
+    return np.arange(1, checks + 1) * (num_updates // checks) * p.num_envs * p.unroll_length
+
+
 def summary(values: np.ndarray) -> dict:
     """Mean, worst seed, interquartile mean with its 95 % bootstrap interval, and every seed."""
     return {
