@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxkd import behavior, distributions, envs, losses, memory, methods, networks, presets, returns, rewards
+    from jaxkd import behavior, distributions, envs, losses, memory, methods, networks, presets, returns, rewards, sharding
     from jaxkd.base import (
         Algorithm,
         ArtifactError,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RewardTransform,
         UsageError,
     )
+    from jaxkd.cache import compile_cache
     from jaxkd.checkpoint import load_policy, save_policy
     from jaxkd.evaluate import actor_size, evaluate, interval, iqm
     from jaxkd.learner import describe
@@ -48,6 +49,7 @@ __all__ = [
     "actor_size",
     "behavior",
     "co_distill",
+    "compile_cache",
     "describe",
     "distill",
     "distributions",
@@ -69,10 +71,12 @@ __all__ = [
     "run",
     "save_policy",
     "seeds",
+    "sharding",
     "stream",
 ]
 
 _HOMES = {  # of the public names that are no modules; every other one in __all__ is a module of its own
+    "compile_cache": "cache",
     **dict.fromkeys(("load_policy", "save_policy"), "checkpoint"),
     **dict.fromkeys(("actor_size", "evaluate", "interval", "iqm"), "evaluate"),
     **dict.fromkeys(("describe",), "learner"),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from jaxkd.base import Batch, Context, LossTerm, Policy
 
@@ -87,10 +88,18 @@ def pick(units: Batch, index: jax.Array) -> Batch:
     """The minibatch [L, N, ...] of the units `index` [N / S]; its carry is [N, ...]."""
 
     def gather(x):
-        return jnp.take(x, index, axis=2, mode="clip").reshape((x.shape[0], -1, *x.shape[3:]))
+        return _spread(jnp.take(x, index, axis=2, mode="clip").reshape((x.shape[0], -1, *x.shape[3:])))
 
     carry = jax.tree.map(lambda x: gather(x)[0], units.carry)
     return jax.tree.map(gather, units._replace(carry=()))._replace(carry=carry)
+
+
+def _spread(x: jax.Array) -> jax.Array:
+    """[L, N, ...] with N along the devices of `sharding.shard`'s environments, or else each of them would learn from all of it."""
+    devices = jax.sharding.get_abstract_mesh().shape.get("envs", 1)
+    if devices == 1 or x.shape[1] % devices:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(PartitionSpec.UNCONSTRAINED, "envs"))
 
 
 def without_statistics(updates: Any) -> Any:

@@ -21,7 +21,9 @@ def seeds(seed: int, n: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(n))
 
 
-def run(algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any) -> tuple[Any, dict[str, jax.Array]]:
+def run(
+    algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any, deterministic: bool = False
+) -> tuple[Any, dict[str, jax.Array]]:
     """`num_updates` steps from a fresh state, compiled once an algorithm: call it again with another key and nothing is compiled.
 
     Inside your own jit or vmap it is inlined.
@@ -30,9 +32,13 @@ def run(algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any) ->
         algorithm: keep one object; it is compiled by its identity.
         key: a typed key (`jax.random.key`, `jaxkd.seeds`).
         inputs: of the algorithm's step: the teacher's params.
+        deterministic: the same bits in every run also on a GPU, and float32 products without TF32; slower there. A CPU's are the same anyway.
 
     Returns:
         (State, metrics: dict of [num_updates]).
+
+    Raises:
+        UsageError: deterministic=True inside a jit, whose options are those of the outermost one.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
@@ -41,7 +47,14 @@ def run(algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any) ->
     (2,)
     """
     _check_call(algorithm, num_updates)
-    return _advance(algorithm, _start(algorithm, key), num_updates, *inputs)
+    if not deterministic:
+        return _advance(algorithm, _start(algorithm, key), num_updates, *inputs)
+    if isinstance(key, jax.core.Tracer):
+        raise UsageError(
+            "deterministic=True is an option of the compiler, which takes it at the outermost jit only: call run outside of jit."
+        )
+    with jax.default_matmul_precision("highest"):
+        return _advance_deterministic(algorithm, _start(algorithm, key), num_updates, *inputs)
 
 
 def stream(
@@ -100,6 +113,7 @@ def _updates(algorithm, state, num_updates, *inputs):
 
 
 _advance = jax.jit(_updates, static_argnums=(0, 2))
+_advance_deterministic = jax.jit(_updates, static_argnums=(0, 2), compiler_options={"xla_gpu_deterministic_ops": True})
 _advance_donated = jax.jit(_updates, static_argnums=(0, 2), donate_argnums=1)
 
 
