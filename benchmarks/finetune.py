@@ -5,9 +5,10 @@
 THE teacher is weak on purpose: the worst of 16 that still keeps WEAK of the way from random to the preset's gate, after a TRAINED share of the preset's
 steps. Students of a quarter of its size, 10 seeds, acting alone and greedy, 64 episodes at each of CHECKS points:
 warm (distil_then_finetune: the critic learns from the start, the KL fades after the switch), abrupt (the same critic, the KL gone at the
-switch), cold (the critic begins at the switch, the KL gone), qdagger (a gate by the student's own return) and qdagger_hard (the same weight until the
-switch, then none). The fall is from the check at the switch to the lowest of the next FALLS checks, as a share of the way from random to
-that check; qdagger's switch is where its gate closes, at the first check with the teacher's return. Writes results/finetune/<game>.json, then
+switch), cold (the critic begins at the switch, the KL gone), qdagger (Q-learning begins at the switch, the KL's weight then follows the student's own
+return, `losses.performance_gate`) and qdagger_hard (the same until the switch, then no KL): before it, both are only distilled, on the teacher's
+steps, after it the student acts, epsilon EPSILON. The fall is from the check at the switch to the lowest of the next FALLS checks, as a
+share of the way from random to that check. Writes results/finetune/<game>.json, then
 results/finetune.json and .png.
 """
 
@@ -21,12 +22,13 @@ import numpy as np
 import protocol
 
 import jaxkd
-from jaxkd import losses, methods, presets
+from jaxkd import behavior, losses, methods, presets
+from jaxkd.base import Behavior
 
 GAMES = ("CartPole-v1", "Acrobot-v1")
-SEED, STUDENTS, TEACHERS, CHECKS, EPISODES, FALLS = 3, 10, 16, 20, 64, 5
+SEED, STUDENTS, TEACHERS, CHECKS, EPISODES, FALLS = 5, 10, 16, 20, 64, 5
 TRAINED = {"CartPole-v1": 0.25, "Acrobot-v1": 0.05}  # share of the preset's steps: at .25 every teacher of Acrobot is a good one
-WEAK, STEPS, SWITCH = (0.3, 0.97), 400_000, 0.3  # SWITCH: share of the updates
+WEAK, STEPS, SWITCH, EPSILON = (0.3, 0.97), 400_000, 0.3, 0.05  # SWITCH: share of the updates
 MOST = 0.10  # of a fall
 
 
@@ -51,24 +53,33 @@ def arms(env, p, teacher, size: int, score: float, floor: float, num_updates: in
     """(student, algorithm) by name."""
     switch = int(SWITCH * num_updates)
     rl = presets.METHODS["distil_then_finetune"](env, p, num_updates) | dict(switch=switch)
-    q = presets.METHODS["jump_start"](env, p, num_updates)
-    del q["horizon"]
-    small = presets.student_network(env, p, "auto:1/4", size)
-    q_small = presets.student_network(env, p, "auto:1/4", size, "qdagger")
+    small, q_small = (presets.student_network(env, p, "auto:1/4", size, method) for method in ("distil_then_finetune", "qdagger"))
     until = lambda update: (update < switch).astype(jnp.float32)
     after = lambda update: (update >= switch).astype(jnp.float32)
     hard = {"kl": losses.scale(until, losses.forward_kl())}
     cold = {"value": losses.scale(lambda update: 0.5 * after(update), losses.td_mse())}
     fine = lambda **kw: methods.distil_then_finetune(env, small, teacher, **rl | kw)
     terms = {"policy": losses.scale(after, losses.ppo_clip())} | hard
-    weighed = {"kl": losses.scale(lambda update: 3.0 * until(update), losses.forward_kl())}
+    weighed = {"kl": losses.scale(lambda update: 3.0 * until(update), losses.forward_kl()), "q": losses.scale(after, losses.q_mse())}
+    graded = losses.gate(losses.performance_gate(teacher_return=score, random_return=floor), losses.forward_kl())
+    q = presets.METHODS["jump_start"](env, p, num_updates) | dict(behavior=behavior.epsilon_greedy(EPSILON, teacher_first(switch)))
+    del q["horizon"], q["epsilon"]
     return {
         "warm": (small, fine()),
         "abrupt": (small, fine(losses=terms)),
         "cold": (small, fine(losses=terms | cold)),
-        "qdagger": (q_small, methods.qdagger(env, q_small, teacher, teacher_return=score, random_return=floor, **q)),
+        "qdagger": (
+            q_small,
+            jaxkd.pqn(env, q_small, teacher, losses=weighed | {"graded": losses.scale(lambda update: 3.0 * after(update), graded)}, **q),
+        ),
         "qdagger_hard": (q_small, jaxkd.pqn(env, q_small, teacher, losses=weighed, **q)),
     }
+
+
+def teacher_first(switch: int) -> Behavior:
+    """The teacher acts before the switch, then the student, greedy."""
+    act = lambda key, student, teacher, context: jnp.where(context.update < switch, teacher.policy.sample(key), student.policy.mode())
+    return Behavior(act, needs_teacher=True)
 
 
 def experiment(name: str) -> dict:
@@ -85,7 +96,7 @@ def experiment(name: str) -> dict:
     ).items():
         one = lambda key, s=student, a=algorithm: protocol.learning_curve(checked, s, a, num_updates, CHECKS, key, params)[1]
         curve = np.asarray(jax.jit(jax.vmap(one))(protocol.keys(SEED, arm, STUDENTS)), np.float64)
-        row = {**fall(arm, curve.mean(0), score, floor), **protocol.summary(curve[:, -1]), "curve": curve.tolist()}
+        row = {**fall(curve.mean(0), floor), **protocol.summary(curve[:, -1]), "curve": curve.tolist()}
         result["arms"][arm] = row
         print(
             f"  {arm:14} at the switch (check {row['check']}) {row['before']:.2f}, fall {100 * row['fall']:.1f} %, at the end {row['mean']:.2f}",
@@ -94,10 +105,9 @@ def experiment(name: str) -> dict:
     return result | {"seconds": time.time() - began}
 
 
-def fall(arm: str, curve: np.ndarray, score: float, floor: float) -> dict:
+def fall(curve: np.ndarray, floor: float) -> dict:
     """What a mean curve [CHECKS] loses after the switch."""
-    reached = np.flatnonzero(curve >= score)
-    at = int(reached[0]) if arm == "qdagger" and reached.size else round(SWITCH * CHECKS) - 1
+    at = round(SWITCH * CHECKS) - 1
     lowest = curve[at + 1 : at + 1 + FALLS].min()
     return {"check": at, "before": curve[at], "fall": (curve[at] - lowest) / (curve[at] - floor)}
 

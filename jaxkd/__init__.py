@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jaxkd.evaluate import actor_size, evaluate, interval, iqm
     from jaxkd.learner import describe
     from jaxkd.recipes import co_distill, distill, ppo, pqn
-    from jaxkd.run import lanes, run, seeds, stream
+    from jaxkd.run import lanes, memory_needed, run, seeds, stream
 
 __version__ = "0.1.0"
 
@@ -61,6 +61,7 @@ __all__ = [
     "load_policy",
     "losses",
     "memory",
+    "memory_needed",
     "methods",
     "networks",
     "ppo",
@@ -81,7 +82,7 @@ _HOMES = {  # of the public names that are no modules; every other one in __all_
     **dict.fromkeys(("actor_size", "evaluate", "interval", "iqm"), "evaluate"),
     **dict.fromkeys(("describe",), "learner"),
     **dict.fromkeys(("co_distill", "distill", "ppo", "pqn"), "recipes"),
-    **dict.fromkeys(("lanes", "run", "seeds", "stream"), "run"),
+    **dict.fromkeys(("lanes", "memory_needed", "run", "seeds", "stream"), "run"),
     **dict.fromkeys((name for name in __all__ if name[0].isupper()), "base"),
 }
 

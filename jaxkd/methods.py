@@ -212,20 +212,27 @@ def jump_start(env: Env, student: Policy, teacher: Policy, *, horizon: float | C
 
 
 def exploration(
-    env: Env, student: Policy, teacher: Policy | None = None, *, bonus: RewardTransform | None = None, gamma=0.99, **keywords
+    env: Env,
+    student: Policy,
+    teacher: Policy | None = None,
+    *,
+    bonus: RewardTransform | None = None,
+    gamma: float | jax.Array = 0.99,
+    lambda_: float | jax.Array = 0.95,
+    **keywords,
 ) -> Algorithm:
     """PPO with a bonus in a stream and with a value head of its own, its return running through resets (Burda et al. 2018, RND).
 
     Args:
         bonus: of stream "bonus"; default `rewards.rnd(stream="bonus")`.
-        gamma: of the environment's reward; the bonus has 0.99. The environment's advantage counts twice.
+        gamma, lambda_: of the environment's reward; the bonus has 0.99 and 0.95. The environment's advantage counts twice.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
     >>> explorer = exploration(env, jaxkd.networks.mlp(env, (8,), extra=("bonus",)))
     """
     paid = {"bonus": bonus or rewards.rnd(stream="bonus"), "scale": rewards.normalise(0.99, episodic=False, stream="bonus")}
-    each = {"": scaled_returns(2.0, gae(gamma)), "bonus": gae(0.99, episodic=False)}
+    each = {"": scaled_returns(2.0, gae(gamma, lambda_)), "bonus": gae(0.99, episodic=False)}
     terms = {"bonus value": losses.scale(0.5, losses.td_mse(stream="bonus"))}
     rewards_, losses_ = keywords.pop("rewards", None) or {}, keywords.pop("losses", None) or {}
     return ppo(env, student, teacher, **_given(keywords, rewards=rewards_ | paid, returns=each, losses=terms | losses_))

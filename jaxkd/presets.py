@@ -197,7 +197,7 @@ def _explored(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     """Keywords of `exploration`, which brings its own returns."""
     keywords = _weaned(env, p, num_updates)
     del keywords["returns"]
-    return keywords | dict(gamma=p.gamma)
+    return keywords | dict(gamma=p.gamma, lambda_=p.lambda_)
 
 
 def _weaned(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:

@@ -103,6 +103,25 @@ def lanes(algorithm: Algorithm, *, shared: bool = True) -> Algorithm:
     return Algorithm(jax.vmap(algorithm.init), step, algorithm.description)
 
 
+def memory_needed(algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any) -> int:
+    """Bytes that `run` with these arguments will take on a device, known by compiling it: before anything runs.
+
+    Inputs, outputs and what lies between, of one device of a mesh; the process itself and the compiler come on top.
+
+    Args:
+        key, inputs: as in `run`, or their shapes.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
+    >>> memory_needed(jaxkd.ppo(env, jaxkd.networks.mlp(env, (8,))), jaxkd.seeds(0, 1)[0], 2) < 1e6
+    True
+    """
+    _check_call(algorithm, num_updates)
+    state = jax.eval_shape(algorithm.init, key)
+    needed: Any = _advance.lower(algorithm, state, num_updates, *inputs).compile().memory_analysis()
+    return needed.argument_size_in_bytes + needed.output_size_in_bytes + needed.temp_size_in_bytes - needed.alias_size_in_bytes
+
+
 @partial(jax.jit, static_argnums=0)
 def _start(algorithm, key):
     return algorithm.init(key)

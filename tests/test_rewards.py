@@ -175,6 +175,41 @@ def test_shaping_telescopes_through_termination_and_truncation():
     np.testing.assert_allclose(twice, 2 * bonus, rtol=1e-5)
 
 
+def test_shaping_leaves_the_greedy_policy_alone():
+    """Tabular Q-learning, to its fixed point, in FourRooms: every cell, every action, random potentials; the environment's own transitions."""
+    gamma, side = 0.9, 13
+    with jax.ensure_compile_time_eval():
+        import gymnax
+
+        game, params = gymnax.make("FourRooms-misc")
+    free = np.argwhere(np.asarray(game.occupied_map) < 1).astype(np.int32)
+    _, first = game.reset_env(jax.random.key(0), params)
+    cell, action = (x.ravel() for x in np.meshgrid(np.arange(len(free)), np.arange(4), indexing="ij"))
+    sure = params.replace(fail_prob=0.0)
+    move = lambda pos, action: game.step_env(jax.random.key(0), first.replace(pos=pos), action, sure)
+    _, after, reward, terminated, *_ = jax.jit(jax.vmap(move))(jnp.asarray(free[cell]), jnp.asarray(action, jnp.int32))
+    number = np.full((side, side), -1)
+    number[tuple(free.T)] = np.arange(len(free))
+    to, reward, ended = number[tuple(np.asarray(after.pos).T)], np.asarray(reward, np.float64), np.asarray(terminated, np.float64)
+    assert ended.sum() >= 1
+
+    def greedy(reward):
+        q = np.zeros((len(free), 4))
+        for _ in range(400):
+            q = (reward + gamma * (1 - ended) * q.max(-1)[to]).reshape(q.shape)
+        return q >= q.max(-1, keepdims=True) - 1e-5
+
+    plain = greedy(reward)
+    assert plain.all(-1).sum() <= 1  # the goal itself
+    for seed in range(5):
+        potential = np.random.default_rng(seed).normal(size=len(free)).astype(np.float32)
+        opinion = lambda where, potential=potential: Outputs((), jnp.asarray(potential[where][None]))
+        data = batch(terminated=jnp.asarray(ended[None], jnp.float32), teacher=opinion(cell), teacher_next=opinion(to))
+        shaped = paid(rewards.potential_shaping(gamma), reward[None].astype(np.float32), data)[0]
+        assert np.abs(np.asarray(shaped) - reward).max() > 0.5
+        np.testing.assert_array_equal(greedy(np.asarray(shaped, np.float64)), plain)
+
+
 def test_shaping_needs_a_value_of_the_teacher():
     data = batch(teacher=Outputs((), ()), teacher_next=Outputs((), ()))
     with pytest.raises(UsageError, match="the teacher has no value head"):
