@@ -5,9 +5,9 @@
 THE teacher is weak on purpose: the worst of 16 that still keeps WEAK of the way from random to the preset's gate, after a TRAINED share of the preset's
 steps. Students of a quarter of its size, 10 seeds, acting alone and greedy, 64 episodes at each of CHECKS points:
 warm (distil_then_finetune: the critic learns from the start, the KL fades after the switch), abrupt (the same critic, the KL gone at the
-switch), cold (the critic begins at the switch, the KL gone), qdagger (Q-learning begins at the switch, the KL's weight then follows the student's own
-return, `losses.performance_gate`) and qdagger_hard (the same until the switch, then no KL): before it, both are only distilled, on the teacher's
-steps, after it the student acts, epsilon EPSILON. The fall is from the check at the switch to the lowest of the next FALLS checks, as a
+switch), cold (the critic begins at the switch, the KL gone); Q-learners, which before the switch learn from the teacher's steps and after it act themselves, epsilon EPSILON: qdagger (the
+KL's weight then follows the student's own return, `losses.performance_gate`), qdagger_hard (no KL then), q_cold (before it only the KL,
+then only Q-learning). The fall is from the check at the switch to the lowest of the next FALLS checks, as a
 share of the way from random to that check. Writes results/finetune/<game>.json, then
 results/finetune.json and .png.
 """
@@ -60,19 +60,18 @@ def arms(env, p, teacher, size: int, score: float, floor: float, num_updates: in
     cold = {"value": losses.scale(lambda update: 0.5 * after(update), losses.td_mse())}
     fine = lambda **kw: methods.distil_then_finetune(env, small, teacher, **rl | kw)
     terms = {"policy": losses.scale(after, losses.ppo_clip())} | hard
-    weighed = {"kl": losses.scale(lambda update: 3.0 * until(update), losses.forward_kl()), "q": losses.scale(after, losses.q_mse())}
+    q_hard = {"kl": losses.scale(lambda update: 3.0 * until(update), losses.forward_kl())}
     graded = losses.gate(losses.performance_gate(teacher_return=score, random_return=floor), losses.forward_kl())
     q = presets.METHODS["jump_start"](env, p, num_updates) | dict(behavior=behavior.epsilon_greedy(EPSILON, teacher_first(switch)))
     del q["horizon"], q["epsilon"]
+    learner = lambda terms: jaxkd.pqn(env, q_small, teacher, losses=terms, **q)
     return {
         "warm": (small, fine()),
         "abrupt": (small, fine(losses=terms)),
         "cold": (small, fine(losses=terms | cold)),
-        "qdagger": (
-            q_small,
-            jaxkd.pqn(env, q_small, teacher, losses=weighed | {"graded": losses.scale(lambda update: 3.0 * after(update), graded)}, **q),
-        ),
-        "qdagger_hard": (q_small, jaxkd.pqn(env, q_small, teacher, losses=weighed, **q)),
+        "qdagger": (q_small, learner(q_hard | {"graded": losses.scale(lambda update: 3.0 * after(update), graded)})),
+        "qdagger_hard": (q_small, learner(q_hard)),
+        "q_cold": (q_small, learner(q_hard | {"q": losses.scale(after, losses.q_mse())})),
     }
 
 
@@ -131,7 +130,7 @@ def gate(results: dict) -> list[str]:
 
 def draw(results: dict):
     figure, axes = plt.subplots(1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False)
-    colours = dict(warm="tab:blue", abrupt="tab:cyan", cold="tab:red", qdagger="tab:green", qdagger_hard="tab:orange")
+    colours = dict(warm="tab:blue", abrupt="tab:cyan", cold="tab:red", qdagger="tab:green", qdagger_hard="tab:olive", q_cold="tab:orange")
     for axis, (name, r) in zip(axes[0], results.items(), strict=True):
         steps = protocol.steps_of_checks(presets.preset(name), r["updates"], CHECKS)
         for arm, colour in colours.items():

@@ -5,8 +5,8 @@
 Configuration: CartPole, 32 steps an update; PPO 4 epochs x 4 minibatches, MLP 64-64 with a critic apart; distillation 1 epoch x 4
 minibatches, teacher 64-64, student 44, the student acts. floor = env-only scan + teacher forward on [T * B] + the gradients of all
 minibatches, each timed alone and in as many lanes as there are seeds; efficiency = floor / engine. Beside it the engine's own stages alone,
-act (with the teacher's forward) and learn, PPO with its rows fully shuffled, and the banded convolution against `lax.conv`. All of one row
-alternate in one process; medians of 5. Writes results/throughput.json.
+act (with the teacher's forward) and learn, PPO with its rows fully shuffled, the banded convolution against `lax.conv`, Seaquest with
+short lists, and what a teacher's KL and random network distillation add to PPO. All of one row alternate in one process; medians of 5. Writes results/throughput.json.
 """
 
 import json
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxkd
-from jaxkd import optimize, rollout
+from jaxkd import methods, optimize, rewards, rollout
 from jaxkd.base import Context
 from jaxkd.behavior import student_acts
 from jaxkd.losses import entropy, forward_kl, ppo_clip, td_mse
@@ -229,6 +229,32 @@ def convolution() -> float:
     return seconds["plain"] / seconds["banded"]
 
 
+def seaquest() -> float:
+    """How much faster Seaquest steps with room for 32 entities of each kind than with 100: a ratio."""
+    sources, key = {}, jaxkd.seeds(0, 1)
+    for name, given in {"100": {}, "32": {"entities": 32}}.items():
+        env = jaxkd.envs.make("Seaquest-MinAtar", 128, **given)
+        start = jax.tree.map(lambda x: x[None], (env.reset(key[0])[0], (), jnp.ones((T, 128), jnp.int32)))
+        first = jax.jit(jax.vmap(env_only(env)))((start[0], (), start[2]), key)  # what the scan stacks
+        sources[name] = (lambda x, keys, env=env: jax.vmap(env_only(env))(x, keys), (first, key))
+    seconds, _ = measure(sources)
+    return seconds["100"] / seconds["32"]
+
+
+def extras() -> dict[str, float]:
+    """What is added to PPO's seconds, as a share of them: a teacher's KL, and a bonus whose predictor learns from a quarter of the rows."""
+    env = jaxkd.envs.make("CartPole-v1", 64)
+    big, curious = (jaxkd.networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",)))
+    key, given = jaxkd.seeds(0, 1), dict(optimizer=PPO_OPTIMIZER)
+    predictor = lambda width: rewards.Predictor(hidden=(width, width), features=width, batch_size=T * 64 // 8, num_minibatches=2)
+    rnd = lambda width: methods.exploration(env, curious, bonus=rewards.rnd(predictor=predictor(width), stream="bonus"), **given)
+    teacher = (jaxkd.ppo(env, big, big, losses={"kl": forward_kl()}, **given), (key, big.init(key[0])))
+    sources = {"ppo": (jaxkd.ppo(env, big, **given), (key,)), "kl 64": teacher}
+    sources |= {f"rnd {width}": (rnd(width), (key,)) for width in (64, 512)}
+    seconds, _ = measure({name: (train(algorithm), args) for name, (algorithm, args) in sources.items()})
+    return {name: seconds[name] / seconds["ppo"] - 1 for name in sources if name != "ppo"}
+
+
 def main(quick: bool) -> None:
     table = Table("envs", "seeds", "env only", "distillation", "efficiency", "ppo", "efficiency", "compile s (kd, ppo)")
     rows = []
@@ -243,9 +269,16 @@ def main(quick: bool) -> None:
     Console(width=120).print(table)
     ratio = convolution()
     print(f"banded convolution: {ratio:.1f} times as fast as lax.conv")
+    room = seaquest()
+    print(f"Seaquest with entities=32: {room:.1f} times as fast")
+    added = extras()
+    print("added to PPO's time: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in added.items()))
     if not quick:
         rounded = json.loads(json.dumps(rows), parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False)))
-        protocol.write("throughput", {"unroll_length": T, "banded_convolution": ratio, "rows": rounded})
+        protocol.write(
+            "throughput",
+            {"unroll_length": T, "banded_convolution": ratio, "seaquest_entities": room, "added_to_ppo": added, "rows": rounded},
+        )
 
 
 if __name__ == "__main__":

@@ -556,3 +556,26 @@ print(env.step(jax.random.key(1), state, jax.numpy.zeros(2, int))[1].obs.shape)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "(2, 16)\n", done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_seaquest_with_room_for_32_is_the_same_game():
+    """Frame by frame: observations, rewards, ends; and a list that is full is told."""
+    exact, short = make("Seaquest-MinAtar", 16), make("Seaquest-MinAtar", 16, entities=32)
+
+    def play(env, key):
+        def body(env_state, keys):
+            action = jax.random.randint(keys[0], (16,), 0, env.action_space.n)
+            env_state, step = env.step(keys[1], env_state, action)
+            return env_state, step._replace(next_obs=())
+
+        return jax.lax.scan(body, env.reset(key)[0], jax.random.split(key, (200, 2)))[1]
+
+    played = [jax.jit(lambda key, env=env: play(env, key))(jax.random.key(5)) for env in (exact, short)]
+    assert float(played[0].reward.sum()) > 0 and float(played[0].terminated.sum()) > 3
+    for a, b in zip(*map(jax.tree.leaves, played), strict=True):
+        np.testing.assert_array_equal(a, b)
+    crowded = jax.jit(lambda key: play(make("Seaquest-MinAtar", 16, entities=2), key))(jax.random.key(5))
+    assert np.isnan(crowded.reward).any()
+    with pytest.raises(UsageError, match="entities must be"):
+        make("Seaquest-MinAtar", 16, entities=0)

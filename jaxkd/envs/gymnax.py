@@ -21,10 +21,11 @@ from jax.core import Tracer
 
 from jaxkd.base import Box, Discrete, Env, TimeStep, UsageError
 from jaxkd.check import count, divides
+from jaxkd.envs.seaquest import ShortLists
 
 # The field of the parameters that holds a time limit, and the field of the state that is compared with it (gymnax; Craftax).
 _CLOCKS = {"max_steps_in_episode": "time", "max_timesteps": "timestep"}
-_NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
+_NEEDS_DOWNLOAD, _SEAQUEST = "MNISTBandit-bsuite", "Seaquest-MinAtar"
 
 
 class Counted(NamedTuple):
@@ -94,7 +95,9 @@ def make(
         group_size: G, a divisor of B.
         max_steps: time limit in steps. It replaces the one in the parameters; where the environment has none, the adapter counts and
             cuts, and an `is_truncated` that reads something else must not cut earlier.
-        **env_kwargs: those named like a field of the parameters replace it, the others go to the environment's constructor.
+        **env_kwargs: those named like a field of the parameters replace it, the others go to the environment's constructor. Of
+            Seaquest-MinAtar, `entities=32` is room for 32 of each kind where gymnax has 100: the same frames, many times as fast, and a
+            reward of nan should a list be full.
 
     Returns:
         An Env. Actions are int32 [B], or float32 [B, D] in [-1, 1]^D for a Box: clipped, scaled to its bounds (clipped to them only,
@@ -166,6 +169,9 @@ def _construct(id_or_environment: Any, env_params: Any, env_kwargs: dict[str, An
     else:
         environment = id_or_environment
         name = str(getattr(environment, "name", type(environment).__name__))
+    if by_name and name == _SEAQUEST and "entities" in env_kwargs:
+        environment = _short_lists(environment, env_kwargs["entities"])
+        env_kwargs = {key: value for key, value in env_kwargs.items() if key != "entities"}
     params = _default_params(environment) if env_params is None else env_params
     others = {key: value for key, value in env_kwargs.items() if key not in _fields(params)}
     if others and not by_name:
@@ -205,6 +211,14 @@ def _by_id(name, arguments):
         raise UsageError(f"unknown environment {name!r}.{hint} (jaxkd envs lists all)")
     with _concrete(arguments):
         return gymnax.make(name, **arguments)[0]
+
+
+def _short_lists(environment, entities):
+    """Seaquest with room for `entities` of each kind."""
+    count("entities", entities)
+    from gymnax.environments.minatar import seaquest, seaquest_helpers
+
+    return ShortLists(environment, (seaquest, seaquest_helpers), entities)
 
 
 def _default_params(environment) -> Any:
