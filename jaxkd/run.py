@@ -84,11 +84,13 @@ def stream(
         yield state, metrics
 
 
-def lanes(algorithm: Algorithm, *, shared: bool = True) -> Algorithm:
+def lanes(algorithm: Algorithm, *, shared: bool = True, at_once: int | None = None) -> Algorithm:
     """`algorithm` for many keys at once: init takes keys [n], every leaf of state and metrics leads with [n].
 
     Args:
         shared: the inputs are one for all lanes (one copy in memory); False: they lead with [n] too (a teacher for each seed).
+        at_once: lanes computed together in an update, group after group; fewer keep fewer rollouts in memory. A seed has the same bits for the
+            same `at_once`, whatever n is. Default all.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
@@ -97,8 +99,15 @@ def lanes(algorithm: Algorithm, *, shared: bool = True) -> Algorithm:
     (2, 3)
     """
 
+    if at_once is not None:
+        check.count("at_once", at_once)
+
     def step(state, *inputs):
-        return jax.vmap(algorithm.step, (0, *[None if shared else 0 for _ in inputs]))(state, *inputs)
+        if at_once is None:
+            return jax.vmap(algorithm.step, (0, *[None if shared else 0 for _ in inputs]))(state, *inputs)
+        if shared:
+            return jax.lax.map(lambda state: algorithm.step(state, *inputs), state, batch_size=at_once)
+        return jax.lax.map(lambda row: algorithm.step(*row), (state, *inputs), batch_size=at_once)
 
     return Algorithm(jax.vmap(algorithm.init), step, algorithm.description)
 

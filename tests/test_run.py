@@ -40,6 +40,19 @@ def test_deterministic_inside_a_jit_is_refused(ppo, key):
         jax.jit(lambda key: jaxkd.run(ppo, key, 1, deterministic=True)[1])(key)
 
 
+@pytest.mark.slow
+def test_lanes_in_groups_are_the_same_lanes(ppo):
+    """5 seeds, 2 at once (which does not divide them): all lanes' numbers, and among 3 the same bits."""
+    few, many, whole = (
+        jaxkd.run(jaxkd.lanes(ppo, at_once=size), jaxkd.seeds(0, n), 1)[0].params for size, n in ((2, 3), (2, 5), (None, 5))
+    )
+    for a, b, c in zip(*map(jax.tree.leaves, (few, many, whole)), strict=True):
+        np.testing.assert_array_equal(a[:2], b[:2])
+        np.testing.assert_allclose(b, c, atol=1e-5)
+    with pytest.raises(jaxkd.UsageError, match="at_once"):
+        jaxkd.lanes(ppo, at_once=0)
+
+
 def test_programs_are_kept_for_the_next_process(tmp_path):
     found = [
         subprocess.run([sys.executable, "-c", COMPILES, tmp_path], capture_output=True, text=True, check=True).stdout.split() for _ in "12"

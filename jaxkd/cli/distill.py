@@ -80,7 +80,7 @@ def distill(settings: Distill, argv: list[str]) -> int:
 
 def plan(settings: Distill) -> Plan:
     """Everything that can be refused, refused now."""
-    for name in ("seeds", "episodes", "steps", "student_steps"):
+    for name in ("seeds", "lanes", "episodes", "steps", "student_steps"):
         value = getattr(settings, name)
         if value is not None:
             check.count(f"--{name.replace('_', '-')}", value)
@@ -101,7 +101,9 @@ def plan(settings: Distill) -> Plan:
     student_env = method_env(env, settings.method)
     phases["student"] = distillation(student_env, student, teacher, chosen, settings.method)
     phases["control"] = teaching(env, student, chosen, num_steps=student_steps)
-    of_all = {name: (lanes(algorithm, shared=params is not None), count) for name, (algorithm, count) in phases.items()}
+    of_all = {
+        name: (lanes(algorithm, shared=params is not None, at_once=settings.lanes), count) for name, (algorithm, count) in phases.items()
+    }
     return Plan(env, student_env, chosen, teacher, student, params, of_all)
 
 

@@ -23,6 +23,8 @@ class Distill:
     """A policy saved by jaxkd.save_policy, the teacher of all seeds; without it every seed trains its own."""
     seeds: int = 16
     """Number of seeds, trained in one compiled function."""
+    lanes: int | None = None
+    """Seeds computed at once; fewer take less memory (default: all)."""
     seed: int = 0
     """The number all keys come from."""
     out: Path | None = None

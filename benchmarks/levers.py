@@ -1,0 +1,88 @@
+"""What could still make the engine faster, each lever alone against the engine as it is: ratios above 1 are a gain.
+
+    python benchmarks/levers.py
+
+CartPole, 64 and 512 environments, distillation and PPO at the configuration of throughput.py, alternating in one process, medians of 5:
+rbg keys instead of threefry (`jax.random.key(0, impl="rbg")`), one uniform number an action instead of one Gumbel number a logit, no
+random numbers in acting at all (greedy: the bound of any such lever), and the rollout's scan unrolled 2 and 4 times. What is learnt from it is in
+NOTES.md. Writes results/levers.json.
+"""
+
+import contextlib
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import protocol
+import throughput
+from throughput import KD_OPTIMIZER, PPO_OPTIMIZER, measure, terms, train
+
+import jaxkd
+from jaxkd.distributions import Categorical
+
+
+def inverted(self, key):
+    """One uniform number a row, by the inverse of the cumulative probabilities."""
+    share = jnp.cumsum(jax.nn.softmax(self.logits), axis=-1)[..., :-1]
+    return jnp.sum(jax.random.uniform(key, share.shape[:-1] + (1,)) >= share, axis=-1).astype(jnp.int32)
+
+
+@contextlib.contextmanager
+def unrolled(times: int):
+    """The rollout's scan, which alone has a body called so of T steps."""
+    scan = jax.lax.scan
+
+    def longer(body, *args, **keywords):
+        mine = body.__module__ == "jaxkd.rollout" and body.__name__ == "body"
+        return scan(body, *args, **keywords | ({"unroll": times} if mine else {}))
+
+    with mock.patch.object(jax.lax, "scan", longer):
+        yield
+
+
+LEVERS = {
+    "as it is": contextlib.nullcontext,
+    "rbg": contextlib.nullcontext,
+    "inverted": lambda: mock.patch.object(Categorical, "sample", inverted),
+    "greedy": lambda: mock.patch.object(Categorical, "sample", lambda self, key: self.mode()),
+    "unroll 2": lambda: unrolled(2),
+    "unroll 4": lambda: unrolled(4),
+}
+
+
+def within(change, function):
+    """The function, traced with the change in place."""
+
+    def changed(*args):
+        with change():
+            return function(*args)
+
+    return changed
+
+
+def row(num_envs: int) -> dict[str, dict[str, float]]:
+    env = jaxkd.envs.make("CartPole-v1", num_envs)
+    big, small = jaxkd.networks.mlp(env, (64, 64), separate=True), jaxkd.networks.mlp(env, (44,))
+    sources = {}
+    for name, change in LEVERS.items():
+        keys = jax.random.key(0, impl="rbg" if name == "rbg" else None)[None]
+        kd = jaxkd.distill(env, small, big, losses=terms()[0], optimizer=KD_OPTIMIZER)
+        ppo = jaxkd.ppo(env, big, optimizer=PPO_OPTIMIZER)
+        params = big.init(jax.random.key(1))
+        sources[f"distillation, {name}"] = (within(change, train(kd)), (keys, params))
+        sources[f"ppo, {name}"] = (within(change, train(ppo)), (keys,))
+    seconds, compiling = measure(sources)
+    found = {}
+    for name in sources:
+        plain = name.split(",")[0] + ", as it is"
+        steps = throughput.T * num_envs * throughput.REPEATS / seconds[name]
+        found[name] = {"gain": seconds[plain] / seconds[name], "steps_per_second": steps, "compile_seconds": compiling[name]}
+        print(
+            f"{num_envs} envs, {name}: x {found[name]['gain']:.2f}, {steps / 1e3:,.0f}k steps/s, compile {compiling[name]:.1f} s",
+            flush=True,
+        )
+    return found
+
+
+if __name__ == "__main__":
+    protocol.write("levers", {"rows": {str(n): row(n) for n in (64, 512)}})
