@@ -26,7 +26,8 @@ from jaxkd import behavior, losses, methods, presets
 from jaxkd.base import Behavior
 
 GAMES = ("CartPole-v1", "Acrobot-v1")
-SEED, STUDENTS, TEACHERS, CHECKS, EPISODES, FALLS = 5, 10, 16, 20, 64, 5
+# Seed 5 was seen by a gate that failed (CartPole: half-life a twentieth of the updates, PPO fell by 48 %), 2, 5 and 7 by the choice of a longer one.
+SEED, STUDENTS, TEACHERS, CHECKS, EPISODES, FALLS = 6, 10, 16, 20, 64, 5
 TRAINED = {"CartPole-v1": 0.25, "Acrobot-v1": 0.05}  # share of the preset's steps: at .25 every teacher of Acrobot is a good one
 WEAK, STEPS, SWITCH, EPSILON = (0.3, 0.97), 400_000, 0.3, 0.05  # SWITCH: share of the updates
 MOST = 0.10  # of a fall

@@ -213,7 +213,7 @@ def _graded(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
 
 
 def _switched(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
-    return _reinforcement(env, p, num_updates) | dict(switch=max(1, num_updates // 2), half_life=max(1, num_updates // 20))
+    return _reinforcement(env, p, num_updates) | dict(switch=max(1, num_updates // 2), half_life=max(1, num_updates * 3 // 10))
 
 
 def _guided(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:

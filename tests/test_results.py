@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import compile as compiling
 import driving
 import exploration
 import finetune
@@ -96,6 +97,18 @@ def test_finetuning():
         for row in r["arms"].values():
             again = finetune.fall(np.mean(row["curve"], axis=0), r["random"])
             assert again["fall"] == pytest.approx(row["fall"])
+
+
+def test_speed_beside_peers():
+    for row in read("peers")["rows"].values():
+        ours, theirs = (np.median(row[side]["rounds"]) for side in ("ours", "theirs"))
+        assert row["ratio"] == pytest.approx(ours / theirs)
+        assert len(row["ours"]["rounds"]) == len(row["theirs"]["rounds"]) == 5
+
+
+def test_compile_seconds():
+    found = read("compile")
+    assert compiling.gate(found["rows"]) == found["failed"]
 
 
 def test_hierarchical_value_distillation():
