@@ -2,10 +2,10 @@
 
 import hashlib
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import jaxlib
 from platformdirs import user_cache_path
 
 from jaxkd.base import UsageError
@@ -31,7 +31,7 @@ def compile_cache(folder: str | Path | None = None) -> Path:
     True
     """
     home = Path(folder).expanduser() if folder is not None else user_cache_path("jaxkd") / "compiled"
-    path = home / f"jaxlib-{jaxlib.__version__}-{_machine()}"
+    path = home / f"jaxlib-{version('jaxlib')}-{_machine()}"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         shared = path.stat().st_mode & 0o022

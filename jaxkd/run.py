@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxkd import check
 from jaxkd.base import Algorithm, UsageError
@@ -49,7 +50,7 @@ def run(
     _check_call(algorithm, num_updates)
     if not deterministic:
         return _advance(algorithm, _start(algorithm, key), num_updates, *inputs)
-    if isinstance(key, jax.core.Tracer):
+    if isinstance(key, Tracer):
         raise UsageError(
             "deterministic=True is an option of the compiler, which takes it at the outermost jit only: call run outside of jit."
         )
