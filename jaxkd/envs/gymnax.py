@@ -96,7 +96,7 @@ def make(
         max_steps: time limit in steps. It replaces the one in the parameters; where the environment has none, the adapter counts and
             cuts, and an `is_truncated` that reads something else must not cut earlier.
         **env_kwargs: those named like a field of the parameters replace it, the others go to the environment's constructor. Of
-            Seaquest-MinAtar, `entities=32` is room for 32 of each kind where gymnax has 100: the same frames, many times as fast, and a
+            Seaquest-MinAtar, `entities=32` is room for 32 of each kind where gymnax has 100: the same frames, faster on a CPU, and a
             reward of nan should a list be full.
 
     Returns:
