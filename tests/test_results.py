@@ -121,4 +121,5 @@ def test_hierarchical_value_distillation():
 def test_exploration(part):
     found = read(f"exploration/{part}")
     assert exploration.gate(part, found["arms"]) == found["failed"]
+    assert part in ("20", "half") or not found["failed"]  # those two miss a gate: NOTES.md
     assert found["settings"]["digest"] == exploration.settings()["digest"]

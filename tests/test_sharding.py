@@ -118,7 +118,7 @@ def test_two_processes_give_the_numbers_of_one():
 
 def test_a_device_learns_from_its_share_only():
     (found,) = children("communication()")
-    assert found["obs"] == "P('envs',)" or "'envs'" in found["obs"]
+    assert "envs" in found["obs"]
     assert "envs" not in found["params"]
     # A minibatch is 8 steps x 8 environments; each of 8 devices has 8 of its 64 rows, and what is acted is 2 environments.
     rows = {line.split("f32[")[1].split(",")[0] for line in found["text"].splitlines() if " dot(" in line and ",11]" in line}
