@@ -78,7 +78,7 @@ def main() -> None:
     axes[1].set(xscale="log", xlabel="learning rate in the last round", ylabel="return")
     for axis in axes:
         axis.legend(fontsize=7)
-    settings = {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple)}
+    settings = dict(seed=SEED, seeds=SEEDS, members=MEMBERS, rounds=ROUNDS, updates=UPDATES, rates=RATES, factor=FACTOR)
     protocol.write("population", {"arms": results, "settings": protocol.digest(settings)}, figure)
 
 
