@@ -2,8 +2,8 @@
 
     python benchmarks/levers.py
 
-CartPole, 64 and 512 environments, distillation and PPO at the configuration of throughput.py, alternating in one process, medians of 5:
-rbg keys instead of threefry (`jax.random.key(0, impl="rbg")`), one uniform number an action instead of one Gumbel number a logit, no
+CartPole, 64 and 512 environments and 16 seeds of 64, distillation and PPO at the configuration of throughput.py, alternating in one process,
+medians of 5: gradients as `jax.grad` computes them (what `optimize.grad` saves, so a ratio below 1 is its gain), rbg keys instead of threefry (`jax.random.key(0, impl="rbg")`), one uniform number an action instead of one Gumbel number a logit, no
 random numbers in acting at all (greedy: the bound of any such lever), and the rollout's scan unrolled 2 and 4 times. What is learnt from it is in
 NOTES.md. Writes results/levers.json.
 """
@@ -18,6 +18,7 @@ import throughput
 from throughput import KD_OPTIMIZER, PPO_OPTIMIZER, measure, terms, train
 
 import jaxkd
+from jaxkd import optimize
 from jaxkd.distributions import Categorical
 
 
@@ -42,6 +43,7 @@ def unrolled(times: int):
 
 LEVERS = {
     "as it is": contextlib.nullcontext,
+    "jax.grad": lambda: mock.patch.object(optimize, "grad", jax.grad),
     "rbg": contextlib.nullcontext,
     "inverted": lambda: mock.patch.object(Categorical, "sample", inverted),
     "greedy": lambda: mock.patch.object(Categorical, "sample", lambda self, key: self.mode()),
@@ -60,29 +62,35 @@ def within(change, function):
     return changed
 
 
-def row(num_envs: int) -> dict[str, dict[str, float]]:
+def one_seed(algorithm):
+    """The metrics of REPEATS updates by a plain `run`."""
+    return lambda key, *inputs: jaxkd.run(algorithm, key, throughput.REPEATS, *inputs)[1]
+
+
+def row(num_envs: int, num_seeds: int) -> dict[str, dict[str, float]]:
     env = jaxkd.envs.make("CartPole-v1", num_envs)
     big, small = jaxkd.networks.mlp(env, (64, 64), separate=True), jaxkd.networks.mlp(env, (44,))
     sources = {}
     for name, change in LEVERS.items():
-        keys = jax.random.key(0, impl="rbg" if name == "rbg" else None)[None]
+        key = jax.random.key(0, impl="rbg" if name == "rbg" else None)
+        keys, whole = (key, one_seed) if num_seeds == 1 else (jax.random.split(key, num_seeds), train)
         kd = jaxkd.distill(env, small, big, losses=terms()[0], optimizer=KD_OPTIMIZER)
         ppo = jaxkd.ppo(env, big, optimizer=PPO_OPTIMIZER)
         params = big.init(jax.random.key(1))
-        sources[f"distillation, {name}"] = (within(change, train(kd)), (keys, params))
-        sources[f"ppo, {name}"] = (within(change, train(ppo)), (keys,))
+        sources[f"distillation, {name}"] = (within(change, whole(kd)), (keys, params))
+        sources[f"ppo, {name}"] = (within(change, whole(ppo)), (keys,))
     seconds, compiling = measure(sources)
     found = {}
     for name in sources:
         plain = name.split(",")[0] + ", as it is"
-        steps = throughput.T * num_envs * throughput.REPEATS / seconds[name]
+        steps = throughput.T * num_envs * num_seeds * throughput.REPEATS / seconds[name]
         found[name] = {"gain": seconds[plain] / seconds[name], "steps_per_second": steps, "compile_seconds": compiling[name]}
         print(
-            f"{num_envs} envs, {name}: x {found[name]['gain']:.2f}, {steps / 1e3:,.0f}k steps/s, compile {compiling[name]:.1f} s",
+            f"{num_envs} envs, {num_seeds} seeds, {name}: x {found[name]['gain']:.2f}, {steps / 1e3:,.0f}k steps/s, compile {compiling[name]:.1f} s",
             flush=True,
         )
     return found
 
 
 if __name__ == "__main__":
-    protocol.write("levers", {"rows": {str(n): row(n) for n in (64, 512)}})
+    protocol.write("levers", {"rows": {f"{n} envs, {seeds} seeds": row(n, seeds) for n, seeds in ((64, 1), (64, 16), (512, 1))}})

@@ -27,6 +27,7 @@ import jaxkd
 from jaxkd import methods, optimize, rewards, rollout
 from jaxkd.base import Context
 from jaxkd.behavior import student_acts
+from jaxkd.cpu import grad
 from jaxkd.losses import entropy, forward_kl, ppo_clip, td_mse
 from jaxkd.networks.cnn import banded
 from jaxkd.optimize import Optimization
@@ -99,7 +100,7 @@ def gradient(policy, terms):
             return sum(term.loss((), out, batch, None).mean() for term in terms)
 
         def one(params, batch):
-            return jax.tree.map(lambda p, g: p - 1e-9 * g, params, jax.grad(loss)(params, batch)), None
+            return jax.tree.map(lambda p, g: p - 1e-9 * g, params, grad(loss)(params, batch)), None
 
         return jax.lax.scan(one, x[0], x[1])[0], x[1]
 

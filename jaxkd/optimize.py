@@ -9,6 +9,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from jaxkd.base import Batch, Context, LossTerm, Policy
+from jaxkd.cpu import grad
 
 
 class Optimization(NamedTuple):
@@ -54,7 +55,7 @@ def learn(o: Optimization, params: Any, loss_params: dict, opt_state: Any, batch
     def one_minibatch(state, row):
         trained, opt_state = state
         index, minibatch_context = row[0], context._replace(key=row[1])
-        gradient, means = jax.grad(loss_fn, has_aux=True)(trained, pick(units, index), minibatch_context)
+        gradient, means = grad(loss_fn, has_aux=True)(trained, pick(units, index), minibatch_context)
         updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
         return (optax.apply_updates(trained, without_statistics(updates)), opt_state), means
 

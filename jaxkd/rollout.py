@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.base import Actors, Batch, Behavior, Context, Env, Outputs, Policy
+from jaxkd.cpu import unrolled
 
 
 class Needs(NamedTuple):
@@ -91,7 +92,7 @@ def act(
         row |= dict(carry=before.carry if rollout.sequence_length < rollout.unroll_length else ())
         return (after, slots), (row, ours if needs.acting else (), theirs if needs.teacher else ())
 
-    keys = jax.random.split(context.key, (rollout.unroll_length, 2))
+    keys = jax.random.split(unrolled(context.key), (rollout.unroll_length, 2))
     slots: Any = _slots(rollout, actors) if cuts else ()
     first = actors
     (actors, slots), (rows, acting, theirs) = jax.lax.scan(body, (actors, slots), keys)

@@ -21,6 +21,7 @@ from jax.core import Tracer
 
 from jaxkd.base import Box, Discrete, Env, TimeStep, UsageError
 from jaxkd.check import count, divides
+from jaxkd.cpu import unrolled
 from jaxkd.envs.seaquest import ShortLists
 
 # The field of the parameters that holds a time limit, and the field of the state that is compared with it (gymnax; Craftax).
@@ -416,7 +417,7 @@ def _batch(start, transition, observe, num_envs, group_size, limit, own_step):
     resets_itself = own_step and not counting
 
     def begin(key, episode=(), group_key=()):
-        obs, inner = start(jax.random.fold_in(group_key, episode) if grouped else key)
+        obs, inner = start(jax.random.fold_in(unrolled(group_key), episode) if grouped else key)
         time = jnp.zeros((), jnp.int32) if limit.counted else ()
         return obs, Counted(inner, time, episode, group_key) if counting else inner
 
@@ -439,10 +440,10 @@ def _batch(start, transition, observe, num_envs, group_size, limit, own_step):
             group_keys = jax.random.split(key, num_envs // group_size)[jnp.arange(num_envs) // group_size]
             obs, env_state = jax.vmap(begin, (None, 0, 0))(key, jnp.zeros(num_envs, jnp.int32), group_keys)
         else:
-            obs, env_state = jax.vmap(begin)(jax.random.split(key, num_envs))
+            obs, env_state = jax.vmap(begin)(jax.random.split(unrolled(key), num_envs))
         return env_state, jax.vmap(observe)(obs)
 
     def step(key, env_state, action):
-        return jax.vmap(step_one)(jax.random.split(key, num_envs), env_state, action)
+        return jax.vmap(step_one)(jax.random.split(unrolled(key), num_envs), env_state, action)
 
     return reset, step

@@ -14,6 +14,7 @@ import optax
 
 from jaxkd import check, moments
 from jaxkd.base import Discrete, Env, RewardTransform, UsageError
+from jaxkd.cpu import grad
 from jaxkd.losses.combine import at
 from jaxkd.moments import Moments
 from jaxkd.networks.initial import orthogonal
@@ -349,7 +350,7 @@ def _paid(novelty: Novelty, coef: Any, predictor: Predictor, terminal: bool, str
             key_rows, key_loss = jax.random.split(key)
             chosen = jax.random.randint(key_rows, (predictor.batch_size,), 0, reward.size)
             few = jax.tree.map(lambda leaf: leaf[chosen], data)
-            grads = jax.grad(lambda params: novelty.loss(key_loss, state["fixed"], params, few))(params)
+            grads = grad(lambda params: novelty.loss(key_loss, state["fixed"], params, few))(params)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
