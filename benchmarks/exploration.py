@@ -1,16 +1,19 @@
 """Do the bonuses find what chance does not, and does a teacher that knows half of the way help them?
 
-    python benchmarks/exploration.py                   # everything; or its parts: 14 16 20 half
+    python benchmarks/exploration.py                   # everything; or its parts: 14 16 20 half rooms
 
 DeepSea of N x N cells (default action mapping, 64 environments, rollouts of N steps, 20 seeds in one call): environment steps until the greedy policy
 walks to the goal, checked after every rollout; a run that never does counts as its budget, in every arm. Arms: none (plain PPO), count, rnd,
 drnd, rdd, ensemble; PPO with a bonus is `methods.exploration`. "half": N = 20 and a teacher that is right in the first ten rows and silent below (its
-KL is masked there): KL alone, bonus alone, both.
+KL is masked there). "rooms": FourRooms seen as a picture, LIMIT steps an episode, the goal two rooms away, and a teacher that has learnt to go to
+another goal, one room away; its KL halves every HALF_LIFE updates; solved is a greedy policy that arrives in half of ARENA episodes. In both: distillation
+alone (no reward), PPO with the KL, each bonus alone (`methods.exploration`), both (`methods.guided_exploration`).
 Writes results/exploration/<part>.json and .png.
 """
 
 import sys
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +36,16 @@ ARMS = {
 GATES = {14: {"rnd": (16, 76_000)}, 16: {"ensemble": (16, 350_000), "rnd": (10, np.inf)}}  # (seeds that solve, median steps)
 GATES |= {20: {"count": (18, 100_000), "ensemble": (15, 500_000), "rnd": (10, 500_000)}}
 WEIGHT, HELPS = 5.0, 0.6  # of the half-teacher's KL; both against the bonus alone, medians
+GOAL, TEACHERS_GOAL, LIMIT, HALF_LIFE, ROOMS_BUDGET, ARENA = (11, 11), (5, 9), 40, 10.0, 500_000, 32
 PREDICTOR = rewards.Predictor(learning_rate=3e-3, num_minibatches=8, normalise=False)
 
 
-def bonuses(size: int) -> dict:
-    """Of the stream "bonus"; the observation of the end is all zeros, so it pays nothing."""
+def bonus(name: str, size: int = 0):
+    """Of the stream "bonus"; the observation of DeepSea's end is all zeros, so an end pays nothing."""
     common = dict(terminal=False, stream="bonus")
-    found = {name: getattr(rewards, name)(predictor=PREDICTOR, **common) for name in ("rnd", "drnd", "rdd", "ensemble")}
-    return found | {"count": rewards.count(lambda obs: jnp.argmax(obs.reshape(-1)), size * size, **common)}
+    if name == "count":
+        return rewards.count(lambda obs: jnp.argmax(obs.reshape(-1)), size * size, **common)
+    return getattr(rewards, name)(predictor=PREDICTOR, **common)
 
 
 def keywords(size: int) -> dict:
@@ -70,15 +75,14 @@ def above(student, batch, context):
     return jnp.einsum("...ij,i->...", batch.obs, (jnp.arange(size) < size // 2).astype(jnp.float32))
 
 
-def steps_to_solve(algorithm, policy, size: int, budget: int, *inputs) -> np.ndarray:
-    """Environment steps [seed] until the greedy policy reaches the goal; inf where it never does."""
-    arena, per_update = jaxkd.envs.make("DeepSea-bsuite", 1, size=size), NUM_ENVS * size
+def steps_to_solve(algorithm, policy, arena, per_update: int, budget: int, *inputs) -> np.ndarray:
+    """Environment steps [seed] until the greedy policy gets half of the arena's return of 1; inf where it never does."""
 
     def one(key):
         def body(loop):
             state, _, done = loop
             state, _ = algorithm.step(state, *inputs)
-            won = jaxkd.evaluate(arena, policy, state.params, key, num_episodes=1).returns[0] > 0.5
+            won = jaxkd.evaluate(arena, policy, state.params, key, num_episodes=arena.num_envs).returns.mean() > 0.5
             return state, won, done + 1
 
         going = lambda loop: ~loop[1] & (loop[2] < budget // per_update)
@@ -94,7 +98,8 @@ def row(found: np.ndarray, budget: int) -> dict:
 
 def deep_sea(size: int) -> dict:
     """Every arm's steps at one size."""
-    env, result = jaxkd.envs.make("DeepSea-bsuite", NUM_ENVS, size=size), {}
+    env, arena = (jaxkd.envs.make("DeepSea-bsuite", n, size=size) for n in (NUM_ENVS, 1))
+    result = {}
     for arm in ARMS[size]:
         began = time.time()
         if arm == "none":
@@ -102,8 +107,8 @@ def deep_sea(size: int) -> dict:
             algorithm = jaxkd.ppo(env, policy, **keywords(size))
         else:
             policy = networks.mlp(env, (64, 64), separate=True, extra=("bonus",))
-            algorithm = methods.exploration(env, policy, bonus=bonuses(size)[arm], **keywords(size))
-        result[arm] = row(steps_to_solve(algorithm, policy, size, BUDGET[size]), BUDGET[size])
+            algorithm = methods.exploration(env, policy, bonus=bonus(arm, size), **keywords(size))
+        result[arm] = row(steps_to_solve(algorithm, policy, arena, NUM_ENVS * size, BUDGET[size]), BUDGET[size])
         print(
             f"N = {size}: {arm:9} solved {result[arm]['solved']}/{SEEDS}, median {result[arm]['median']:.0f} steps, {time.time() - began:.0f} s",
             flush=True,
@@ -111,39 +116,77 @@ def deep_sea(size: int) -> dict:
     return result
 
 
-def half() -> dict:
-    """With and without the half-teacher."""
+class Task(NamedTuple):
+    """What a teacher knows half of."""
+
+    env: Any
+    arena: Any
+    teacher: Policy
+    params: Any  # the teacher's
+    kl: Any  # its loss term
+    keywords: dict
+    budget: int
+
+
+def half() -> Task:
     size = 20
-    env = jaxkd.envs.make("DeepSea-bsuite", NUM_ENVS, size=size)
-    teacher, result = half_teacher(env), {}
-    kl = {"kl": losses.scale(WEIGHT, losses.gate(above, losses.forward_kl()))}
+    env, arena = (jaxkd.envs.make("DeepSea-bsuite", n, size=size) for n in (NUM_ENVS, 1))
+    kl = losses.scale(WEIGHT, losses.gate(above, losses.forward_kl()))
+    return Task(env, arena, half_teacher(env), (), kl, keywords(size), BUDGET[size])
+
+
+def rooms() -> Task:
+    make = lambda n, goal, limit: jaxkd.envs.make("FourRooms-misc", n, use_visual_obs=True, goal_fixed=list(goal), max_steps=limit)
+    school, teacher = make(NUM_ENVS, TEACHERS_GOAL, 500), networks.mlp(make(1, GOAL, LIMIT), (64, 64), separate=True)
+    state, metrics = jaxkd.run(jaxkd.ppo(school, teacher, **keywords(LIMIT)), protocol.keys(SEED, "teacher of rooms", 1)[0], 100)
+    print(f"rooms: the teacher gets {metrics['return'][-1]:.2f} of its own goal", flush=True)
+    kl = losses.scale(lambda update: WEIGHT * 0.5 ** (update / HALF_LIFE), losses.forward_kl())
+    return Task(make(NUM_ENVS, GOAL, LIMIT), make(ARENA, GOAL, LIMIT), teacher, state.params, kl, keywords(LIMIT), ROOMS_BUDGET)
+
+
+def guided(part: str, task: Task) -> dict:
+    """With and without the teacher."""
+    env, given, kl, result = task.env, task.keywords, {"kl": task.kl}, {}
     plain = networks.mlp(env, (64, 64), separate=True)
     policy = networks.mlp(env, (64, 64), separate=True, extra=("bonus",))
-    arms = {"kl": (plain, jaxkd.ppo(env, plain, teacher, losses=kl, **keywords(size)), ((),))}
+    sizes = {name: given[name] for name in ("unroll_length", "num_epochs", "num_minibatches")}
+    arms: dict = {
+        "distillation": (plain, jaxkd.distill(env, plain, task.teacher, losses=kl, **sizes), (task.params,)),
+        "kl": (plain, jaxkd.ppo(env, plain, task.teacher, losses=kl, **given), (task.params,)),
+    }
     for name in ("rnd", "ensemble"):
-        bonus = bonuses(size)[name]
-        arms[name] = (policy, methods.exploration(env, policy, bonus=bonus, **keywords(size)), ())
-        arms[f"{name} + kl"] = (policy, methods.guided_exploration(env, policy, teacher, bonus=bonus, losses=kl, **keywords(size)), ((),))
+        arms[name] = (policy, methods.exploration(env, policy, bonus=bonus(name), **given), ())
+        both = methods.guided_exploration(env, policy, task.teacher, bonus=bonus(name), losses=kl, **given)
+        arms[f"{name} + kl"] = (policy, both, (task.params,))
     for arm, (student, algorithm, inputs) in arms.items():
         began = time.time()
-        result[arm] = row(steps_to_solve(algorithm, student, size, BUDGET[size], *inputs), BUDGET[size])
+        found = steps_to_solve(algorithm, student, task.arena, NUM_ENVS * given["unroll_length"], task.budget, *inputs)
+        result[arm] = row(found, task.budget)
         print(
-            f"half: {arm:14} solved {result[arm]['solved']}/{SEEDS}, median {result[arm]['median']:.0f} steps, {time.time() - began:.0f} s",
+            f"{part}: {arm:14} solved {result[arm]['solved']}/{SEEDS}, median {result[arm]['median']:.0f} steps, {time.time() - began:.0f} s",
             flush=True,
         )
     return result
 
 
+TASKS = {"half": half, "rooms": rooms}
+TITLES = {"half": "DeepSea 20, a teacher of its first half", "rooms": "FourRooms, a teacher with another goal"}
+
+
+def budget_of(part: str) -> int:
+    return ROOMS_BUDGET if part == "rooms" else BUDGET[20 if part == "half" else int(part)]
+
+
 def gate(part: str, result: dict) -> list[str]:
     """What does not hold; empty: passed."""
     failed = []
-    if part == "half":
-        if result["kl"]["solved"]:
-            failed.append(f"KL alone solves {result['kl']['solved']}, wanted none")
+    if part in TASKS:
+        if result["distillation"]["solved"]:
+            failed.append(f"distillation alone solves {result['distillation']['solved']}, wanted none")
         for name in ("rnd", "ensemble"):
             share = result[f"{name} + kl"]["median"] / result[name]["median"]
             if share > HELPS:
-                failed.append(f"{name}: with the half-teacher {share:.2f} of the steps without, wanted {HELPS}")
+                failed.append(f"{name}: with the teacher {share:.2f} of the steps without, wanted {HELPS}")
         return failed
     for arm, (solved, median) in GATES[int(part)].items():
         if result[arm]["solved"] < solved or result[arm]["median"] > median:
@@ -159,23 +202,25 @@ def draw(part: str, result: dict, budget: int):
     for arm, found in result.items():
         steps = np.sort([x for x in found["steps"] if np.isfinite(x)])
         axis.step([0, *steps, budget], [0, *range(1, len(steps) + 1), len(steps)], where="post", label=f"{arm} ({found['solved']}/{SEEDS})")
-    axis.set(xlabel="environment steps", ylabel="seeds solved", title=f"DeepSea {part}", ylim=(-0.5, SEEDS + 0.5))
+    axis.set(xlabel="environment steps", ylabel="seeds solved", title=TITLES.get(part, f"DeepSea {part}"), ylim=(-0.5, SEEDS + 0.5))
     axis.legend(fontsize=8)
     return figure
 
 
 def settings() -> dict:
-    return protocol.digest({k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple | dict)})
+    return protocol.digest(
+        {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple | dict) and k not in ("TASKS", "TITLES")}
+    )
 
 
 def main(parts: list[str]) -> int:
     failures = 0
-    for part in parts or ("14", "16", "20", "half"):
+    for part in parts or ("14", "16", "20", *TASKS):
         began = time.time()
-        result = half() if part == "half" else deep_sea(int(part))
+        result = guided(part, TASKS[part]()) if part in TASKS else deep_sea(int(part))
         failed = gate(part, result)
         print(*failed or [f"{part}: passed"], sep="\n", flush=True)
-        figure = draw(part, result, BUDGET[20 if part == "half" else int(part)])
+        figure = draw(part, result, budget_of(part))
         protocol.write(
             f"exploration/{part}", {"arms": result, "failed": failed, "seconds": time.time() - began, "settings": settings()}, figure
         )

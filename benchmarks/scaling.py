@@ -20,10 +20,11 @@ import time
 from math import prod
 from pathlib import Path
 
-ROUNDS, T = 5, 32
+ROUNDS = 5
+T = {"ppo": 32, "distillation": 32, "breakout": 128}
 ENVS, SEEDS, DEVICES, PROCESSES = (64, 256, 1024, 4096, 16384), (1, 4, 16, 64), (1, 2, 4, 8), (1, 2)
 SPREAD_ENVS = 2048  # environments that are spread over devices and processes
-EPOCHS = {"ppo": 4, "distillation": 1}
+EPOCHS = {"ppo": 4, "distillation": 1, "breakout": 4}
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}
 
 
@@ -40,14 +41,17 @@ def program(work: str, num_envs: int, num_seeds: int, devices: int) -> tuple:
     import jaxkd
     from jaxkd import losses, sharding
 
+    keys = jaxkd.seeds(0, num_seeds)
+    if work == "breakout":
+        env = jaxkd.envs.make("Breakout-MinAtar", num_envs)
+        return jaxkd.ppo(env, jaxkd.networks.cnn(env), unroll_length=T[work]), keys[0], ()
     env = jaxkd.envs.make("CartPole-v1", num_envs)
     big, small = jaxkd.networks.mlp(env, (64, 64), separate=True), jaxkd.networks.mlp(env, (44,))
     if work == "ppo":
-        algorithm, inputs = jaxkd.ppo(env, big, unroll_length=T, learning_rate=2.5e-4), ()
+        algorithm, inputs = jaxkd.ppo(env, big, unroll_length=T[work], learning_rate=2.5e-4), ()
     else:
-        algorithm = jaxkd.distill(env, small, big, losses={"kl": losses.forward_kl()}, unroll_length=T, optimizer=optax.adam(1e-3))
+        algorithm = jaxkd.distill(env, small, big, losses={"kl": losses.forward_kl()}, unroll_length=T[work], optimizer=optax.adam(1e-3))
         inputs = (big.init(jax.random.key(1)),)
-    keys = jaxkd.seeds(0, num_seeds)
     algorithm, keys = (jaxkd.lanes(algorithm), keys) if num_seeds > 1 else (algorithm, keys[0])
     if devices > 1:
         algorithm = sharding.shard(algorithm, sharding.mesh(envs=devices))
@@ -81,7 +85,7 @@ def child(work: str, num_envs: int, num_seeds: int, devices: int, processes: int
     import jaxkd
 
     algorithm, keys, inputs = program(work, num_envs, num_seeds, devices * processes)
-    updates = updates_of(T * num_envs * num_seeds)
+    updates = updates_of(T[work] * num_envs * num_seeds)
     expected = jaxkd.memory_needed(algorithm, keys, updates, *inputs)
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     before = peak()
@@ -90,8 +94,8 @@ def child(work: str, num_envs: int, num_seeds: int, devices: int, processes: int
         began = time.perf_counter()
         jax.block_until_ready(jaxkd.run(algorithm, keys, updates, *inputs))
         seconds.append(time.perf_counter() - began)
-    figures = {"steps_per_second": T * num_envs * num_seeds * updates / statistics.median(seconds[1:])}
-    figures |= {"memory_needed": expected, "memory_used": peak() - before, "updates": updates}
+    figures = {"steps_per_second": T[work] * num_envs * num_seeds * updates / statistics.median(seconds[1:])}
+    figures |= {"memory_needed": expected, "memory_used": peak() - before, "memory_in_all": peak(), "updates": updates}
     figures["communicated"] = communicated(algorithm, keys, inputs, EPOCHS[work] * 4) if devices * processes > 1 else 0
     print(json.dumps(figures))
 
@@ -115,7 +119,7 @@ def draw(rows: list[dict]):
 
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
     for axis, (what, chosen) in zip(axes, groups(rows).items(), strict=True):
-        for work in EPOCHS:
+        for work in ("ppo", "distillation"):
             mine = [row for row in chosen if row["work"] == work]
             x = [row[what] for row in mine]
             axis.plot(x, [row["steps_per_second"] for row in mine], marker="o", label=work)
@@ -143,7 +147,9 @@ def main(quick: bool) -> None:
 
     points = [dict(num_envs=n) for n in ENVS] + [dict(num_envs=ENVS[0], num_seeds=n) for n in SEEDS[1:]]
     points += [dict(num_envs=SPREAD_ENVS, devices=n) for n in DEVICES] + [dict(num_envs=SPREAD_ENVS, processes=n) for n in PROCESSES[1:]]
-    rows = [point(work, **sizes) for work in EPOCHS for sizes in (points[:1] if quick else points)]
+    rows = [point(work, **sizes) for work in ("ppo", "distillation") for sizes in (points[:1] if quick else points)]
+    rows.append(point("breakout", SPREAD_ENVS))
+    print(f"Breakout, {SPREAD_ENVS} environments x {T['breakout']} steps: {rows[-1]['memory_in_all'] / 2**30:.2f} GiB in all")
     if not quick:
         protocol.write("scaling", {"unroll_length": T, "rows": rows}, draw(rows))
 
