@@ -3,8 +3,9 @@
     python benchmarks/levers.py
 
 CartPole, 64 and 512 environments and 16 seeds of 64, distillation and PPO at the configuration of throughput.py, alternating in one process,
-medians of 5: gradients as `jax.grad` computes them (what `optimize.grad` saves, so a ratio below 1 is its gain), rbg keys instead of threefry (`jax.random.key(0, impl="rbg")`), one uniform number an action instead of one Gumbel number a logit, no
-random numbers in acting at all (greedy: the bound of any such lever), and the rollout's scan unrolled 2 and 4 times. What is learnt from it is in
+medians of 5: gradients as `jax.grad` computes them (what `cpu.grad` saves, so a ratio below 1 is its gain), threefry as JAX
+compiles it (the same of `cpu.unrolled`), rbg keys instead of threefry (`jax.random.key(0, impl="rbg")`), one uniform number an action instead of one Gumbel number a logit, no
+random numbers in acting at all (greedy: the bound of any such lever), and the rollout's scan unrolled twice. What is learnt from it is in
 NOTES.md. Writes results/levers.json.
 """
 
@@ -18,7 +19,7 @@ import throughput
 from throughput import KD_OPTIMIZER, PPO_OPTIMIZER, measure, terms, train
 
 import jaxkd
-from jaxkd import optimize
+from jaxkd import envs, optimize, rollout
 from jaxkd.distributions import Categorical
 
 
@@ -41,14 +42,21 @@ def unrolled(times: int):
         yield
 
 
+@contextlib.contextmanager
+def rolled():
+    """Random numbers in acting as JAX compiles them."""
+    with mock.patch.object(rollout, "unrolled", lambda key: key), mock.patch.object(envs.gymnax, "unrolled", lambda key: key):
+        yield
+
+
 LEVERS = {
     "as it is": contextlib.nullcontext,
     "jax.grad": lambda: mock.patch.object(optimize, "grad", jax.grad),
+    "jax's threefry": rolled,
     "rbg": contextlib.nullcontext,
     "inverted": lambda: mock.patch.object(Categorical, "sample", inverted),
     "greedy": lambda: mock.patch.object(Categorical, "sample", lambda self, key: self.mode()),
     "unroll 2": lambda: unrolled(2),
-    "unroll 4": lambda: unrolled(4),
 }
 
 
