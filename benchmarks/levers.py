@@ -3,10 +3,10 @@
     python benchmarks/levers.py
 
 CartPole, 64 and 512 environments and 16 seeds of 64, distillation and PPO at the configuration of throughput.py, alternating in one process,
-medians of 5: gradients as `jax.grad` computes them (what `cpu.grad` saves, so a ratio below 1 is its gain), threefry as JAX
-compiles it (the same of `cpu.unrolled`), rbg keys instead of threefry (`jax.random.key(0, impl="rbg")`), one uniform number an action instead of one Gumbel number a logit, no
-random numbers in acting at all (greedy: the bound of any such lever), and the rollout's scan unrolled twice. What is learnt from it is in
-NOTES.md. Writes results/levers.json.
+medians of 5. What the engine has, taken away: `jax.grad` instead of `cpu.grad`, threefry as JAX compiles it instead of `cpu.unrolled` (a
+ratio below 1 is what they save). What it has not: rbg keys (`jax.random.key(0, impl="rbg")`), one uniform number an action instead of one Gumbel
+number a logit, no random numbers in acting at all (greedy: the bound of any such lever), the rollout's scan unrolled twice. What is
+learnt from it is in NOTES.md. Writes results/levers.json.
 """
 
 import contextlib
