@@ -42,6 +42,11 @@ def arms(env, p: Preset) -> dict:
     return {"ppo": (plain, ppo, num_updates), "rnd": (curious, rnd, num_updates)}
 
 
+def curve(returns: np.ndarray) -> list[float | None]:
+    """The seeds' mean while learning [updates]; None before the first episode has ended."""
+    return [float(np.nanmean(row)) if np.isfinite(row).any() else None for row in returns]
+
+
 def experiment(name: str) -> dict:
     p = settings_of(name)
     game = name.split()[0]
@@ -50,7 +55,7 @@ def experiment(name: str) -> dict:
         began = time.time()
         state, metrics = jaxkd.run(jaxkd.lanes(algorithm), protocol.keys(SEED, f"{game} teacher", SEEDS), num_updates)
         returns, _ = protocol.score(arena, policy, state.params, protocol.keys(SEED, f"{game} score", SEEDS), EPISODES)
-        found[arm] = protocol.summary(returns) | {"learning": np.nanmean(np.asarray(metrics["return"]), axis=1).tolist()}
+        found[arm] = protocol.summary(returns) | {"learning": curve(np.asarray(metrics["return"]))}
         print(f"{name}: {arm} {returns.mean():.2f} (worst {returns.min():.2f}), {time.time() - began:.0f} s", flush=True)
     return {"arms": found, "random": protocol.random_return(arena, SEED, EPISODES)}
 
@@ -71,9 +76,12 @@ def draw(results: dict):
     for axis, (name, result) in zip(axes[0], results.items(), strict=True):
         for arm, colour in (("ppo", "tab:blue"), ("rnd", "tab:red")):
             found = result["arms"][arm]
-            p, curve = settings_of(name), found["learning"]
+            p, returns = settings_of(name), np.array(found["learning"], float)
             axis.plot(
-                np.arange(1, len(curve) + 1) * p.num_envs * p.unroll_length, curve, color=colour, label=f"{arm}: greedy {found['mean']:.1f}"
+                np.arange(1, len(returns) + 1) * p.num_envs * p.unroll_length,
+                returns,
+                color=colour,
+                label=f"{arm}: greedy {found['mean']:.1f}",
             )
         axis.set(title=name, xlabel="environment steps", ylabel="return while learning")
         axis.legend(fontsize=7)

@@ -11,6 +11,7 @@ import finetune
 import gates
 import hierarchical
 import multitask
+import no_harm
 import numpy as np
 import partial
 import pytest
@@ -115,6 +116,16 @@ def test_hierarchical_value_distillation():
     found = read("hierarchical")
     assert hierarchical.gate(found) == found["failed"] == []
     assert found["settings"]["digest"] == hierarchical.settings()["digest"]
+
+
+def test_a_bonus_does_no_harm():
+    found = read("no_harm")
+    results = {name: read(f"no_harm/{name}") for name in no_harm.GAMES}
+    assert no_harm.gate(results) == found["failed"] == []
+    assert {r["settings"]["digest"] for r in [found, *results.values()]} == {no_harm.settings()["digest"]}
+    worse = copy.deepcopy(results)
+    worse["MountainCar-v0"]["arms"]["rnd"]["mean"] -= 15
+    assert len(no_harm.gate(worse)) == 1
 
 
 @pytest.mark.parametrize("part", ["14", "16", "20", "half"])
