@@ -5,9 +5,9 @@
 DeepSea of N x N cells (default action mapping, 64 environments, rollouts of N steps, 20 seeds in one call): environment steps until the greedy policy
 walks to the goal, checked after every rollout; a run that never does counts as its budget, in every arm. Arms: none (plain PPO), count, rnd,
 drnd, rdd, ensemble; PPO with a bonus is `methods.exploration`. "half": N = 20 and a teacher that is right in the first ten rows and silent below (its
-KL is masked there). "rooms": FourRooms seen as a picture, LIMIT steps an episode, the goal two rooms away, and a teacher that has learnt to go to
-another goal, one room away; its KL halves every HALF_LIFE updates; solved is a greedy policy that arrives in half of ARENA episodes. In both: distillation
-alone (no reward), PPO with the KL, each bonus alone (`methods.exploration`), both (`methods.guided_exploration`).
+KL is masked there). "rooms": FourRooms seen as a picture, 40 steps an episode, the goal two rooms away, and a teacher that has learnt to go to
+another goal, one room away; its KL fades; solved is a greedy policy that arrives in half of its episodes. In both: PPO with the KL, each bonus alone
+(`methods.exploration`), both (`methods.guided_exploration`); in "rooms" also distillation alone, without a reward.
 Writes results/exploration/<part>.json and .png.
 """
 
@@ -36,13 +36,13 @@ ARMS = {
 GATES = {14: {"rnd": (16, 76_000)}, 16: {"ensemble": (16, 350_000), "rnd": (10, np.inf)}}  # (seeds that solve, median steps)
 GATES |= {20: {"count": (18, 100_000), "ensemble": (15, 500_000), "rnd": (10, 500_000)}}
 WEIGHT, HELPS = 5.0, 0.6  # of the half-teacher's KL; both against the bonus alone, medians
-GOAL, TEACHERS_GOAL, LIMIT, HALF_LIFE, ROOMS_BUDGET, ARENA = (11, 11), (5, 9), 40, 10.0, 500_000, 32
+ROOMS = {"goal": (11, 11), "teachers_goal": (5, 9), "limit": 40, "weight": 1.0, "half_life": 5.0, "budget": 500_000, "episodes": 32}
 PREDICTOR = rewards.Predictor(learning_rate=3e-3, num_minibatches=8, normalise=False)
 
 
 def bonus(name: str, size: int = 0):
     """Of the stream "bonus"; the observation of DeepSea's end is all zeros, so an end pays nothing."""
-    common = dict(terminal=False, stream="bonus")
+    common: dict = dict(terminal=False, stream="bonus")
     if name == "count":
         return rewards.count(lambda obs: jnp.argmax(obs.reshape(-1)), size * size, **common)
     return getattr(rewards, name)(predictor=PREDICTOR, **common)
@@ -75,7 +75,7 @@ def above(student, batch, context):
     return jnp.einsum("...ij,i->...", batch.obs, (jnp.arange(size) < size // 2).astype(jnp.float32))
 
 
-def steps_to_solve(algorithm, policy, arena, per_update: int, budget: int, *inputs) -> np.ndarray:
+def steps_to_solve(algorithm, policy, arena, per_update: int, budget: int, *inputs, keys) -> np.ndarray:
     """Environment steps [seed] until the greedy policy gets half of the arena's return of 1; inf where it never does."""
 
     def one(key):
@@ -89,7 +89,7 @@ def steps_to_solve(algorithm, policy, arena, per_update: int, budget: int, *inpu
         _, won, done = jax.lax.while_loop(going, body, (algorithm.init(key), jnp.bool_(False), 0))
         return jnp.where(won, done * per_update, jnp.inf)
 
-    return np.asarray(jax.jit(jax.vmap(one))(protocol.keys(SEED, "deep sea", SEEDS)), np.float64)
+    return np.asarray(jax.jit(jax.vmap(one))(keys), np.float64)
 
 
 def row(found: np.ndarray, budget: int) -> dict:
@@ -108,7 +108,8 @@ def deep_sea(size: int) -> dict:
         else:
             policy = networks.mlp(env, (64, 64), separate=True, extra=("bonus",))
             algorithm = methods.exploration(env, policy, bonus=bonus(arm, size), **keywords(size))
-        result[arm] = row(steps_to_solve(algorithm, policy, arena, NUM_ENVS * size, BUDGET[size]), BUDGET[size])
+        steps = steps_to_solve(algorithm, policy, arena, NUM_ENVS * size, BUDGET[size], keys=protocol.keys(SEED, "deep sea", SEEDS))
+        result[arm] = row(steps, BUDGET[size])
         print(
             f"N = {size}: {arm:9} solved {result[arm]['solved']}/{SEEDS}, median {result[arm]['median']:.0f} steps, {time.time() - began:.0f} s",
             flush=True,
@@ -136,12 +137,14 @@ def half() -> Task:
 
 
 def rooms() -> Task:
+    goal, limit = ROOMS["goal"], ROOMS["limit"]
     make = lambda n, goal, limit: jaxkd.envs.make("FourRooms-misc", n, use_visual_obs=True, goal_fixed=list(goal), max_steps=limit)
-    school, teacher = make(NUM_ENVS, TEACHERS_GOAL, 500), networks.mlp(make(1, GOAL, LIMIT), (64, 64), separate=True)
-    state, metrics = jaxkd.run(jaxkd.ppo(school, teacher, **keywords(LIMIT)), protocol.keys(SEED, "teacher of rooms", 1)[0], 100)
+    env, arena, school = make(NUM_ENVS, goal, limit), make(ROOMS["episodes"], goal, limit), make(NUM_ENVS, ROOMS["teachers_goal"], 500)
+    teacher = networks.mlp(school, (64, 64), separate=True)
+    state, metrics = jaxkd.run(jaxkd.ppo(school, teacher, **keywords(limit)), protocol.keys(SEED, "teacher of rooms", 1)[0], 100)
     print(f"rooms: the teacher gets {metrics['return'][-1]:.2f} of its own goal", flush=True)
-    kl = losses.scale(lambda update: WEIGHT * 0.5 ** (update / HALF_LIFE), losses.forward_kl())
-    return Task(make(NUM_ENVS, GOAL, LIMIT), make(ARENA, GOAL, LIMIT), teacher, state.params, kl, keywords(LIMIT), ROOMS_BUDGET)
+    kl = losses.scale(lambda update: ROOMS["weight"] * 0.5 ** (update / ROOMS["half_life"]), losses.forward_kl())
+    return Task(env, arena, teacher, state.params, kl, keywords(limit), ROOMS["budget"])
 
 
 def guided(part: str, task: Task) -> dict:
@@ -151,16 +154,25 @@ def guided(part: str, task: Task) -> dict:
     policy = networks.mlp(env, (64, 64), separate=True, extra=("bonus",))
     sizes = {name: given[name] for name in ("unroll_length", "num_epochs", "num_minibatches")}
     arms: dict = {
-        "distillation": (plain, jaxkd.distill(env, plain, task.teacher, losses=kl, **sizes), (task.params,)),
         "kl": (plain, jaxkd.ppo(env, plain, task.teacher, losses=kl, **given), (task.params,)),
     }
+    if part == "rooms":
+        arms["distillation"] = (plain, jaxkd.distill(env, plain, task.teacher, losses=kl, **sizes), (task.params,))
     for name in ("rnd", "ensemble"):
         arms[name] = (policy, methods.exploration(env, policy, bonus=bonus(name), **given), ())
         both = methods.guided_exploration(env, policy, task.teacher, bonus=bonus(name), losses=kl, **given)
         arms[f"{name} + kl"] = (policy, both, (task.params,))
     for arm, (student, algorithm, inputs) in arms.items():
         began = time.time()
-        found = steps_to_solve(algorithm, student, task.arena, NUM_ENVS * given["unroll_length"], task.budget, *inputs)
+        found = steps_to_solve(
+            algorithm,
+            student,
+            task.arena,
+            NUM_ENVS * given["unroll_length"],
+            task.budget,
+            *inputs,
+            keys=protocol.keys(SEED, "deep sea", SEEDS),
+        )
         result[arm] = row(found, task.budget)
         print(
             f"{part}: {arm:14} solved {result[arm]['solved']}/{SEEDS}, median {result[arm]['median']:.0f} steps, {time.time() - began:.0f} s",
@@ -174,15 +186,16 @@ TITLES = {"half": "DeepSea 20, a teacher of its first half", "rooms": "FourRooms
 
 
 def budget_of(part: str) -> int:
-    return ROOMS_BUDGET if part == "rooms" else BUDGET[20 if part == "half" else int(part)]
+    return ROOMS["budget"] if part == "rooms" else BUDGET[20 if part == "half" else int(part)]
 
 
 def gate(part: str, result: dict) -> list[str]:
     """What does not hold; empty: passed."""
     failed = []
     if part in TASKS:
-        if result["distillation"]["solved"]:
-            failed.append(f"distillation alone solves {result['distillation']['solved']}, wanted none")
+        arm, named = ("distillation", "distillation") if part == "rooms" else ("kl", "KL")
+        if result[arm]["solved"]:
+            failed.append(f"{named} alone solves {result[arm]['solved']}, wanted none")
         for name in ("rnd", "ensemble"):
             share = result[f"{name} + kl"]["median"] / result[name]["median"]
             if share > HELPS:
@@ -207,10 +220,10 @@ def draw(part: str, result: dict, budget: int):
     return figure
 
 
-def settings() -> dict:
-    return protocol.digest(
-        {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple | dict) and k not in ("TASKS", "TITLES")}
-    )
+def settings(part: str) -> dict:
+    values: dict = {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple | dict)}
+    rooms = {name: values.pop(name) for name in ("ROOMS", "TASKS", "TITLES")}["ROOMS"]
+    return protocol.digest(values | ({"ROOMS": rooms} if part == "rooms" else {}))
 
 
 def main(parts: list[str]) -> int:
@@ -222,7 +235,7 @@ def main(parts: list[str]) -> int:
         print(*failed or [f"{part}: passed"], sep="\n", flush=True)
         figure = draw(part, result, budget_of(part))
         protocol.write(
-            f"exploration/{part}", {"arms": result, "failed": failed, "seconds": time.time() - began, "settings": settings()}, figure
+            f"exploration/{part}", {"arms": result, "failed": failed, "seconds": time.time() - began, "settings": settings(part)}, figure
         )
         failures += len(failed)
     return failures
