@@ -6,6 +6,7 @@ from pathlib import Path
 
 import compile as compiling
 import driving
+import drnd
 import exploration
 import finetune
 import gates
@@ -126,6 +127,14 @@ def test_a_bonus_does_no_harm():
     worse = copy.deepcopy(results)
     worse["MountainCar-v0"]["arms"]["rnd"]["mean"] -= 15
     assert len(no_harm.gate(worse)) == 1
+
+
+def test_why_drnd_fails():
+    arms = read("drnd")["arms"]
+    assert set(arms) == set(drnd.ARMS)
+    for found in arms.values():
+        assert exploration.row(np.array(found["steps"]), drnd.BUDGET) == found
+    assert arms["drnd"]["solved"] < arms["drnd, alpha 1"]["solved"] < arms["rnd"]["solved"]
 
 
 @pytest.mark.parametrize("part", ["14", "16", "20", "half"])
