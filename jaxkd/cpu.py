@@ -50,6 +50,7 @@ def unrolled(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_UNROLLED)
 
 
+@jax.jit  # one function in the program, however often it is called
 def _hash(key: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Threefry-2x32 with 20 rounds (Salmon et al. 2011) of two words [...] with one key [2], all uint32."""
     keys = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY)
