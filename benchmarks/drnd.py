@@ -33,6 +33,10 @@ ARMS = {
 }
 
 
+def settings() -> dict:
+    return protocol.digest({"arms": ARMS, "budget": BUDGET})
+
+
 def main() -> None:
     env, arena = (jaxkd.envs.make("DeepSea-bsuite", n, size=SIZE) for n in (exploration.NUM_ENVS, 1))
     policy, found = networks.mlp(env, (64, 64), separate=True, extra=("bonus",)), {}
@@ -48,7 +52,7 @@ def main() -> None:
             flush=True,
         )
     figure = exploration.draw("10", found, BUDGET)
-    protocol.write("drnd", {"arms": found, "seed": SEED, "settings": protocol.digest({"arms": ARMS, "budget": BUDGET})}, figure)
+    protocol.write("drnd", {"arms": found, "seed": SEED, "settings": settings()}, figure)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def test_a_bonus_does_no_harm():
 
 def test_why_drnd_fails():
     arms = read("drnd")["arms"]
-    assert set(arms) == set(drnd.ARMS)
+    assert read("drnd")["settings"]["digest"] == drnd.settings()["digest"]
     for found in arms.values():
         assert exploration.row(np.array(found["steps"]), drnd.BUDGET) == found
     assert arms["drnd"]["solved"] < arms["drnd, alpha 1"]["solved"] < arms["rnd"]["solved"]
@@ -141,5 +141,5 @@ def test_why_drnd_fails():
 def test_exploration(part):
     found = read(f"exploration/{part}")
     assert exploration.gate(part, found["arms"]) == found["failed"]
-    assert part in ("20", "half", "rooms") or not found["failed"]  # those miss a gate: NOTES.md
+    assert part in ("20", "half") or not found["failed"]  # those two miss a gate: NOTES.md
     assert found["settings"]["digest"] == exploration.settings(part)["digest"]
