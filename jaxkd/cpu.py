@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
+from jax.lax import optimization_barrier
 
 _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
@@ -52,7 +53,11 @@ def unrolled(key: jax.Array) -> jax.Array:
 
 @jax.jit  # one function in the program, however often it is called
 def _hash(key: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 with 20 rounds (Salmon et al. 2011) of two words [...] with one key [2], all uint32."""
+    """Threefry-2x32 with 20 rounds (Salmon et al. 2011) of two words [...] with one key [2], all uint32.
+
+    The barriers keep one hash out of the loop of the next: the XLA of jax 0.11 takes minutes to compile several in one.
+    """
+    key = optimization_barrier(key)
     keys = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY)
     a, b = high + keys[0], low + keys[1]
     for i in range(5):
@@ -60,7 +65,7 @@ def _hash(key: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, j
             a = a + b
             b = a ^ ((b << jnp.uint32(r)) | (b >> jnp.uint32(32 - r)))
         a, b = a + keys[(i + 1) % 3], b + keys[(i + 2) % 3] + jnp.uint32(i + 1)
-    return a, b
+    return optimization_barrier((a, b))
 
 
 def _words(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,7 @@
 """The same numbers as without what is done for XLA on a CPU."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,21 @@ def test_unrolled_threefry_has_the_same_bits_in_64():
         key = jax.random.key(3)
         np.testing.assert_array_equal(jax.random.bits(unrolled(key), (9,), "uint64"), jax.random.bits(key, (9,), "uint64"))
         np.testing.assert_array_equal(jax.random.normal(unrolled(key), (9,), "float64"), jax.random.normal(key, (9,), "float64"))
+
+
+def test_a_hash_of_a_hash_compiles_at_once():
+    """Without the barriers this takes minutes on jax 0.11."""
+
+    def draw(key):
+        for _ in range(3):
+            key = jax.random.split(key)[1]
+        return jax.vmap(lambda key: jax.random.uniform(key, (4,))[0])(jax.random.split(key, 64))
+
+    key = jax.random.key(0)
+    start = time.perf_counter()
+    found = jax.jit(draw)(unrolled(key))
+    assert time.perf_counter() - start < 20
+    np.testing.assert_array_equal(found, draw(key))
 
 
 def test_other_keys_stay_as_they_are():
