@@ -5,7 +5,8 @@
 CartPole, 64 and 512 environments and 16 seeds of 64, distillation and PPO at the configuration of throughput.py, alternating in one process,
 medians of 5. What the engine has, taken away: `jax.grad` instead of `cpu.grad`, threefry as JAX compiles it instead of `cpu.unrolled` (a
 ratio below 1 is what they save). What it has not: rbg keys (`jax.random.key(0, impl="rbg")`), one uniform number an action instead of one Gumbel
-number a logit, no random numbers in acting at all (greedy: the bound of any such lever), the rollout's scan unrolled twice. What is
+number a logit, no random numbers in acting at all (greedy: the bound of any such lever), the rollout's scan unrolled twice,
+beginnings of episodes from a pool of 8 (`envs.make(..., reset_pool=8)`: an option, off by itself). What is
 learnt from it is in NOTES.md. Writes results/levers.json.
 """
 
@@ -57,6 +58,7 @@ LEVERS = {
     "inverted": lambda: mock.patch.object(Categorical, "sample", inverted),
     "greedy": lambda: mock.patch.object(Categorical, "sample", lambda self, key: self.mode()),
     "unroll 2": lambda: unrolled(2),
+    "reset pool": contextlib.nullcontext,
 }
 
 
@@ -76,10 +78,11 @@ def one_seed(algorithm):
 
 
 def row(num_envs: int, num_seeds: int) -> dict[str, dict[str, float]]:
-    env = jaxkd.envs.make("CartPole-v1", num_envs)
-    big, small = jaxkd.networks.mlp(env, (64, 64), separate=True), jaxkd.networks.mlp(env, (44,))
+    usual = jaxkd.envs.make("CartPole-v1", num_envs)
+    big, small = jaxkd.networks.mlp(usual, (64, 64), separate=True), jaxkd.networks.mlp(usual, (44,))
     sources = {}
     for name, change in LEVERS.items():
+        env = jaxkd.envs.make("CartPole-v1", num_envs, reset_pool=8) if name == "reset pool" else usual
         key = jax.random.key(0, impl="rbg" if name == "rbg" else None)
         keys, whole = (key, one_seed) if num_seeds == 1 else (jax.random.split(key, num_seeds), train)
         kd = jaxkd.distill(env, small, big, losses=terms()[0], optimizer=KD_OPTIMIZER)

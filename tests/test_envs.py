@@ -477,6 +477,57 @@ def test_a_registered_environment():
     np.testing.assert_array_equal(steps.terminated, [[0, 1], [0, 1]])
 
 
+# --- pooled resets --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", [1, 3, 8, 11])
+def test_every_episode_that_ends_gets_a_beginning_of_its_own(pool):
+    """Seven or eight of eight environments end at once: beginnings are drawn more than once a step, and none is given twice."""
+    env = make("CartPole-v1", 8, max_steps=1, reset_pool=pool)
+    _, obs, env_states, steps = rollout(env, jax.random.key(0), 25)
+    assert np.all(steps.truncated == 1)
+    beginnings = np.concatenate([steps.obs.reshape(-1, 4), obs])
+    assert len(np.unique(beginnings, axis=0)) == len(beginnings) == 26 * 8
+    assert np.abs(beginnings).max() <= 0.05 and np.all(env_states.time == 0)
+    np.testing.assert_array_equal(steps.obs, np.stack([env_states.x, env_states.x_dot, env_states.theta, env_states.theta_dot], axis=-1))
+
+
+def test_pooled_resets_are_equal_in_distribution():
+    """Who gets which beginning depends on who ended, never on the beginning: each number stays uniform, for every environment."""
+    from scipy import stats
+
+    env = make("CartPole-v1", 4, max_steps=3, reset_pool=2)
+    *_, steps = rollout(env, jax.random.key(1), 3000)
+    for i in range(4):
+        beginnings = np.asarray(steps.obs[:, i])[np.asarray(steps.truncated[:, i]) == 1]
+        assert len(beginnings) == 1000
+        for number in beginnings.T:
+            assert stats.kstest(number, "uniform", (-0.05, 0.1)).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("name", ["MountainCar-v0", "Breakout-MinAtar"])
+def test_a_pool_changes_beginnings_and_nothing_else(name):
+    """The same trajectory to the end of the first episode; others go on untouched; the limit that the adapter counts starts again."""
+    both = [rollout(make(name, 4, reset_pool=pool, max_steps=50), jax.random.key(2), 60)[-1] for pool in (None, 2)]
+    ended = np.cumsum(both[0].terminated + both[0].truncated, axis=0)
+    before = np.concatenate([np.zeros((1, 4)), ended[:-1]]) == 0
+    for plain, pooled in zip(both[0][1:], both[1][1:], strict=True):  # all but the observation that follows an end
+        np.testing.assert_array_equal(plain[before], pooled[before])
+    np.testing.assert_array_equal(both[0].obs[ended == 0], both[1].obs[ended == 0])
+    assert np.all(ended[-1] >= 1)
+
+
+def test_pooled_resets_in_lanes():
+    """A lane waits for the others and is what it is alone."""
+    env = make("CartPole-v1", 8, max_steps=4, reset_pool=3)
+    keys = jax.random.split(jax.random.key(0), 3)
+    lanes = jax.vmap(lambda key: rollout(env, key, 30)[-1])(keys)
+    for i, key in enumerate(keys):
+        alone = rollout(env, key, 30)[-1]
+        for lane, wanted in zip(lanes, alone, strict=True):
+            np.testing.assert_allclose(lane[i], wanted, rtol=1e-6)
+
+
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -517,6 +568,9 @@ def one_step(environment):
         (lambda: make("CartPole-v1", 4.0), "num_envs must be a positive int (sizes are static), got 4.0"),
         (lambda: make("CartPole-v1", 4, group_size=0), "group_size must be a positive int"),
         (lambda: make("CartPole-v1", 4, max_steps=0), "max_steps must be a positive int"),
+        (lambda: make("CartPole-v1", 4, reset_pool=0), "reset_pool must be a positive int"),
+        (lambda: make("CartPole-v1", 4, group_size=2, reset_pool=2), "'CartPole-v1' begins episodes alike in groups of 2, so no pool can"),
+        (lambda: make("DeepSea-bsuite", 4, reset_pool=2), "'DeepSea-bsuite' resets itself in its own step, so no pool can give it"),
         (lambda: make("CartPole-v1", 10, group_size=4), "num_envs = 10 is not divisible by group_size = 4; nearest: 2, 5"),
         (lambda: make(Clock, 4), "is no environment: give one of jaxkd.envs.ids(), or an object with reset_env and step_env"),
         (lambda: make(3, 4), "'int' is no environment"),

@@ -19,23 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxkd.base import Box, Discrete, Env, TimeStep, UsageError
+from jaxkd.base import Box, Discrete, Env, UsageError
 from jaxkd.check import count, divides
-from jaxkd.cpu import unrolled
+from jaxkd.envs.batch import Ended, First, batch
 from jaxkd.envs.seaquest import ShortLists
 
 # The field of the parameters that holds a time limit, and the field of the state that is compared with it (gymnax; Craftax).
 _CLOCKS = {"max_steps_in_episode": "time", "max_timesteps": "timestep"}
 _NEEDS_DOWNLOAD, _SEAQUEST = "MNISTBandit-bsuite", "Seaquest-MinAtar"
-
-
-class Counted(NamedTuple):
-    """An `env_state` of which the adapter counts something itself; otherwise `env_state` is gymnax's state alone."""
-
-    inner: Any  # [B, ...] gymnax's state
-    time: Any = ()  # int32 [B], steps of the episode; () where the environment knows its own time limit
-    episode: Any = ()  # int32 [B], number of the episode; () without groups
-    group_key: Any = ()  # key [B], equal within a group; () without groups
 
 
 class _Limit(NamedTuple):
@@ -44,24 +35,6 @@ class _Limit(NamedTuple):
     max_steps: int | None
     counted: bool  # the adapter counts the steps and cuts
     field: str | None  # the parameter in which the environment reads its limit
-
-
-class _First(NamedTuple):
-    """How an episode begins."""
-
-    obs: Any
-    env_state: Any
-
-
-class _Ended(NamedTuple):
-    """One transition before the adapter's reset."""
-
-    next_obs: Any  # the true successor
-    obs: Any  # next_obs, or the first observation of a new episode where the environment has reset itself
-    inner: Any  # belongs to `obs`
-    reward: jax.Array  # []
-    terminated: jax.Array  # bool []
-    truncated: jax.Array  # bool [], never with terminated
 
 
 # --- public ---------------------------------------------------------------------------------------------------------
@@ -79,6 +52,7 @@ def make(
     env_params: Any = None,
     group_size: int = 1,
     max_steps: int | None = None,
+    reset_pool: int | None = None,
     **env_kwargs: Any,
 ) -> Env:
     """A batch of environments that reset themselves.
@@ -96,6 +70,10 @@ def make(
         group_size: G, a divisor of B.
         max_steps: time limit in steps. It replaces the one in the parameters; where the environment has none, the adapter counts and
             cuts, and an `is_truncated` that reads something else must not cut earlier.
+        reset_pool: how many beginnings a step draws at a time, as often as it takes for each episode that ended to get one of its own;
+            None draws one for every environment, needed or not. Which draw an episode gets depends on who ended, not on the draw, so both
+            are equal in distribution. Pays on a CPU where a handful of episodes ends in a step (64 environments: benchmarks/levers.py); on
+            an accelerator a loop of unknown length is dear.
         **env_kwargs: those named like a field of the parameters replace it, the others go to the environment's constructor. Of
             Seaquest-MinAtar, `entities=32` is room for 32 of each kind where gymnax has 100: the same frames, faster on a CPU, and a
             reward of nan should a list be full.
@@ -112,19 +90,18 @@ def make(
     >>> obs.shape, env.action_space, env.max_steps
     ((8, 4), Discrete(n=2), 500)
     """
-    count("num_envs", num_envs)
-    count("group_size", group_size)
-    divides("group_size", group_size, "num_envs", num_envs)
-    if max_steps is not None:
-        count("max_steps", max_steps)
+    _check_sizes(num_envs, group_size, max_steps, reset_pool)
     environment, params, name = _construct(id_or_environment, env_params, env_kwargs)
     _check_environment(environment, name)
     own_step = _has_own_step(environment)
+    if reset_pool is not None and (own_step or group_size > 1):
+        why = "resets itself in its own step" if own_step else f"begins episodes alike in groups of {group_size}"
+        raise UsageError(f"{name!r} {why}, so no pool can give it beginnings: leave reset_pool out.")
     params = _with_limit(params, max_steps)
 
     @_given(params)
     def begin(params, key):
-        return _First(*(environment.reset(key, params) if own_step else environment.reset_env(key, params)))
+        return First(*(environment.reset(key, params) if own_step else environment.reset_env(key, params)))
 
     like = jax.eval_shape(lambda: begin(jax.random.key(0)))
     limit = _time_limit(environment, params, like.env_state, max_steps, name)
@@ -132,7 +109,7 @@ def make(
     start = lambda key: _cast(begin(key), like, name)
     transition = _transition(environment, params, to_action, limit, like, own_step, name)
     observe = _observation(environment, params, like.obs)
-    reset, step = _batch(start, transition, observe, num_envs, group_size, limit, own_step)
+    reset, step = batch(start, transition, observe, num_envs, group_size, limit.counted, own_step, reset_pool)
     return Env(
         reset=reset,
         step=step,
@@ -144,6 +121,15 @@ def make(
         group_size=int(group_size),
         name=name,
     )
+
+
+def _check_sizes(num_envs, group_size, max_steps, reset_pool):
+    count("num_envs", num_envs)
+    count("group_size", group_size)
+    divides("group_size", group_size, "num_envs", num_envs)
+    for name, size in (("max_steps", max_steps), ("reset_pool", reset_pool)):
+        if size is not None:
+            count(name, size)
 
 
 # --- the environment and its parameters -----------------------------------------------------------------------------
@@ -365,7 +351,7 @@ def _scalar(value, dtype, what, name):
     return jnp.asarray(value, dtype)
 
 
-# --- one environment, then a batch ----------------------------------------------------------------------------------
+# --- one environment -----------------------------------------------------------------------------------------------
 
 
 def _given(params: Any) -> Callable[[Callable], Callable[..., Any]]:
@@ -387,7 +373,7 @@ def _given(params: Any) -> Callable[[Callable], Callable[..., Any]]:
 
 
 def _transition(environment, params, to_action, limit, like, own_step, name):
-    """-> function (key, inner, action, time) -> _Ended of one environment; `time` counts this step."""
+    """-> function (key, inner, action, time) -> Ended of one environment; `time` counts this step."""
 
     @_given(params)
     def transition(params, key, inner, action, time):
@@ -403,47 +389,8 @@ def _transition(environment, params, to_action, limit, like, own_step, name):
             next_obs, inner, reward, done, _ = environment.step_env(key_step, inner, action, params)
             obs = next_obs
             done, cut = _ends(environment, params, inner, _scalar(done, bool, "done", name), time, limit)
-        next_obs, _ = _cast(_First(next_obs, inner), like, name)
-        obs, inner = _cast(_First(obs, inner), like, name)
-        return _Ended(next_obs, obs, inner, _scalar(reward, jnp.float32, "reward", name), done, _scalar(cut, bool, "truncated", name))
+        next_obs, _ = _cast(First(next_obs, inner), like, name)
+        obs, inner = _cast(First(obs, inner), like, name)
+        return Ended(next_obs, obs, inner, _scalar(reward, jnp.float32, "reward", name), done, _scalar(cut, bool, "truncated", name))
 
     return transition
-
-
-def _batch(start, transition, observe, num_envs, group_size, limit, own_step):
-    """-> (reset, step) of B environments."""
-    grouped = group_size > 1
-    counting = grouped or limit.counted
-    resets_itself = own_step and not counting
-
-    def begin(key, episode=(), group_key=()):
-        obs, inner = start(jax.random.fold_in(unrolled(group_key), episode) if grouped else key)
-        time = jnp.zeros((), jnp.int32) if limit.counted else ()
-        return obs, Counted(inner, time, episode, group_key) if counting else inner
-
-    def step_one(key, env_state, action):
-        before = env_state if counting else Counted(env_state)
-        time = before.time + 1 if limit.counted else ()
-        ended = transition(key, before.inner, action, time)
-        after = before._replace(inner=ended.inner, time=time) if counting else ended.inner
-        obs = ended.obs
-        if not resets_itself:
-            _, key_reset = jax.random.split(key)
-            first = begin(key_reset, before.episode + 1 if grouped else (), before.group_key)
-            done = jnp.logical_or(ended.terminated, ended.truncated)
-            obs, after = jax.tree.map(lambda new, old: jax.lax.select(done, new, old), first, (ended.obs, after))
-        flags = (flag.astype(jnp.float32) for flag in (ended.terminated, ended.truncated))
-        return after, TimeStep(observe(obs), observe(ended.next_obs), ended.reward, *flags)
-
-    def reset(key):
-        if grouped:
-            group_keys = jax.random.split(key, num_envs // group_size)[jnp.arange(num_envs) // group_size]
-            obs, env_state = jax.vmap(begin, (None, 0, 0))(key, jnp.zeros(num_envs, jnp.int32), group_keys)
-        else:
-            obs, env_state = jax.vmap(begin)(jax.random.split(unrolled(key), num_envs))
-        return env_state, jax.vmap(observe)(obs)
-
-    def step(key, env_state, action):
-        return jax.vmap(step_one)(jax.random.split(unrolled(key), num_envs), env_state, action)
-
-    return reset, step

@@ -1,0 +1,114 @@
+"""A batch of environments that reset themselves, from how one begins and how one steps.
+
+Legend of shapes: `B` environments, `G` members of a group.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd.base import TimeStep
+from jaxkd.cpu import unrolled
+
+
+class Counted(NamedTuple):
+    """An `env_state` of which the adapter counts something itself; otherwise `env_state` is gymnax's state alone."""
+
+    inner: Any  # [B, ...] gymnax's state
+    time: Any = ()  # int32 [B], steps of the episode; () where the environment knows its own time limit
+    episode: Any = ()  # int32 [B], number of the episode; () without groups
+    group_key: Any = ()  # key [B], equal within a group; () without groups
+
+
+class First(NamedTuple):
+    """How an episode begins."""
+
+    obs: Any
+    env_state: Any
+
+
+class Ended(NamedTuple):
+    """One transition before the adapter's reset."""
+
+    next_obs: Any  # the true successor
+    obs: Any  # next_obs, or the first observation of a new episode where the environment has reset itself
+    inner: Any  # belongs to `obs`
+    reward: jax.Array  # []
+    terminated: jax.Array  # bool []
+    truncated: jax.Array  # bool [], never with terminated
+
+
+def batch(start, transition, observe, num_envs, group_size, counts_time, own_step, pool):
+    """-> (reset, step) of B environments.
+
+    Args:
+        start: key -> First, one episode's beginning.
+        transition: (key, inner, action, time) -> Ended, one environment's step.
+        observe: one raw observation -> what the policy sees.
+        num_envs, group_size: B and G.
+        counts_time: the adapter counts the steps.
+        own_step: the environment has a step of its own that resets it.
+        pool: how many beginnings are drawn at a time; None: one for every environment.
+    """
+    grouped = group_size > 1
+    counting = grouped or counts_time
+    resets_itself = own_step and not counting
+
+    def begin(key, episode=(), group_key=()):
+        obs, inner = start(jax.random.fold_in(unrolled(group_key), episode) if grouped else key)
+        time = jnp.zeros((), jnp.int32) if counts_time else ()
+        return obs, Counted(inner, time, episode, group_key) if counting else inner
+
+    def advance(key, env_state, action):
+        before = env_state if counting else Counted(env_state)
+        time = before.time + 1 if counts_time else ()
+        ended = transition(key, before.inner, action, time)
+        after = before._replace(inner=ended.inner, time=time) if counting else ended.inner
+        return ended, after
+
+    def restart(key, ended, after):
+        _, key_reset = jax.random.split(key)
+        first = begin(key_reset, after.episode + 1 if grouped else (), after.group_key if grouped else ())
+        done = jnp.logical_or(ended.terminated, ended.truncated)
+        return jax.tree.map(lambda new, old: jax.lax.select(done, new, old), first, (ended.obs, after))
+
+    def reset(key):
+        if grouped:
+            group_keys = jax.random.split(key, num_envs // group_size)[jnp.arange(num_envs) // group_size]
+            obs, env_state = jax.vmap(begin, (None, 0, 0))(key, jnp.zeros(num_envs, jnp.int32), group_keys)
+        else:
+            obs, env_state = jax.vmap(begin)(jax.random.split(unrolled(key), num_envs))
+        return env_state, jax.vmap(observe)(obs)
+
+    def step(key, env_state, action):
+        keys = jax.random.split(unrolled(key), num_envs + (pool is not None))
+        ended, after = jax.vmap(advance)(keys[:num_envs], env_state, action)
+        obs = ended.obs
+        if pool is not None:
+            obs, after = _pooled(begin, pool, keys[-1], jnp.logical_or(ended.terminated, ended.truncated), (obs, after))
+        elif not resets_itself:
+            obs, after = jax.vmap(restart)(keys, ended, after)
+        flags = (flag.astype(jnp.float32) for flag in (ended.terminated, ended.truncated))
+        return after, TimeStep(jax.vmap(observe)(obs), jax.vmap(observe)(ended.next_obs), ended.reward, *flags)
+
+    return reset, step
+
+
+def _pooled(begin, pool, key, done, state):
+    """`state` [B, ...] with the beginning of an episode where `done` [B]: drawn `pool` at a time until each that is done has its own."""
+
+    def serve(loop):
+        key, waiting, state = loop
+        key, key_pool = jax.random.split(key)
+        fresh = jax.vmap(begin)(jax.random.split(key_pool, pool))
+        place = jnp.cumsum(waiting.astype(jnp.int32)) - 1
+        served = jnp.logical_and(waiting, place < pool)
+        index = jnp.where(served, place, 0)
+
+        def give(new, old):
+            return jnp.where(served.reshape(served.shape + (1,) * (old.ndim - 1)), new[index], old)
+
+        return key, jnp.logical_and(waiting, jnp.logical_not(served)), jax.tree.map(give, fresh, state)
+
+    return jax.lax.while_loop(lambda loop: jnp.any(loop[1]), serve, (key, done, state))[2]
