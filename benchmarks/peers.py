@@ -5,9 +5,10 @@
 
 Configuration (`peers/child.py`): 64 environments x 32 steps an update; PPO in CartPole, 4 epochs x 4 minibatches, MLP 64-64 tanh, a critic apart,
 Adam 2.5e-4; distillation 1 epoch x 4 minibatches, teacher 64-64, student 44, the student acts, Adam 1e-3: forward KL in CartPole, squared error
-of the mean in Pendulum. The environments are built with pip on first use, in ~/.cache/jaxkd-peers or $JAXKD_PEERS, with the JAX of this
-interpreter. Ours and theirs are two processes that live through the rounds and measure in turns, after one measurement that is
-not told; compiling is apart. ratio = median of ours / median of theirs, of 5 rounds. Each child's first lines say how its library is configured.
+of the mean in Pendulum. "reset pool" is our `envs.make(..., reset_pool=8)`, which like the peers draws beginnings only where episodes end.
+The environments are built with pip on first use, in ~/.cache/jaxkd-peers or $JAXKD_PEERS, with the JAX of this interpreter. Ours and
+theirs are two processes that live through the rounds and measure in turns, after one measurement that is not told; compiling is
+apart. ratio = median of ours / median of theirs, of 5 rounds. Each child's first lines say how its library is configured.
 Writes results/peers.json and .png, with --verify results/peers_verified.json.
 """
 
@@ -54,6 +55,7 @@ PAIRS = {
     "rejax, full shuffle": Pair("PPO, CartPole, ours fully shuffled too", "rejax", "ppo-full-shuffle", 300, "ppo", 300),
     "sb3": Pair("PPO, CartPole", "sb3", "ppo", 400, "ppo", 48),
     "sb3, distillation": Pair("distillation, CartPole", "sb3", "distill", 3000, "distill", 96, goal=45),
+    "sb3, reset pool": Pair("distillation, CartPole, a reset pool of ours", "sb3", "distill-reset-pool", 3000, "distill", 96, goal=45),
     "rsl_rl": Pair("distillation, Pendulum", "rsl_rl", "distill-pendulum", 3000, "distill", 256),
 }
 
@@ -146,7 +148,7 @@ def draw(rows: dict[str, dict]):
     for place, row in enumerate(rows.values()):
         axis.annotate(f"{row['ratio']:.1f}x", (place - 0.2, row["ours"]["steps_per_second"]), ha="center", va="bottom")
     axis.set(yscale="log", ylabel="environment steps per second", xticks=range(len(rows)))
-    axis.set_xticklabels([f"{name}\n{row['what'].removesuffix(', ours fully shuffled too')}" for name, row in rows.items()], fontsize=8)
+    axis.set_xticklabels([f"{name}\n{', '.join(row['what'].split(', ')[:2])}" for name, row in rows.items()], fontsize=8)
     axis.margins(y=0.1)
     figure.legend(loc="outside upper right", ncols=2, fontsize=8)
     return figure

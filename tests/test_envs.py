@@ -612,6 +612,19 @@ print(env.step(jax.random.key(1), state, jax.numpy.zeros(2, int))[1].obs.shape)
     assert done.stdout == "(2, 16)\n", done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_rows_that_stay_close_up_as_in_gymnax(share, key):
+    from gymnax.environments.minatar import seaquest_helpers
+
+    from jaxkd.envs.seaquest import compact
+
+    entities = jax.random.randint(key, (50, 12, 4), -5, 10)
+    keep = jax.random.bernoulli(jax.random.fold_in(key, 1), share, (50, 12))
+    ours, theirs = (jax.jit(jax.vmap(fn))(entities, keep) for fn in (compact, seaquest_helpers.compact))
+    assert_trees_equal(ours, theirs)
+    assert [x.dtype for x in ours] == [x.dtype for x in theirs]
+
+
 @pytest.mark.slow
 def test_seaquest_with_room_for_32_is_the_same_game():
     """Frame by frame: observations, rewards, ends; and a list that is full is told."""

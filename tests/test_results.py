@@ -137,7 +137,7 @@ def test_why_drnd_fails():
     assert arms["drnd"]["solved"] < arms["drnd, alpha 1"]["solved"] < arms["rnd"]["solved"]
 
 
-@pytest.mark.parametrize("part", ["14", "16", "20", "half"])
+@pytest.mark.parametrize("part", ["14", "16", "20", "half", "rooms"])
 def test_exploration(part):
     found = read(f"exploration/{part}")
     assert exploration.gate(part, found["arms"]) == found["failed"]

@@ -26,8 +26,8 @@ def ppo(updates: int, shuffle: str = "env"):
     return compiled(jaxkd.ppo(env, policy, entropy=child.ENTROPY, optimizer=optimizer, shuffle=shuffle, **sizes), updates)
 
 
-def distill(updates: int, name: str = "CartPole-v1", loss=jaxkd.losses.forward_kl()):
-    env = jaxkd.envs.make(name, child.NUM_ENVS)
+def distill(updates: int, name: str = "CartPole-v1", loss=jaxkd.losses.forward_kl(), reset_pool: int | None = None):
+    env = jaxkd.envs.make(name, child.NUM_ENVS, reset_pool=reset_pool)
     teacher, student = jaxkd.networks.mlp(env, child.TEACHER), jaxkd.networks.mlp(env, child.STUDENT)
     sizes = dict(unroll_length=child.UNROLL_LENGTH, num_minibatches=child.NUM_MINIBATCHES)
     kd = jaxkd.distill(env, student, teacher, losses={"kd": loss}, optimizer=optax.adam(child.KD_RATE), **sizes)
@@ -44,6 +44,7 @@ if __name__ == "__main__":
         "ppo": child.Work(ppo),
         "ppo-full-shuffle": child.Work(lambda updates: ppo(updates, "full")),
         "distill": child.Work(distill),
+        "distill-reset-pool": child.Work(lambda updates: distill(updates, reset_pool=8)),
         "distill-pendulum": child.Work(lambda updates: distill(updates, "Pendulum-v1", mean_mse)),
     }
     child.main(works, ["jax", "jaxlib", "flax", "optax", "gymnax"])

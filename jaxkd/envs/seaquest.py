@@ -4,7 +4,27 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+
+
+def compact(entities: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """gymnax's `compact`: the rows [N, D] with `keep` [N] in their order, then zeros; and how many they are, int32 [].
+
+    gymnax scatters every row to its place, one after the other on a CPU. Here one row that goes is closed over at a time, and few go in a step.
+
+    >>> compact(jnp.array([[1], [2], [3]]), jnp.array([True, False, True]))[0].ravel().tolist()
+    [1, 3, 0]
+    """
+    place, count = jnp.arange(len(keep)), jnp.sum(keep, dtype=jnp.int32)
+
+    def close(loop):
+        after = place >= jnp.min(jnp.where(loop[1], len(keep), place))  # the first that goes, and all behind it
+        moved = jax.tree.map(lambda x: jnp.concatenate([x[1:], jnp.zeros_like(x[:1])]), loop)
+        return jnp.where(after[:, None], moved[0], loop[0]), jnp.where(after, moved[1], loop[1])
+
+    gap = lambda loop: jnp.any(~loop[1] & (place < count))
+    return jax.lax.while_loop(gap, close, (jnp.where(keep[:, None], entities, 0), keep))[0], count
 
 
 class ShortLists:
@@ -14,7 +34,7 @@ class ShortLists:
     """
 
     def __init__(self, environment: Any, modules: tuple, entities: int) -> None:
-        """Args: the modules whose MAX_ENTITIES is read while a step is traced."""
+        """Args: the modules whose MAX_ENTITIES and `compact` are read while a step is traced."""
         self._environment, self._modules, self._entities = environment, modules, entities
         self.name, self.default_params = environment.name, environment.default_params
         for name in ("action_space", "observation_space", "is_truncated"):
@@ -33,11 +53,12 @@ class ShortLists:
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
-        before = [module.MAX_ENTITIES for module in self._modules]
+        ours = {"MAX_ENTITIES": self._entities, "compact": compact}
+        before = [(module, name, getattr(module, name)) for module in self._modules for name in ours]
         try:
-            for module in self._modules:
-                module.MAX_ENTITIES = self._entities
+            for module, name, _ in before:
+                setattr(module, name, ours[name])
             yield
         finally:
-            for module, value in zip(self._modules, before, strict=True):
-                module.MAX_ENTITIES = value
+            for module, name, value in before:
+                setattr(module, name, value)
