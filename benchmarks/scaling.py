@@ -3,15 +3,17 @@
     python benchmarks/scaling.py [--quick]
 
 CartPole, PPO and distillation at the configuration of throughput.py (32 steps an update), after one warm-up the median of ROUNDS runs of UPDATES
-updates. Memory: the growth of the process's peak while the program runs, beside `jaxkd.memory_needed`, which is known before it runs.
+updates. Memory: how far the process grows while a run goes on, beyond what it holds before and after (its code and the compiler's leavings), beside
+`jaxkd.memory_needed`, which is known before it runs; "in all" is the peak of the whole process, with compiling. Linux alone tells these.
 Devices are virtual and share this machine's cores, so their column shows what dividing and communicating costs, not what devices
 gain; so are two processes (gloo on one machine). communicated: bytes that all collectives of one update return on one device, from the
 compiled program. Writes results/scaling.json and .png.
 """
 
+import ctypes
+import gc
 import json
 import re
-import resource
 import socket
 import statistics
 import subprocess
@@ -58,6 +60,21 @@ def program(work: str, num_envs: int, num_seeds: int, devices: int) -> tuple:
     return algorithm, keys, inputs
 
 
+def memory(name: str) -> int:
+    """Bytes of this process: VmRSS, what it holds; VmHWM, the most it has held."""
+    return 1024 * int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def grown(run) -> int:
+    """Bytes that the process holds at most while `run` goes on, beyond what it holds before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, or it would hide growth
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+    before = memory("VmRSS")
+    run()
+    return memory("VmHWM") - before
+
+
 def communicated(algorithm, keys, inputs, repeats: int) -> int:
     """Bytes that the collectives of one update return; those inside the loop over minibatches count `repeats` times, others once."""
     import jax
@@ -87,15 +104,16 @@ def child(work: str, num_envs: int, num_seeds: int, devices: int, processes: int
     algorithm, keys, inputs = program(work, num_envs, num_seeds, devices * processes)
     updates = updates_of(T[work] * num_envs * num_seeds)
     expected = jaxkd.memory_needed(algorithm, keys, updates, *inputs)
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    before = peak()
+    run = lambda: jax.block_until_ready(jaxkd.run(algorithm, keys, updates, *inputs))
+    run()
+    in_all, used = memory("VmHWM"), grown(run)
     seconds = []
-    for _ in range(ROUNDS + 1):
+    for _ in range(ROUNDS):
         began = time.perf_counter()
-        jax.block_until_ready(jaxkd.run(algorithm, keys, updates, *inputs))
+        run()
         seconds.append(time.perf_counter() - began)
-    figures = {"steps_per_second": T[work] * num_envs * num_seeds * updates / statistics.median(seconds[1:])}
-    figures |= {"memory_needed": expected, "memory_used": peak() - before, "memory_in_all": peak(), "updates": updates}
+    figures = {"steps_per_second": T[work] * num_envs * num_seeds * updates / statistics.median(seconds)}
+    figures |= {"memory_needed": expected, "memory_used": used, "memory_in_all": in_all, "updates": updates}
     figures["communicated"] = communicated(algorithm, keys, inputs, EPOCHS[work] * 4) if devices * processes > 1 else 0
     print(json.dumps(figures))
 
