@@ -46,7 +46,7 @@ def unrolled(times: int):
 @contextlib.contextmanager
 def rolled():
     """Random numbers in acting as JAX compiles them."""
-    with mock.patch.object(rollout, "unrolled", lambda key: key), mock.patch.object(envs.gymnax, "unrolled", lambda key: key):
+    with mock.patch.object(rollout, "unrolled", lambda key: key), mock.patch.object(envs.batch, "unrolled", lambda key: key):
         yield
 
 
