@@ -138,7 +138,7 @@ def draw(rows: list[dict]):
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
     for axis, (what, chosen) in zip(axes, groups(rows).items(), strict=True):
         for work in ("ppo", "distillation"):
-            mine = [row for row in chosen if row["work"] == work]
+            mine = sorted((row for row in chosen if row["work"] == work), key=lambda row: row[what])
             x = [row[what] for row in mine]
             axis.plot(x, [row["steps_per_second"] for row in mine], marker="o", label=work)
         axis.set(xlabel=what, ylabel="steps per second", xscale="log", yscale="log", xticks=x)

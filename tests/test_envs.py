@@ -482,7 +482,7 @@ def test_a_registered_environment():
 
 @pytest.mark.parametrize("pool", [1, 3, 8, 11])
 def test_every_episode_that_ends_gets_a_beginning_of_its_own(pool):
-    """Seven or eight of eight environments end at once: beginnings are drawn more than once a step, and none is given twice."""
+    """All eight environments end in every step: beginnings are drawn more than once a step, and none is given twice."""
     env = make("CartPole-v1", 8, max_steps=1, reset_pool=pool)
     _, obs, env_states, steps = rollout(env, jax.random.key(0), 25)
     assert np.all(steps.truncated == 1)
