@@ -1,7 +1,8 @@
-"""Two things that XLA compiles badly for a CPU, put so that it compiles them well: the results are the same. Elsewhere they are left alone."""
+"""What XLA compiles badly for a CPU, put so that it compiles it well: the results are the same. Elsewhere it is left alone."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,20 @@ def grad(fn: Callable, has_aux: bool = False) -> Callable:
         return jax.tree.map(lambda x: x[0], found)
 
     return batched
+
+
+def where_any(wanted: jax.Array, then: Callable[[], Any], otherwise: Any) -> Any:
+    """`then()`, which equals `otherwise` where none of `wanted` [B] is true: on a CPU it is computed only where one is.
+
+    A branch on an accelerator waits for the host, one among lanes computes both sides, and one over sharded environments needs all devices to agree.
+
+    >>> where_any(jnp.array([False, True]), lambda: 2 * jnp.ones(()), jnp.ones(())).item()
+    2.0
+    """
+    shared = jax.sharding.get_abstract_mesh().shape.get("envs", 1) > 1
+    if shared or jax.default_backend() != "cpu":
+        return then()
+    return jax.lax.cond(jnp.any(wanted), then, lambda: otherwise)
 
 
 def unrolled(key: jax.Array) -> jax.Array:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.cpu import grad, unrolled
+from jaxkd import sharding
+from jaxkd.cpu import grad, unrolled, where_any
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere both are the plain thing")
 
@@ -78,3 +79,13 @@ def test_gradient_as_a_batch_of_one(key):
     np.testing.assert_allclose(aux["mean"], wanted_aux["mean"], rtol=1e-6)
     second = jax.grad(lambda w: jnp.sum(grad(lambda w: jnp.sum(w**3))(w)))(x)  # through it: learning rates that are learnt
     np.testing.assert_allclose(second, 6 * x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [(False, False), (False, True)])
+def test_a_side_that_nobody_wants_is_not_computed(wanted):
+    zero, one = jnp.zeros(()), jnp.ones(())
+    assert where_any(jnp.array(wanted), lambda: one, zero) == any(wanted)
+    both = jax.vmap(lambda wanted: where_any(wanted, lambda: one, zero))(jnp.array([wanted, (True, True)]))
+    np.testing.assert_array_equal(both, [any(wanted), 1])
+    with jax.sharding.use_abstract_mesh(sharding.mesh(envs=2).abstract_mesh):
+        assert where_any(jnp.array(wanted), lambda: one, zero) == 1  # a branch would have to ask every device

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.base import TimeStep
-from jaxkd.cpu import unrolled
+from jaxkd.cpu import unrolled, where_any
 
 
 class Counted(NamedTuple):
@@ -84,11 +84,11 @@ def batch(start, transition, observe, num_envs, group_size, counts_time, own_ste
     def step(key, env_state, action):
         keys = jax.random.split(unrolled(key), num_envs + (pool is not None))
         ended, after = jax.vmap(advance)(keys[:num_envs], env_state, action)
-        obs = ended.obs
+        obs, done = ended.obs, jnp.logical_or(ended.terminated, ended.truncated)
         if pool is not None:
-            obs, after = _pooled(begin, pool, keys[-1], jnp.logical_or(ended.terminated, ended.truncated), (obs, after))
+            obs, after = _pooled(begin, pool, keys[-1], done, (obs, after))
         elif not resets_itself:
-            obs, after = jax.vmap(restart)(keys, ended, after)
+            obs, after = where_any(done, lambda: jax.vmap(restart)(keys, ended, after), (obs, after))
         flags = (flag.astype(jnp.float32) for flag in (ended.terminated, ended.truncated))
         return after, TimeStep(jax.vmap(observe)(obs), jax.vmap(observe)(ended.next_obs), ended.reward, *flags)
 
