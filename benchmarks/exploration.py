@@ -210,7 +210,11 @@ def settings(part: str, arm: str) -> str:
     """Digest of what an arm's figures depend on; the bonus alone is the same in "half" as in 20."""
     name = arm.removesuffix(" + kl")
     used: list = [SEEDS, NUM_ENVS, seed_of(arm), budget_of(part), arm, list(PREDICTORS.get(name, PREDICTOR))]
-    used += [keywords(ROOMS["limit"]), ROOMS] if part == "rooms" else [keywords(20 if part == "half" else int(part)), WEIGHT * (arm not in ARMS)]
+    used += (
+        [keywords(ROOMS["limit"]), ROOMS]
+        if part == "rooms"
+        else [keywords(20 if part == "half" else int(part)), WEIGHT * (arm not in ARMS)]
+    )
     return protocol.digest({"used": used})["digest"]
 
 

@@ -2,15 +2,16 @@
 
     python benchmarks/throughput.py [--quick]
 
-Configuration: CartPole, 32 steps an update; PPO 4 epochs x 4 minibatches, MLP 64-64 with a critic apart; distillation 1 epoch x 4
-minibatches, teacher 64-64, student 44, the student acts. floor = env-only scan + teacher forward on [T * B] + the gradients of all
-minibatches, each timed alone and in as many lanes as there are seeds; efficiency = floor / engine. Beside it the engine's own stages alone,
-act (with the teacher's forward) and learn, PPO with its rows fully shuffled, the banded convolution against `lax.conv`, Seaquest with
-short lists, and what a teacher's KL and random network distillation add to PPO. All of one row alternate in one process; medians of 5. Writes results/throughput.json.
+CartPole with 64 to 2048 environments and 16 seeds; Acrobot, Breakout (MinAtar's network), Asterix (likewise) and Pendulum with 64. 32 steps an update; PPO 4
+epochs x 4 minibatches, MLP 64-64 with a critic apart; distillation 1 epoch x 4 minibatches, teacher 64-64, student 44 (MinAtar: 1/15 of the
+teacher), the student acts. floor = env-only scan + teacher forward on [T * B] + the gradients of all minibatches, each timed alone and in as many
+lanes as there are seeds; efficiency = floor / engine. The floor leaves out that somebody acts: "acting too" counts the forward pass of who
+does. Beside it the engine's own stages alone, act (with the teacher's forward) and learn, PPO with its rows fully shuffled, the banded
+convolution against `lax.conv`, Seaquest with short lists, and what a teacher's KL and random network distillation add to PPO. All of one
+row alternate in one process; a ratio is the median of the rounds' own ratios, because these machines' speed wanders. Writes results/throughput.json.
 """
 
 import json
-import statistics
 import sys
 import time
 from functools import partial
@@ -33,7 +34,11 @@ from jaxkd.networks.cnn import banded
 from jaxkd.optimize import Optimization
 from jaxkd.rollout import Needs, Rollout
 
-T, MINIBATCHES, PPO_EPOCHS, REPEATS, ROUNDS = 32, 4, 4, 20, 5
+T, MINIBATCHES, PPO_EPOCHS, REPEATS, ROUNDS = 32, 4, 4, 20, 11
+SIZES = [("CartPole-v1", 64, 1), ("CartPole-v1", 64, 16), ("CartPole-v1", 512, 1), ("CartPole-v1", 1024, 1), ("CartPole-v1", 2048, 1)]
+SIZES += [(name, 64, 1) for name in ("Acrobot-v1", "Breakout-MinAtar", "Asterix-MinAtar", "Pendulum-v1")]
+FLOOR = {"distillation": ("env", "teacher forward", "kd gradient"), "ppo": ("env", "ppo gradient")}
+ACTOR = {"distillation": "student forward", "ppo": "ppo forward"}
 KD_NEEDS = Needs(acting=False, next_obs=False, acting_next=False, teacher_next=False)
 KD_OPTIMIZER = optax.adam(1e-3)
 PPO_OPTIMIZER = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(2.5e-4, eps=1e-5))
@@ -47,8 +52,8 @@ def compiled(fn, *args):
     return program, time.perf_counter() - began
 
 
-def alternate(programs: dict) -> dict[str, float]:
-    """Median seconds of each program, {name: (program, args)}, run in turns."""
+def alternate(programs: dict) -> dict[str, np.ndarray]:
+    """Seconds [ROUNDS] of each program, {name: (program, args)}, run in turns."""
     for program, args in programs.values():
         jax.block_until_ready(program(*args))
     seconds = {name: [] for name in programs}
@@ -57,7 +62,7 @@ def alternate(programs: dict) -> dict[str, float]:
             began = time.perf_counter()
             jax.block_until_ready(program(*args))
             seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def repeated(fn):
@@ -81,12 +86,13 @@ def env_only(env):
     return fn
 
 
-def forward(policy):
-    """One forward pass on [1, T * B]. x = (params, obs)."""
+def forward(policy, value: bool = False):
+    """One forward pass on [1, T * B], of the policy alone or with its value. x = (params, obs, a number)."""
 
     def fn(x, key):
         out = policy.unroll(x[0], (), x[1], jnp.zeros(x[1].shape[:2]))[1]
-        return x[0], x[1] + 1e-9 * out.policy.logits[..., :1]
+        used = (out.policy, out.value if value else ())
+        return x[0], x[1], 1e-9 * (x[2] + sum(leaf.sum() for leaf in jax.tree.leaves(used)))
 
     return fn
 
@@ -131,16 +137,28 @@ def learn(policy, terms, optimizer, num_epochs):
     return fn
 
 
-def measure(sources: dict) -> tuple[dict, dict]:
-    """Seconds of running and of compiling each of {name: (function, args)}."""
+def measure(sources: dict) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Seconds of running [ROUNDS] and of compiling each of {name: (function, args)}."""
     built = {name: (*compiled(fn, *args), args) for name, (fn, args) in sources.items()}
     seconds = alternate({name: (program, args) for name, (program, _, args) in built.items()})
     return seconds, {name: spent for name, (_, spent, _) in built.items()}
 
 
+def ratio(above: np.ndarray, below: np.ndarray) -> float:
+    """The median over the rounds of their ratio."""
+    return float(np.median(above / below))
+
+
 def train(algorithm):
-    """The metrics of REPEATS updates for every key."""
-    return lambda keys, *inputs: jax.vmap(lambda key: jaxkd.run(algorithm, key, REPEATS, *inputs)[1])(keys)
+    """The metrics and the last states of REPEATS updates for every key: all of both is computed."""
+    return lambda keys, *inputs: jax.vmap(lambda key: jaxkd.run(algorithm, key, REPEATS, *inputs))(keys)
+
+
+def networks_for(env) -> tuple:
+    """(teacher, student of 1/15)."""
+    if env.name.endswith("MinAtar"):
+        return jaxkd.networks.cnn(env), jaxkd.networks.cnn(env, (4,), (32,))
+    return jaxkd.networks.mlp(env, (64, 64), separate=True), jaxkd.networks.mlp(env, (44,))
 
 
 def terms():
@@ -157,9 +175,12 @@ def arguments(env, big, small, key) -> dict:
     full = batch._replace(weight=ones)
     ppo_full = ppo_batch._replace(weight=ones, advantage=batch.reward, target=ones, targets={"": ones})
     kd_terms, ppo_terms = (dict.fromkeys(names, ()) for names in terms())
+    rows = batch.obs.reshape((1, -1, *batch.obs.shape[2:]))
     return {
         "env": env_only(env)((env.reset(key)[0], (), batch.action), key),
-        "teacher forward": (theirs, batch.obs.reshape(1, -1, 4)),
+        "teacher forward": (theirs, rows, jnp.zeros(())),
+        "student forward": (ours, rows, jnp.zeros(())),
+        "ppo forward": (theirs, rows, jnp.zeros(())),
         "kd gradient": (ours, minibatches(full)),
         "ppo gradient": (theirs, minibatches(ppo_full, PPO_EPOCHS)),
         "kd act": (ours, theirs, actors, batch),
@@ -171,11 +192,13 @@ def arguments(env, big, small, key) -> dict:
 
 def parts(env, num_seeds: int) -> dict:
     """What is timed: {name: (function, args)}; the parts of the floor, the engine's stages, and the engine."""
-    big, small = jaxkd.networks.mlp(env, (64, 64), separate=True), jaxkd.networks.mlp(env, (44,))
+    big, small = networks_for(env)
     kd_terms, ppo_terms = terms()
     functions = {
         "env": env_only(env),
         "teacher forward": forward(big),
+        "student forward": forward(small),
+        "ppo forward": forward(big, value=True),
         "kd gradient": gradient(small, list(kd_terms.values())),
         "ppo gradient": gradient(big, list(ppo_terms.values())),
         "kd act": act(env, small, big, KD_NEEDS),
@@ -201,19 +224,21 @@ def minibatches(batch, epochs: int = 1):
     return jax.tree.map(lambda x: jnp.tile(x.reshape((MINIBATCHES, 1, -1, *x.shape[2:])), (epochs,) + (1,) * (x.ndim)), batch)
 
 
-def row(num_envs: int, num_seeds: int) -> dict:
+def row(name: str, num_envs: int, num_seeds: int) -> dict:
     """One configuration: figures of the engine, of its stages and of its floor."""
-    seconds, compile_seconds = measure(parts(jaxkd.envs.make("CartPole-v1", num_envs), num_seeds))
-    per = {name: value / REPEATS for name, value in seconds.items()}
-    floor = {"distillation": per["env"] + per["teacher forward"] + per["kd gradient"], "ppo": per["env"] + per["ppo gradient"]}
-    steps = T * num_envs * num_seeds
+    seconds, compile_seconds = measure(parts(jaxkd.envs.make(name, num_envs), num_seeds))
+    per = {part: 1e3 * np.median(value) / REPEATS for part, value in seconds.items()}
+    floor = {engine: sum(seconds[part] for part in parts) for engine, parts in FLOOR.items()}
     return {
+        "env": name,
         "num_envs": num_envs,
         "seeds": num_seeds,
-        "steps_per_second": {name: steps / per[name] for name in ("env", "distillation", "ppo")},
-        "efficiency": {name: floor[name] / per[name] for name in floor},
-        "milliseconds_an_update": {name: 1e3 * value for name, value in per.items()},
-        "compile_seconds": {name: compile_seconds[name] for name in ("distillation", "ppo")},
+        "steps_per_second": {part: 1e3 * T * num_envs * num_seeds / per[part] for part in ("env", *FLOOR)},
+        "efficiency": {engine: ratio(floor[engine], seconds[engine]) for engine in FLOOR},
+        "acting_too": {engine: ratio(floor[engine] + seconds[ACTOR[engine]], seconds[engine]) for engine in FLOOR},
+        "full_shuffle": ratio(seconds["ppo, full shuffle"], seconds["ppo"]),
+        "milliseconds_an_update": per,
+        "compile_seconds": {engine: compile_seconds[engine] for engine in FLOOR},
     }
 
 
@@ -227,7 +252,7 @@ def convolution() -> float:
         return lambda kernel: jax.lax.scan(step, kernel, None, REPEATS)[0]
 
     seconds, _ = measure({name: (trained(fn), (kernel,)) for name, fn in {"banded": banded, "plain": plain}.items()})
-    return seconds["plain"] / seconds["banded"]
+    return ratio(seconds["plain"], seconds["banded"])
 
 
 def seaquest() -> float:
@@ -239,7 +264,7 @@ def seaquest() -> float:
         first = jax.jit(jax.vmap(env_only(env)))((start[0], (), start[2]), key)  # what the scan stacks
         sources[name] = (lambda x, keys, env=env: jax.vmap(env_only(env))(x, keys), (first, key))
     seconds, _ = measure(sources)
-    return seconds["100"] / seconds["32"]
+    return ratio(seconds["100"], seconds["32"])
 
 
 def extras() -> dict[str, float]:
@@ -253,32 +278,35 @@ def extras() -> dict[str, float]:
     sources = {"ppo": (jaxkd.ppo(env, big, **given), (key,)), "kl 64": teacher}
     sources |= {f"rnd {width}": (rnd(width), (key,)) for width in (64, 512)}
     seconds, _ = measure({name: (train(algorithm), args) for name, (algorithm, args) in sources.items()})
-    return {name: seconds[name] / seconds["ppo"] - 1 for name in sources if name != "ppo"}
+    return {name: ratio(seconds[name], seconds["ppo"]) - 1 for name in sources if name != "ppo"}
 
 
 def main(quick: bool) -> None:
-    table = Table("envs", "seeds", "env only", "distillation", "efficiency", "ppo", "efficiency", "compile s (kd, ppo)")
+    table = Table(
+        "env", "envs x seeds", "env only", "distillation", "efficiency", "acting too", "ppo", "efficiency", "acting too", "compile s"
+    )
     rows = []
-    for num_envs, num_seeds in [(64, 1)] if quick else [(64, 1), (64, 16), (512, 1), (1024, 1), (2048, 1)]:
-        rows.append(row(num_envs, num_seeds))
-        r = rows[-1]
-        rates = {name: f"{value / 1e3:,.0f}k" for name, value in r["steps_per_second"].items()}
-        efficiency = {name: f"{value:.2f}" for name, value in r["efficiency"].items()}
-        compiling = f"{r['compile_seconds']['distillation']:.1f}, {r['compile_seconds']['ppo']:.1f}"
-        cells = rates["env"], rates["distillation"], efficiency["distillation"], rates["ppo"], efficiency["ppo"], compiling
-        table.add_row(str(num_envs), str(num_seeds), *cells)
-    Console(width=120).print(table)
-    ratio = convolution()
-    print(f"banded convolution: {ratio:.1f} times as fast as lax.conv")
+    for name, num_envs, num_seeds in SIZES[:1] if quick else SIZES:
+        r = row(name, num_envs, num_seeds)
+        rows.append(r)
+        rates = {part: f"{value / 1e3:,.0f}k" for part, value in r["steps_per_second"].items()}
+        shares = {engine: [f"{r[kind][engine]:.2f}" for kind in ("efficiency", "acting_too")] for engine in FLOOR}
+        engines = [cell for engine in FLOOR for cell in (rates[engine], *shares[engine])]
+        compiling = ", ".join(f"{x:.1f}" for x in r["compile_seconds"].values())
+        table.add_row(name.split("-")[0], f"{num_envs} x {num_seeds}", rates["env"], *engines, compiling)
+    Console(width=140).print(table)
+    banded_gain = convolution()
+    print(f"banded convolution: {banded_gain:.1f} times as fast as lax.conv")
     room = seaquest()
     print(f"Seaquest with entities=32: {room:.1f} times as fast")
     added = extras()
     print("added to PPO's time: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in added.items()))
     if not quick:
-        rounded = json.loads(json.dumps(rows), parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False)))
+        made = {"unroll_length": T, "rounds": ROUNDS, "banded_convolution": banded_gain, "seaquest_entities": room, "added_to_ppo": added}
+        made |= {"rows": rows}
         protocol.write(
             "throughput",
-            {"unroll_length": T, "banded_convolution": ratio, "seaquest_entities": room, "added_to_ppo": added, "rows": rounded},
+            json.loads(json.dumps(made), parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False))),
         )
 
 

@@ -72,6 +72,16 @@ def touches(read: frozenset[str], *prefixes: str) -> bool:
     return any(path == p or path.startswith(p + ".") for path in read for p in prefixes)
 
 
+def field(path: str) -> str:
+    """What a path of `reads` is a part of, for a person; what is kept by stream with the stream's name.
+
+    >>> field("batch.teacher.policy.logits"), field("batch.targets.bonus")
+    ('batch.teacher', "batch.targets['bonus']")
+    """
+    first, second, third = (path.split(".") + ["", ""])[:3]
+    return f"{first}.{second}[{third!r}]" if second in ("targets", "streams") else f"{first}.{second}"
+
+
 def label(component: Any) -> str:
     """How a component was made, read off the closure of its function: "scale(value=0.5, term=forward_kl(temperature=2.0))"."""
     if isinstance(component, tuple):

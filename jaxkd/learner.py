@@ -264,9 +264,9 @@ def _plan(parts: Learner, read: dict[str, frozenset]) -> Plan:
 
 def _description(parts: Learner, read: dict[str, frozenset]) -> tuple:
     o = parts.rollout
-    fields = {name: ", ".join(sorted({".".join(path.split(".")[:2]) for path in paths if path[0] in "bs"})) for name, paths in read.items()}
+    fields = {name: ", ".join(sorted({check.field(path) for path in paths if path[0] in "bs"})) for name, paths in read.items()}
     rows = [("loss", name, check.label(term), fields[f"loss {name!r}"]) for name, term in parts.optimization.losses.items()]
-    rows += [("reward", name, check.label(t), fields[f"reward {name!r}"]) for name, t in parts.rewards.items()]
+    rows += [("reward", name, f"{check.label(t)} of stream {t.stream!r}", fields[f"reward {name!r}"]) for name, t in parts.rewards.items()]
     rows += [("returns", name, check.label(r), fields[f"returns {name!r}"]) for name, r in parts.returns.items()]
     rows += [("behavior", "", check.label(o.behavior.act), ""), ("memory", "", check.label(parts.memory), "")]
     sizes = dict(num_envs=o.env.num_envs, unroll_length=o.unroll_length, sequence_length=o.sequence_length)
@@ -277,6 +277,8 @@ def _description(parts: Learner, read: dict[str, frozenset]) -> tuple:
 
 def describe(algorithm: Algorithm) -> None:
     """Prints how an algorithm was assembled: its sizes, and every component with its settings and what it reads.
+
+    A reward is paid into a stream, which `returns` of that name turn into their share of `batch.advantage` and into `batch.targets` of that name.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)

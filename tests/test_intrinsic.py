@@ -256,5 +256,7 @@ def test_a_bonus_that_nothing_reads_is_refused():
 def test_describe_names_the_bonus(capsys):
     env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
     jaxkd.describe(algorithm(env, rewards={"bonus": rewards.rnd(stream="novelty")}))
-    line = next(row for row in capsys.readouterr().out.splitlines() if " bonus " in row)
-    assert "rnd" in line and "batch.next_obs" in line
+    rows = capsys.readouterr().out.splitlines()
+    line = next(row for row in rows if "reward    bonus" in row)
+    assert "rnd of stream 'novelty'" in line and "batch.next_obs" in line
+    assert [row.split()[1] for row in rows if "batch.targets['novelty']" in row] == ["novelty"]  # the loss that reads it
