@@ -87,5 +87,7 @@ def test_a_side_that_nobody_wants_is_not_computed(wanted):
     assert where_any(jnp.array(wanted), lambda: one, zero) == any(wanted)
     both = jax.vmap(lambda wanted: where_any(wanted, lambda: one, zero))(jnp.array([wanted, (True, True)]))
     np.testing.assert_array_equal(both, [any(wanted), 1])
+    square = jax.grad(lambda x: where_any(jnp.array(wanted), lambda: x**2, x * x))  # an environment that is differentiated
+    assert square(3.0) == 6
     with jax.sharding.use_abstract_mesh(sharding.mesh(envs=2).abstract_mesh):
         assert where_any(jnp.array(wanted), lambda: one, zero) == 1  # a branch would have to ask every device
