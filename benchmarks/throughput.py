@@ -89,12 +89,12 @@ def env_only(env):
 
 
 def forward(policy, value: bool = False):
-    """One forward pass on [1, T * B], of the policy alone or with its value. x = (params, obs, a number)."""
+    """One forward pass on [1, T * B], of the policy alone or with its value. x = (params, obs); the next pass waits for this one."""
 
     def fn(x, key):
         out = policy.unroll(x[0], (), x[1], jnp.zeros(x[1].shape[:2]))[1]
-        used = (out.policy, out.value if value else ())
-        return x[0], x[1], 1e-9 * (x[2] + sum(leaf.sum() for leaf in jax.tree.leaves(used)))
+        used = sum(leaf.sum() for leaf in jax.tree.leaves((out.policy, out.value if value else ())))
+        return jax.tree.map(lambda p: p - 1e-9 * used, x[0]), x[1]
 
     return fn
 
@@ -180,9 +180,9 @@ def arguments(env, big, small, key) -> dict:
     rows = batch.obs.reshape((1, -1, *batch.obs.shape[2:]))
     return {
         "env": env_only(env)((env.reset(key)[0], (), batch.action), key),
-        "teacher forward": (theirs, rows, jnp.zeros(())),
-        "student forward": (ours, rows, jnp.zeros(())),
-        "ppo forward": (theirs, rows, jnp.zeros(())),
+        "teacher forward": (theirs, rows),
+        "student forward": (ours, rows),
+        "ppo forward": (theirs, rows),
         "kd gradient": (ours, minibatches(full)),
         "ppo gradient": (theirs, minibatches(ppo_full, PPO_EPOCHS)),
         "kd act": (ours, theirs, actors, batch),
