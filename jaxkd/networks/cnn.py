@@ -22,7 +22,7 @@ def banded(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 3x3 VALID convolution as one matmul per output row: x [n, H, W, C], kernel [3, 3, C, F] -> [n, H-2, W-2, F].
 
     The kernel is laid out as a band [3 W C, (W-2) F]; meant for CPUs, where the redundant zeros
-    cost less than `lax.conv`'s loops: 28 times as fast with its gradient on 1024 grids of MinAtar (benchmarks/throughput.py, two cores).
+    cost less than `lax.conv`'s loops: 24 to 32 times as fast with its gradient on 1024 grids of MinAtar (benchmarks/throughput.py, two cores).
     """
     n, height, width, channels = x.shape
     rows, columns, features = height - _SIZE + 1, width - _SIZE + 1, kernel.shape[-1]
