@@ -2,12 +2,12 @@
 
     python benchmarks/levers.py
 
-CartPole, 64 and 512 environments and 16 seeds of 64, distillation and PPO at the configuration of throughput.py, alternating in one process,
-medians of 11. What the engine has, taken away: `jax.grad` instead of `cpu.grad`, threefry as JAX compiles it instead of `cpu.unrolled`, a beginning drawn
-for every environment in every step instead of `cpu.where_any` (a ratio below 1 is what they save). What it has not: rbg keys (`jax.random.key(0, impl="rbg")`), one uniform number an action instead of one Gumbel
-number a logit, no random numbers in acting at all (greedy: the bound of any such lever), the rollout's scan unrolled twice,
-beginnings of episodes from a pool of 8 (`envs.make(..., reset_pool=8)`: an option, off by itself). What is
-learnt from it is in NOTES.md. Writes results/levers.json.
+CartPole, 64 and 512 environments and 16 seeds of 64, distillation and PPO at the configuration of throughput.py, alternating in one process, medians
+of its rounds. What the engine has, taken away (a ratio below 1 is what it saves): `jax.grad` instead of `cpu.grad`, threefry as JAX compiles it instead of
+`cpu.unrolled`, beginnings drawn in every step instead of `cpu.where_any`. What it has not: rbg keys (`jax.random.key(0, impl="rbg")`), one uniform number
+an action instead of one Gumbel number a logit, no random numbers in acting at all (greedy: the bound of any such lever), the rollout's scan
+unrolled twice, beginnings of episodes from a pool of 8 (`envs.make(..., reset_pool=8)`: an option, off by itself), the optimizer on one flat vector
+(`optax.flatten`), advantages by an associative scan (PPO only). What is learnt from it is in NOTES.md. Writes results/levers.json.
 """
 
 import contextlib
@@ -16,12 +16,13 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import protocol
 import throughput
 from throughput import KD_OPTIMIZER, PPO_OPTIMIZER, measure, terms, train
 
 import jaxkd
-from jaxkd import envs, optimize, rollout
+from jaxkd import envs, optimize, returns, rollout
 from jaxkd.distributions import Categorical
 
 
@@ -58,6 +59,12 @@ def always():
         yield
 
 
+def associated(x, decay):
+    """`returns.discounted_sum` in parallel."""
+    join = lambda later, row: (row[0] * later[0], row[1] + row[0] * later[1])
+    return jax.lax.associative_scan(join, (decay, x), reverse=True)[1]
+
+
 LEVERS = {
     "as it is": contextlib.nullcontext,
     "jax.grad": lambda: mock.patch.object(optimize, "grad", jax.grad),
@@ -68,6 +75,8 @@ LEVERS = {
     "greedy": lambda: mock.patch.object(Categorical, "sample", lambda self, key: self.mode()),
     "unroll 2": lambda: unrolled(2),
     "reset pool": contextlib.nullcontext,
+    "flat optimizer": contextlib.nullcontext,
+    "associative scan": lambda: mock.patch.object(returns, "discounted_sum", associated),
 }
 
 
@@ -94,8 +103,9 @@ def row(num_envs: int, num_seeds: int) -> dict[str, dict[str, float]]:
         env = jaxkd.envs.make("CartPole-v1", num_envs, reset_pool=8) if name == "reset pool" else usual
         key = jax.random.key(0, impl="rbg" if name == "rbg" else None)
         keys, whole = (key, one_seed) if num_seeds == 1 else (jax.random.split(key, num_seeds), train)
-        kd = jaxkd.distill(env, small, big, losses=terms()[0], optimizer=KD_OPTIMIZER)
-        ppo = jaxkd.ppo(env, big, optimizer=PPO_OPTIMIZER)
+        packed = optax.flatten if name == "flat optimizer" else lambda optimizer: optimizer
+        kd = jaxkd.distill(env, small, big, losses=terms()[0], optimizer=packed(KD_OPTIMIZER))
+        ppo = jaxkd.ppo(env, big, optimizer=packed(PPO_OPTIMIZER))
         params = big.init(jax.random.key(1))
         sources[f"distillation, {name}"] = (within(change, whole(kd)), (keys, params))
         sources[f"ppo, {name}"] = (within(change, whole(ppo)), (keys,))

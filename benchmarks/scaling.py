@@ -132,6 +132,19 @@ def point(work: str, num_envs: int, num_seeds: int = 1, devices: int = 1, proces
     return found | {"work": work, "num_envs": num_envs, "seeds": num_seeds, "devices": devices, "processes": processes}
 
 
+def show(rows: list[dict]) -> None:
+    """The table; megabytes are of the run alone, expected and found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("work", "envs", "seeds", "devices", "processes", "steps/s", "MB expected", "MB found", "MB communicated")
+    for r in rows:
+        sizes = [str(r[name]) for name in ("num_envs", "seeds", "devices", "processes")]
+        megabytes = [f"{r[name] / 1e6:,.1f}" for name in ("memory_needed", "memory_used", "communicated")]
+        table.add_row(r["work"], *sizes, f"{r['steps_per_second'] / 1e3:,.0f}k", *megabytes)
+    Console(width=120).print(table)
+
+
 def draw(rows: list[dict]):
     import matplotlib.pyplot as plt
 
@@ -167,6 +180,7 @@ def main(quick: bool) -> None:
     points += [dict(num_envs=SPREAD_ENVS, devices=n) for n in DEVICES] + [dict(num_envs=SPREAD_ENVS, processes=n) for n in PROCESSES[1:]]
     rows = [point(work, **sizes) for work in ("ppo", "distillation") for sizes in (points[:1] if quick else points)]
     rows.append(point("breakout", SPREAD_ENVS))
+    show(rows)
     print(f"Breakout, {SPREAD_ENVS} environments x {T['breakout']} steps: {rows[-1]['memory_in_all'] / 2**30:.2f} GiB in all")
     if not quick:
         protocol.write("scaling", {"unroll_length": T, "rows": rows}, draw(rows))

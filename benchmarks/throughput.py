@@ -8,7 +8,7 @@ teacher), the student acts. floor = env-only scan + teacher forward on [T * B] +
 lanes as there are seeds; efficiency = floor / engine. The floor leaves out that somebody acts: "acting too" counts the forward pass of who
 does. Beside it the engine's own stages alone, act (with the teacher's forward) and learn, PPO with its rows fully shuffled, the banded
 convolution against `lax.conv`, Seaquest with short lists, and what a teacher's KL and random network distillation add to PPO. All of one
-row alternate in one process; a ratio is the median of the rounds' own ratios, because these machines' speed wanders. Writes results/throughput.json.
+row alternate in one process; a ratio is the median of the rounds' own ratios, because these machines' speed wanders. Writes results/throughput.json and .png.
 """
 
 import json
@@ -18,6 +18,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import protocol
@@ -285,6 +286,24 @@ def extras() -> dict[str, float]:
     return {name: ratio(seconds[name], seconds["ppo"]) - 1 for name in sources if name != "ppo"}
 
 
+def draw(rows: list[dict]):
+    """Above the shares of the floor, below the speed; a row each."""
+    figure, axes = plt.subplots(2, 1, figsize=(1.2 * len(rows) + 2, 5), sharex=True, layout="constrained")
+    for shift, engine, colour in ((-0.2, "distillation", "tab:blue"), (0.2, "ppo", "tab:orange")):
+        places = [i + shift for i in range(len(rows))]
+        axes[0].bar(places, [r["efficiency"][engine] for r in rows], 0.38, color=colour, label=engine)
+        axes[0].plot(places, [r["acting_too"][engine] for r in rows], "k_", ms=14, label="acting too" if shift > 0 else None)
+        axes[1].bar(places, [r["steps_per_second"][engine] for r in rows], 0.38, color=colour)
+    axes[1].plot([r["steps_per_second"]["env"] for r in rows], "kx", label="environment only")
+    axes[0].axhline(0.85, color="gray", ls=":", lw=0.8)
+    axes[0].set(ylabel="floor / engine")
+    axes[1].set(ylabel="steps per second", yscale="log", xticks=range(len(rows)))
+    axes[1].set_xticklabels([f"{r['env'].split('-')[0]}\n{r['num_envs']} x {r['seeds']}" for r in rows], fontsize=8)
+    for axis in axes:
+        axis.legend(fontsize=7, ncols=3)
+    return figure
+
+
 def main(quick: bool) -> None:
     table = Table(
         "env", "envs x seeds", "env only", "distillation", "efficiency", "acting too", "ppo", "efficiency", "acting too", "compile s"
@@ -309,10 +328,8 @@ def main(quick: bool) -> None:
     if not quick:
         made = {"unroll_length": T, "rounds": ROUNDS, "banded_convolution": banded_gain, "seaquest_entities": room, "added_to_ppo": added}
         made |= {"rows": rows}
-        protocol.write(
-            "throughput",
-            json.loads(json.dumps(made), parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False))),
-        )
+        rounded = json.loads(json.dumps(made), parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False)))
+        protocol.write("throughput", rounded, draw(rows))
 
 
 if __name__ == "__main__":
