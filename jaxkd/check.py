@@ -73,13 +73,13 @@ def touches(read: frozenset[str], *prefixes: str) -> bool:
 
 
 def field(path: str) -> str:
-    """What a path of `reads` is a part of, for a person; what is kept by stream with the stream's name.
+    """What a path of `reads` is a part of, for a person; what is kept by name, such as a stream's, with that name.
 
     >>> field("batch.teacher.policy.logits"), field("batch.targets.bonus")
     ('batch.teacher', "batch.targets['bonus']")
     """
     first, second, third = (path.split(".") + ["", ""])[:3]
-    return f"{first}.{second}[{third!r}]" if second in ("targets", "streams") else f"{first}.{second}"
+    return f"{first}.{second}[{third!r}]" if second in ("targets", "streams", "extra") else f"{first}.{second}"
 
 
 def label(component: Any) -> str:
