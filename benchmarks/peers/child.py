@@ -5,13 +5,14 @@ python with_<library>.py WORK verify        # answers once: what was learnt, and
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any, NamedTuple
 
-NUM_ENVS, UNROLL_LENGTH, NUM_MINIBATCHES = 64, 32, 4
+NUM_ENVS, UNROLL_LENGTH, NUM_MINIBATCHES = int(os.environ.get("PEER_ENVS", 64)), 32, 4
 STEPS = NUM_ENVS * UNROLL_LENGTH  # of the environment, an update
 TEACHER, STUDENT = (64, 64), (44,)
 PPO_EPOCHS, PPO_RATE, CLIP_NORM, ENTROPY = 4, 2.5e-4, 0.5, 0.01
