@@ -9,7 +9,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxkd import behavior, distributions, envs, losses, memory, methods, networks, presets, returns, rewards, sharding
+    from jaxkd import (
+        behavior,
+        distributions,
+        envs,
+        losses,
+        memory,
+        methods,
+        networks,
+        presets,
+        returns,
+        rewards,
+        sharding,
+    )
     from jaxkd.base import (
         Algorithm,
         ArtifactError,

@@ -67,7 +67,9 @@ class Outputs(NamedTuple):
 class TimeStep(NamedTuple):
     """What a batch of environments answers to a batch of actions."""
 
-    obs: Any  # [B, ...] the observation to act on next (after a reset: the first of the new episode)
+    obs: (
+        Any  # [B, ...] the observation to act on next (after a reset: the first of the new episode)
+    )
     next_obs: Any  # [B, ...] the true successor, before any reset
     reward: jax.Array  # float32 [B]
     terminated: jax.Array  # float32 [B], 1 at a natural end
@@ -78,7 +80,9 @@ class Context(NamedTuple):
     """What every component may know beyond its batch."""
 
     update: jax.Array  # int32 [], updates completed: what schedules are called with
-    episode_return: jax.Array  # float32 [], the "return" metric of the update before; nan before the first episode ends
+    episode_return: (
+        jax.Array
+    )  # float32 [], the "return" metric of the update before; nan before the first episode ends
     episode_step: Any  # int32 [B], steps since the reset; only while acting, otherwise ()
     key: jax.Array  # [], differs for every update, minibatch and component
 
@@ -163,7 +167,9 @@ class LossTerm(NamedTuple):
 class RewardTransform(NamedTuple):
     """What the student is paid; a dict of transforms is chained in the order given."""
 
-    init: Callable  # (key, spec) -> state; one that learns keeps parameters and optimizer state here
+    init: (
+        Callable  # (key, spec) -> state; one that learns keeps parameters and optimizer state here
+    )
     update: Callable  # (reward [T, B], state, batch, context) -> (reward [T, B], state)
     stream: str = ""  # the reward it is chained on: "" the environment's; a new name starts a stream of its own at 0
 
@@ -174,7 +180,9 @@ class Returns(NamedTuple):
 
     evaluate: Callable  # (reward [T, B], value [T+1, B], next_value [T, B], batch, context) -> (advantage, target[, weight])
     fresh: bool = False  # True: every update begins with a reset
-    needs_value: bool = True  # False: both values are (), and the student needs no value head for the stream
+    needs_value: bool = (
+        True  # False: both values are (), and the student needs no value head for the stream
+    )
     group_size: int = 0  # above 0: whole episodes are compared within the environment's groups, which must be of this size
 
 
@@ -223,7 +231,11 @@ class Env(NamedTuple):
     action_space: Any  # Discrete | Box
     max_steps: int | None = None  # time limit; None: nothing is known about truncations
     truncates: bool = True  # False: no episode is ever cut off
-    group_size: int = 1  # environment i belongs to group i // group_size; a group's n-th episodes start alike
+    group_size: int = (
+        1  # environment i belongs to group i // group_size; a group's n-th episodes start alike
+    )
     name: str = ""
-    cut_steps: int | None = None  # the time limits of an environment are at least so many steps apart; None: max_steps
+    cut_steps: int | None = (
+        None  # the time limits of an environment are at least so many steps apart; None: max_steps
+    )
     tasks: tuple[str, ...] = ()  # names of the tasks of `envs.concat`; obs["task"] counts them

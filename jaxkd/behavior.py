@@ -80,7 +80,9 @@ def mixture(beta: float | jax.Array | Callable) -> Behavior:
     return Behavior(act, needs_teacher=True)
 
 
-def epsilon_greedy(epsilon: float | jax.Array | Callable, behavior: Behavior | None = None) -> Behavior:
+def epsilon_greedy(
+    epsilon: float | jax.Array | Callable, behavior: Behavior | None = None
+) -> Behavior:
     """In every step of every environment a random legal action with probability `epsilon`, else what `behavior` does.
 
     Args:
@@ -92,12 +94,18 @@ def epsilon_greedy(epsilon: float | jax.Array | Callable, behavior: Behavior | N
     """
     check.number("epsilon", epsilon, low=0, high=1)
     behavior = student_acts(greedy=True) if behavior is None else behavior
-    check.kind("behavior", behavior, Behavior, "a Behavior (jaxkd.behavior.teacher_acts and others)")
+    check.kind(
+        "behavior", behavior, Behavior, "a Behavior (jaxkd.behavior.teacher_acts and others)"
+    )
 
     def act(key, student, teacher, context):
         key_who, key_random, key_behavior = jax.random.split(key, 3)
         chosen = behavior.act(key_behavior, student, teacher, context)
-        return _choose(_chance(key_who, epsilon, chosen, context), _anything(key_random, student.policy), chosen)
+        return _choose(
+            _chance(key_who, epsilon, chosen, context),
+            _anything(key_random, student.policy),
+            chosen,
+        )
 
     return Behavior(act, behavior.needs_teacher)
 
@@ -116,8 +124,14 @@ def guide_then_student(horizon: float | jax.Array | Callable) -> Behavior:
 
     def act(key, student, teacher, context):
         key_teacher, key_student = jax.random.split(key)
-        steps: Any = horizon(context.update, context.episode_return) if callable(horizon) else horizon
-        return _choose(context.episode_step < steps, teacher.policy.sample(key_teacher), student.policy.sample(key_student))
+        steps: Any = (
+            horizon(context.update, context.episode_return) if callable(horizon) else horizon
+        )
+        return _choose(
+            context.episode_step < steps,
+            teacher.policy.sample(key_teacher),
+            student.policy.sample(key_student),
+        )
 
     return Behavior(act, needs_teacher=True)
 
@@ -134,7 +148,10 @@ def tempered(temperature: float | jax.Array, behavior: Behavior) -> Behavior:
     check.number("temperature", temperature, low=0, above=True)
 
     def act(key, student, teacher, context):
-        both = [who and who._replace(policy=who.policy.temper(temperature)) for who in (student, teacher)]
+        both = [
+            who and who._replace(policy=who.policy.temper(temperature))
+            for who in (student, teacher)
+        ]
         return behavior.act(key, *both, context)
 
     return Behavior(act, behavior.needs_teacher)
@@ -143,7 +160,9 @@ def tempered(temperature: float | jax.Array, behavior: Behavior) -> Behavior:
 def _anything(key: jax.Array, policy: Any) -> jax.Array:
     """A legal action, each as likely as any other: int32 [B] or float32 [B, D]."""
     if hasattr(policy, "logits"):
-        return jax.random.categorical(key, jnp.where(policy.logits > _ILLEGAL, 0.0, -jnp.inf)).astype(jnp.int32)
+        return jax.random.categorical(
+            key, jnp.where(policy.logits > _ILLEGAL, 0.0, -jnp.inf)
+        ).astype(jnp.int32)
     like = policy.mode()
     return jax.random.uniform(key, like.shape, like.dtype, -1.0, 1.0)
 
@@ -151,7 +170,9 @@ def _anything(key: jax.Array, policy: Any) -> jax.Array:
 def _chance(key: jax.Array, probability: Any, action: jax.Array, context: Any) -> jax.Array:
     """True with `probability` (a number or a schedule) in every environment, [B]."""
     probability = probability(context.update) if callable(probability) else probability
-    return jax.random.bernoulli(key, jnp.broadcast_to(jnp.asarray(probability, jnp.float32), action.shape[:1]))
+    return jax.random.bernoulli(
+        key, jnp.broadcast_to(jnp.asarray(probability, jnp.float32), action.shape[:1])
+    )
 
 
 def _choose(who: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -30,13 +30,17 @@ def compile_cache(folder: str | Path | None = None) -> Path:
     >>> compile_cache(tempfile.mkdtemp()).is_dir()
     True
     """
-    home = Path(folder).expanduser() if folder is not None else user_cache_path("jaxkd") / "compiled"
+    home = (
+        Path(folder).expanduser() if folder is not None else user_cache_path("jaxkd") / "compiled"
+    )
     path = home / f"jaxlib-{version('jaxlib')}-{_machine()}"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         shared = path.stat().st_mode & 0o022
     except OSError as error:
-        raise UsageError(f"the compile cache cannot be made: {error}. Give compile_cache another folder.") from error
+        raise UsageError(
+            f"the compile cache cannot be made: {error}. Give compile_cache another folder."
+        ) from error
     if shared:
         raise UsageError(
             f"others may write to {path}, and jax runs what it finds there. chmod 700 it, or give compile_cache another folder."
@@ -50,7 +54,11 @@ def _machine() -> str:
     """The kind of CPU, as a word: programs for CPUs use every instruction they find."""
     try:
         info = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        kind = "".join(line for line in info if line.startswith(("model name", "flags", "Features", "CPU part")))
+        kind = "".join(
+            line
+            for line in info
+            if line.startswith(("model name", "flags", "Features", "CPU part"))
+        )
     except OSError:
         kind = platform.processor()
     return f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"

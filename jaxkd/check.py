@@ -9,11 +9,16 @@ from jax.core import Tracer
 
 from jaxkd.base import UsageError
 
-_WRAPPERS = {"stateless": "fn", "_paid": "novelty"}  # factories of the engine, and what of theirs has the user's name
+_WRAPPERS = {
+    "stateless": "fn",
+    "_paid": "novelty",
+}  # factories of the engine, and what of theirs has the user's name
 _INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint")
 
 
-def number(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, above: bool = False) -> None:
+def number(
+    name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, above: bool = False
+) -> None:
     """Raises if a plain number lies outside [low, high] ((low, high] with `above`); tracers, arrays and schedules pass."""
     if not isinstance(value, int | float | np.number):
         return
@@ -34,7 +39,9 @@ def divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
         return
     valid = [n for n in range(1, whole + 1) if whole % n == 0]
     near = [max(n for n in valid if n < part), *[n for n in valid if n > part][:1]]
-    raise UsageError(f"{whole_name} = {whole} is not divisible by {part_name} = {part}; nearest: {', '.join(map(str, near))}.")
+    raise UsageError(
+        f"{whole_name} = {whole} is not divisible by {part_name} = {part}; nearest: {', '.join(map(str, near))}."
+    )
 
 
 def reads(fn: Callable, **args: Any) -> frozenset[str]:
@@ -47,9 +54,15 @@ def reads(fn: Callable, **args: Any) -> frozenset[str]:
     ['a.x']
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(args)
-    jaxpr = jax.make_jaxpr(lambda *x: fn(**jax.tree.unflatten(structure, x)))(*[leaf for _, leaf in leaves]).jaxpr
+    jaxpr = jax.make_jaxpr(lambda *x: fn(**jax.tree.unflatten(structure, x)))(
+        *[leaf for _, leaf in leaves]
+    ).jaxpr
     live = _live(jaxpr, [True] * len(jaxpr.outvars))
-    return frozenset(jax.tree_util.keystr(path, simple=True, separator=".") for (path, _), alive in zip(leaves, live, strict=True) if alive)
+    return frozenset(
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for (path, _), alive in zip(leaves, live, strict=True)
+        if alive
+    )
 
 
 def _live(jaxpr: Any, wanted: list[bool]) -> list[bool]:
@@ -57,9 +70,19 @@ def _live(jaxpr: Any, wanted: list[bool]) -> list[bool]:
     for eqn in reversed(jaxpr.eqns):
         outs = [v in live for v in eqn.outvars]
         if any(outs):
-            inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")) if eqn.primitive.name in _INLINED else None
-            ins = _live(getattr(inner, "jaxpr", inner), outs) if inner is not None else [True] * len(eqn.invars)
-            live |= {v for v, alive in zip(eqn.invars, ins, strict=True) if alive and not _literal(v)}
+            inner = (
+                eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+                if eqn.primitive.name in _INLINED
+                else None
+            )
+            ins = (
+                _live(getattr(inner, "jaxpr", inner), outs)
+                if inner is not None
+                else [True] * len(eqn.invars)
+            )
+            live |= {
+                v for v, alive in zip(eqn.invars, ins, strict=True) if alive and not _literal(v)
+            }
     return [v in live for v in jaxpr.invars]
 
 
@@ -79,7 +102,11 @@ def field(path: str) -> str:
     ('batch.teacher', "batch.targets['bonus']")
     """
     first, second, third = (path.split(".") + ["", ""])[:3]
-    return f"{first}.{second}[{third!r}]" if second in ("targets", "streams", "extra") else f"{first}.{second}"
+    return (
+        f"{first}.{second}[{third!r}]"
+        if second in ("targets", "streams", "extra")
+        else f"{first}.{second}"
+    )
 
 
 def label(component: Any) -> str:
@@ -88,7 +115,11 @@ def label(component: Any) -> str:
         component = next((part for part in reversed(component) if callable(part)), component)
     name = getattr(component, "__qualname__", type(component).__name__).split(".<locals>")[0]
     code, closure = getattr(component, "__code__", None), getattr(component, "__closure__", None)
-    if code is None or ".<locals>" not in component.__qualname__ or component.__name__ == "<lambda>":
+    if (
+        code is None
+        or ".<locals>" not in component.__qualname__
+        or component.__name__ == "<lambda>"
+    ):
         return name.split(".")[-1] if component is not None else ""
     cells = {k: c.cell_contents for k, c in zip(code.co_freevars, closure or (), strict=True)}
     if name in _WRAPPERS:
@@ -107,14 +138,26 @@ def _show(value: Any) -> str:
 def spaces(obs_spec: Any, action_space: Any) -> tuple[tuple, tuple]:
     """Observation and action specification as plain, hashable values: ((path, shape, dtype), ...) and ("discrete", n) or ("box", D)."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(obs_spec)
-    obs = tuple((jax.tree_util.keystr(p, simple=True, separator="/"), tuple(x.shape), np.dtype(x.dtype).name) for p, x in leaves)
-    return obs, ("discrete", action_space.n) if hasattr(action_space, "n") else ("box", *action_space.shape)
+    obs = tuple(
+        (
+            jax.tree_util.keystr(p, simple=True, separator="/"),
+            tuple(x.shape),
+            np.dtype(x.dtype).name,
+        )
+        for p, x in leaves
+    )
+    return obs, ("discrete", action_space.n) if hasattr(action_space, "n") else (
+        "box",
+        *action_space.shape,
+    )
 
 
 def in_words(obs: tuple, action: tuple) -> str:
     """Those values for a person: "obs (4,) float32 and 2 actions"."""
     seen = ", ".join(f"{path + ' ' if path else ''}{shape} {dtype}" for path, shape, dtype in obs)
-    return f"obs {seen} and {action[1]} " + ("actions" if action[0] == "discrete" else "action dimensions")
+    return f"obs {seen} and {action[1]} " + (
+        "actions" if action[0] == "discrete" else "action dimensions"
+    )
 
 
 def fits(role: str, policy: Any, env: Any) -> None:
@@ -125,7 +168,11 @@ def fits(role: str, policy: Any, env: Any) -> None:
     try:
         key = jax.random.key(0)
         reset = jax.ShapeDtypeStruct((2,), np.float32)
-        out = jax.eval_shape(lambda obs, reset: policy.step(policy.init(key), policy.initial_carry(2), obs, reset), obs, reset)[1]
+        out = jax.eval_shape(
+            lambda obs, reset: policy.step(policy.init(key), policy.initial_carry(2), obs, reset),
+            obs,
+            reset,
+        )[1]
         kind = "discrete" if hasattr(out.policy, "logits") else "box"
         action = kind, jax.tree.leaves(out.policy)[0].shape[-1]
     except UsageError as error:
@@ -135,8 +182,14 @@ def fits(role: str, policy: Any, env: Any) -> None:
     if cause is None and action == given[1]:
         return
     keywords = dict(policy.description[1]) if policy.description else {}
-    expected = in_words(keywords["obs"], keywords["action"]) if "obs" in keywords else f"{action[1] or 'other'} actions or observations"
-    raise UsageError(f"{role} expects {expected}; {env.name!r} gives {in_words(*given)}.") from cause
+    expected = (
+        in_words(keywords["obs"], keywords["action"])
+        if "obs" in keywords
+        else f"{action[1] or 'other'} actions or observations"
+    )
+    raise UsageError(
+        f"{role} expects {expected}; {env.name!r} gives {in_words(*given)}."
+    ) from cause
 
 
 def kind(name: str, value: Any, cls: type, hint: str) -> None:

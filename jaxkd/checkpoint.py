@@ -38,14 +38,23 @@ def save_policy(path: str | Path, policy: Policy, params: Any, **notes: Any) -> 
     >>> policy, params = load_policy(file)
     """
     if not policy.description:
-        raise UsageError("this policy has no description, so load_policy could not make it again; save one of jaxkd.networks.")
+        raise UsageError(
+            "this policy has no description, so load_policy could not make it again; save one of jaxkd.networks."
+        )
     arrays = _flat(params)
     if _shapes(arrays) != _expected(policy):
-        raise UsageError(f"params do not fit the policy: expected {_expected(policy)}, got {_shapes(arrays)}. Save one seed at a time.")
+        raise UsageError(
+            f"params do not fit the policy: expected {_expected(policy)}, got {_shapes(arrays)}. Save one seed at a time."
+        )
     _rebuild(policy.description)
     path = Path(path).with_suffix(".npz") if Path(path).suffix == ".npz" else Path(f"{path}.npz")
     path.parent.mkdir(parents=True, exist_ok=True)
-    card = {"format": _FORMAT, "network": policy.description, "digest": digest(arrays), "notes": notes}
+    card = {
+        "format": _FORMAT,
+        "network": policy.description,
+        "digest": digest(arrays),
+        "notes": notes,
+    }
     text = json.dumps(card, indent=1)
     with path.open("wb") as file:
         np.savez(file, **arrays)
@@ -65,20 +74,39 @@ def load_policy(path: str | Path) -> tuple[Policy, Any]:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
-        raise ArtifactError(f"no file {error.filename!r}. A policy is two files, NAME.npz and NAME.json.") from error
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise ArtifactError(f"{path} or its card is damaged ({str(error).splitlines()[0]}). Save it again.") from error
+        raise ArtifactError(
+            f"no file {error.filename!r}. A policy is two files, NAME.npz and NAME.json."
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        EOFError,
+        NotImplementedError,
+    ) as error:
+        raise ArtifactError(
+            f"{path} or its card is damaged ({str(error).splitlines()[0]}). Save it again."
+        ) from error
     if not isinstance(card, dict) or card.get("format") != _FORMAT:
-        raise ArtifactError(f"{path.with_suffix('.json')} is not the card of a policy (format {_FORMAT}).")
+        raise ArtifactError(
+            f"{path.with_suffix('.json')} is not the card of a policy (format {_FORMAT})."
+        )
     if card.get("digest") != digest(arrays):
-        raise ArtifactError(f"{path} does not fit the digest in its card: the file changed after it was saved. Take the original.")
+        raise ArtifactError(
+            f"{path} does not fit the digest in its card: the file changed after it was saved. Take the original."
+        )
     try:
         policy = _rebuild(_tuples(card["network"]))
         expected = _expected(policy)
     except (UsageError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ArtifactError(f"{path.with_suffix('.json')} describes no network that this version can make: {error}.") from error
+        raise ArtifactError(
+            f"{path.with_suffix('.json')} describes no network that this version can make: {error}."
+        ) from error
     if _shapes(arrays) != expected:
-        raise ArtifactError(f"{path} does not fit its network: expected {expected}, got {_shapes(arrays)}.")
+        raise ArtifactError(
+            f"{path} does not fit its network: expected {expected}, got {_shapes(arrays)}."
+        )
     structure = jax.tree.structure(jax.eval_shape(policy.init, jax.random.key(0)))
     return policy, jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in expected])
 
@@ -95,7 +123,10 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
 
 def _flat(params: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in leaves
+    }
 
 
 def _shapes(arrays: dict[str, Any]) -> dict[str, tuple]:
@@ -104,7 +135,9 @@ def _shapes(arrays: dict[str, Any]) -> dict[str, tuple]:
 
 def _expected(policy: Policy) -> dict[str, tuple]:
     leaves = jax.tree_util.tree_flatten_with_path(jax.eval_shape(policy.init, jax.random.key(0)))[0]
-    return _shapes({jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves})
+    return _shapes(
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    )
 
 
 def _rebuild(description: tuple) -> Policy:
@@ -112,7 +145,9 @@ def _rebuild(description: tuple) -> Policy:
     name, keywords = description[0], dict(description[1])
     spec = networks.spec_of(description)
     del keywords["obs"], keywords["action"]
-    factories = {name: getattr(networks, name) for name in ("mlp", "cnn", "lstm", "gru", "multihead")}
+    factories = {
+        name: getattr(networks, name) for name in ("mlp", "cnn", "lstm", "gru", "multihead")
+    }
     if name not in factories:
         raise UsageError(f"unknown network {name!r}")
     if "network" in keywords:
@@ -120,8 +155,12 @@ def _rebuild(description: tuple) -> Policy:
     activation = keywords["activation"]
     found = getattr(nn, activation, None) or getattr(jnp, activation, None)
     if found is None:
-        raise UsageError(f"activation {activation!r} is no function of flax.linen or jax.numpy, so it cannot be saved by name")
-    return factories[name](spec, **{**keywords, "activation": found, "dtype": jnp.dtype(keywords["dtype"])})
+        raise UsageError(
+            f"activation {activation!r} is no function of flax.linen or jax.numpy, so it cannot be saved by name"
+        )
+    return factories[name](
+        spec, **{**keywords, "activation": found, "dtype": jnp.dtype(keywords["dtype"])}
+    )
 
 
 def _tuples(value: Any) -> Any:

@@ -87,8 +87,12 @@ def _words(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array
     """Two random words for each place of an array of this shape."""
     number = math.prod(shape)
     if number >= 2**32:
-        raise NotImplementedError(f"{number} random numbers in one call are too many: split the key first.")
-    return _hash(key, jnp.zeros(shape, jnp.uint32), jnp.arange(number, dtype=jnp.uint32).reshape(shape))
+        raise NotImplementedError(
+            f"{number} random numbers in one call are too many: split the key first."
+        )
+    return _hash(
+        key, jnp.zeros(shape, jnp.uint32), jnp.arange(number, dtype=jnp.uint32).reshape(shape)
+    )
 
 
 def _bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:

@@ -59,7 +59,9 @@ class Normal(NamedTuple):
 
     def sample(self, key: jax.Array) -> jax.Array:
         """An action [..., D]."""
-        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(
+            key, self.mean.shape, self.mean.dtype
+        )
 
     def mode(self) -> jax.Array:
         """The mean [..., D]."""

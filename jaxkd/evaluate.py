@@ -12,7 +12,14 @@ from jaxkd.base import Env, Evaluation, Policy, UsageError
 
 
 def evaluate(
-    env: Env, policy: Policy, params: Any, key: jax.Array, *, num_episodes: int, greedy: bool = True, gamma: float = 0.99
+    env: Env,
+    policy: Policy,
+    params: Any,
+    key: jax.Array,
+    *,
+    num_episodes: int,
+    greedy: bool = True,
+    gamma: float = 0.99,
 ) -> Evaluation:
     """Plays whole episodes; every environment plays the same number, so that short episodes are not favoured.
 
@@ -31,7 +38,9 @@ def evaluate(
     check.kind("env", env, Env, "an Env (jaxkd.envs.make)")
     check.count("num_episodes", num_episodes)
     if env.max_steps is None:
-        raise UsageError(f"{env.name!r} has no time limit, so an evaluation might never end. Give one: envs.make(..., max_steps=1000).")
+        raise UsageError(
+            f"{env.name!r} has no time limit, so an evaluation might never end. Give one: envs.make(..., max_steps=1000)."
+        )
     check.fits("policy", policy, env)
     return _evaluate(env, policy, params, key, -(-num_episodes // env.num_envs), greedy, gamma)
 
@@ -70,7 +79,16 @@ def _evaluate(env, policy, params, key, rounds, greedy, gamma):
         here = (done > 0)[None] & (played[None] == jnp.arange(rounds)[:, None])  # [rounds, B]
         finished = jax.tree.map(lambda old, new: jnp.where(here, new[None], old), finished, running)
         running = jax.tree.map(lambda x: jnp.where(done > 0, jnp.zeros_like(x), x), running)
-        return step + 1, env_state, now.obs, done, carry, running, played + done.astype(jnp.int32), finished
+        return (
+            step + 1,
+            env_state,
+            now.obs,
+            done,
+            carry,
+            running,
+            played + done.astype(jnp.int32),
+            finished,
+        )
 
     return jax.tree.map(jnp.ravel, jax.lax.while_loop(under_way, body, start)[-1])
 
@@ -87,7 +105,9 @@ def iqm(scores: Any) -> float:
     return float(np.sum(weight * x) / np.sum(weight))
 
 
-def interval(scores: Any, *, statistic: Any = iqm, level: float = 0.95, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
+def interval(
+    scores: Any, *, statistic: Any = iqm, level: float = 0.95, samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic; for scores [tasks, seeds] the seeds are drawn within each task (stratified).
 
     >>> low, high = interval([1.0, 2.0, 3.0, 4.0])
@@ -118,5 +138,8 @@ def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
 
     read = check.reads(act, params=params, obs=obs)
     leaves = jax.tree_util.tree_flatten_with_path({"params": params})[0]
-    sizes = {jax.tree_util.keystr(path, simple=True, separator="."): int(np.prod(x.shape)) for path, x in leaves}
+    sizes = {
+        jax.tree_util.keystr(path, simple=True, separator="."): int(np.prod(x.shape))
+        for path, x in leaves
+    }
     return sum(size for path, size in sizes.items() if path in read and ".statistics." not in path)

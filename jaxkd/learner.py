@@ -98,7 +98,10 @@ def learner(
     >>> kd = jaxkd.distill(env, student, teacher, losses={"kl": jaxkd.losses.forward_kl()})
     """
     _check_kinds(env, student, teacher, losses, rewards or {}, behavior, returns, memory)
-    terms = {name: term if isinstance(term, LossTerm) else stateless(term) for name, term in losses.items()}
+    terms = {
+        name: term if isinstance(term, LossTerm) else stateless(term)
+        for name, term in losses.items()
+    }
     recurrent = jax.tree.leaves(jax.eval_shape(lambda: student.initial_carry(1)))
     length = (unroll_length if recurrent else 1) if sequence_length is None else sequence_length
     parts = Learner(
@@ -106,7 +109,9 @@ def learner(
         dict(rewards or {}),
         {"": returns} if isinstance(returns, Returns) else dict(returns),
         memory or this_rollout(),
-        optimize.Optimization(student, terms, optimizer, length, num_epochs, num_minibatches, shuffle),
+        optimize.Optimization(
+            student, terms, optimizer, length, num_epochs, num_minibatches, shuffle
+        ),
     )
     _check_sizes(parts)
     _check_policies(parts)
@@ -123,12 +128,18 @@ def learner(
 def init(parts: Learner, spec: tuple[Outputs, Batch], plan: Plan, key: jax.Array) -> State:
     """The state before the first update."""
     params = parts.rollout.student.init(component_key(key, "student"))
-    losses = {name: term.init(component_key(key, name), spec) for name, term in parts.optimization.losses.items()}
+    losses = {
+        name: term.init(component_key(key, name), spec)
+        for name, term in parts.optimization.losses.items()
+    }
     return State(
         params=params,
         loss_params=losses,
         opt_state=parts.optimization.optimizer.init((params, losses)),
-        rewards={name: transform.init(component_key(key, name), spec) for name, transform in parts.rewards.items()},
+        rewards={
+            name: transform.init(component_key(key, name), spec)
+            for name, transform in parts.rewards.items()
+        },
         memory=parts.memory.init(record(spec[1], plan.kept)),
         actors=rollout.start(parts.rollout, component_key(key, "env")),
         update=jnp.int32(0),
@@ -136,7 +147,9 @@ def init(parts: Learner, spec: tuple[Outputs, Batch], plan: Plan, key: jax.Array
     )
 
 
-def step(parts: Learner, spec: tuple[Outputs, Batch], plan: Plan, state: State, teacher_params: Any) -> tuple[State, dict]:
+def step(
+    parts: Learner, spec: tuple[Outputs, Batch], plan: Plan, state: State, teacher_params: Any
+) -> tuple[State, dict]:
     """One update."""
     key = jax.random.fold_in(state.key, state.update)
     context = Context(state.update, _mean_last_return(state.actors), (), key)
@@ -146,8 +159,12 @@ def step(parts: Learner, spec: tuple[Outputs, Batch], plan: Plan, state: State, 
 
     actors = state.actors
     if any(returns.fresh for returns in parts.returns.values()):
-        actors = rollout.start(parts.rollout, own("reset").key)._replace(last_return=actors.last_return)
-    actors, batch, last = rollout.act(parts.rollout, plan.needs, state.params, teacher_params, actors, own("act"))
+        actors = rollout.start(parts.rollout, own("reset").key)._replace(
+            last_return=actors.last_return
+        )
+    actors, batch, last = rollout.act(
+        parts.rollout, plan.needs, state.params, teacher_params, actors, own("act")
+    )
     batch = _complete(batch, spec, plan.needs)
     batch, reward_states, paid = relabel(parts, state.rewards, batch, context)
     batch = jax.lax.stop_gradient(evaluate(parts, batch, last, plan, context))
@@ -155,16 +172,22 @@ def step(parts: Learner, spec: tuple[Outputs, Batch], plan: Plan, state: State, 
     memory = parts.memory.add(state.memory, recorded)
     sample = restore(parts.memory.sample(own("memory").key, memory, recorded), spec[1], plan.kept)
     trained = state.params, state.loss_params, state.opt_state
-    params, loss_params, opt_state, means = optimize.learn(parts.optimization, *trained, sample, own("learn"))
+    params, loss_params, opt_state, means = optimize.learn(
+        parts.optimization, *trained, sample, own("learn")
+    )
     params = parts.rollout.student.observe(params, batch.obs)
-    after = State(params, loss_params, opt_state, reward_states, memory, actors, state.update + 1, state.key)
+    after = State(
+        params, loss_params, opt_state, reward_states, memory, actors, state.update + 1, state.key
+    )
     return after, report(parts.rollout.env, actors, batch, means, paid)
 
 
 # --- the stages that have no file of their own ----------------------------------------------------------------------
 
 
-def relabel(parts: Learner, states: dict, batch: Batch, context: Context) -> tuple[Batch, dict, dict]:
+def relabel(
+    parts: Learner, states: dict, batch: Batch, context: Context
+) -> tuple[Batch, dict, dict]:
     """Stage 2: each transform in order, on its stream. Returns the batch with `streams`, the new states, the mean rewards."""
     streams, after, paid = {"": batch.reward}, {}, {}
     for name, transform in parts.rewards.items():
@@ -183,17 +206,27 @@ def evaluate(parts: Learner, batch: Batch, last: Outputs, plan: Plan, context: C
     for stream, returns in parts.returns.items():
         value, following = (), ()
         if returns.needs_value:
-            acting, following, final = (out.extra[stream] if stream else out.value for out in (batch.acting, batch.acting_next, last))
+            acting, following, final = (
+                out.extra[stream] if stream else out.value
+                for out in (batch.acting, batch.acting_next, last)
+            )
             value = jnp.concatenate([acting, final[None]])
-        gain, targets[stream], *share = returns.evaluate(batch.streams[stream], value, following, batch, context)
+        gain, targets[stream], *share = returns.evaluate(
+            batch.streams[stream], value, following, batch, context
+        )
         advantage = advantage + gain
         weight = weight * share[0] if share else weight
-    return batch._replace(targets=targets, target=targets.get("", ()), advantage=advantage, weight=weight)
+    return batch._replace(
+        targets=targets, target=targets.get("", ()), advantage=advantage, weight=weight
+    )
 
 
 def report(env: Env, actors: Any, batch: Batch, means: dict, paid: dict) -> dict[str, jax.Array]:
     """Stage 5: scalars of the fresh rollout; it belongs to whoever acted."""
-    metrics = {"return": _mean_last_return(actors), "episodes": jnp.sum(batch.terminated + batch.truncated)}
+    metrics = {
+        "return": _mean_last_return(actors),
+        "episodes": jnp.sum(batch.terminated + batch.truncated),
+    }
     for i, task in enumerate(env.tasks):
         alone = jnp.where(actors.obs["task"] == i, actors.last_return, jnp.nan)
         metrics[f"return/{task}"] = _mean_last_return(actors._replace(last_return=alone))
@@ -209,7 +242,12 @@ def _mean_last_return(actors: Any) -> jax.Array:
 def _complete(batch: Batch, spec: tuple[Outputs, Batch], needs: rollout.Needs) -> Batch:
     """Zeros for the fields that nothing reads, so that their shapes stay known; they are never computed."""
     unread = [field for field, needed in needs._asdict().items() if not needed]
-    return batch._replace(**{field: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), getattr(spec[1], field)) for field in unread})
+    return batch._replace(
+        **{
+            field: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), getattr(spec[1], field))
+            for field in unread
+        }
+    )
 
 
 # --- what is known before anything runs -----------------------------------------------------------------------------
@@ -223,13 +261,17 @@ def _spec(parts: Learner) -> tuple[Outputs, Batch]:
         params = o.student.init(key)
         teacher_params = o.teacher.init(key) if o.teacher else ()
         context = Context(jnp.int32(0), jnp.float32(0), (), key)
-        actors, batch, last = rollout.act(o, rollout.Needs(), params, teacher_params, rollout.start(o, key), context)
+        actors, batch, last = rollout.act(
+            o, rollout.Needs(), params, teacher_params, rollout.start(o, key), context
+        )
         if o.teacher is None:
             batch = batch._replace(teacher=batch.acting, teacher_next=batch.acting_next)
         names = {"", *(transform.stream for transform in parts.rewards.values())}
         rewards = {name: batch.reward for name in names}
         per_row = dict(target=batch.reward, advantage=batch.reward, weight=batch.reward)
-        return batch.acting, batch._replace(streams=rewards, targets={name: batch.reward for name in parts.returns}, **per_row)
+        return batch.acting, batch._replace(
+            streams=rewards, targets={name: batch.reward for name in parts.returns}, **per_row
+        )
 
     return jax.eval_shape(stages, jax.random.key(0))
 
@@ -249,7 +291,9 @@ def _minibatch_spec(parts: Learner, spec: tuple[Outputs, Batch]) -> tuple[Output
 def _plan(parts: Learner, read: dict[str, frozenset]) -> Plan:
     union = frozenset().union(*read.values())
     earns = check.touches(union, "batch.advantage", "batch.target", "batch.targets")
-    values = check.touches(union, "batch.acting_next") or (earns and any(returns.needs_value for returns in parts.returns.values()))
+    values = check.touches(union, "batch.acting_next") or (
+        earns and any(returns.needs_value for returns in parts.returns.values())
+    )
     teacher = parts.rollout.teacher is not None
     teacher_next = teacher and check.touches(union, "batch.teacher_next")
     needs = rollout.Needs(
@@ -264,14 +308,37 @@ def _plan(parts: Learner, read: dict[str, frozenset]) -> Plan:
 
 def _description(parts: Learner, read: dict[str, frozenset]) -> tuple:
     o = parts.rollout
-    fields = {name: ", ".join(sorted({check.field(path) for path in paths if path[0] in "bs"})) for name, paths in read.items()}
-    rows = [("loss", name, check.label(term), fields[f"loss {name!r}"]) for name, term in parts.optimization.losses.items()]
-    rows += [("reward", name, f"{check.label(t)} of stream {t.stream!r}", fields[f"reward {name!r}"]) for name, t in parts.rewards.items()]
-    rows += [("returns", name, check.label(r), fields[f"returns {name!r}"]) for name, r in parts.returns.items()]
-    rows += [("behavior", "", check.label(o.behavior.act), ""), ("memory", "", check.label(parts.memory), "")]
-    sizes = dict(num_envs=o.env.num_envs, unroll_length=o.unroll_length, sequence_length=o.sequence_length)
-    sizes |= {k: getattr(parts.optimization, k) for k in ("num_epochs", "num_minibatches", "shuffle")}
-    who = dict(env=o.env.name, student=o.student.description, teacher=o.teacher.description if o.teacher else ())
+    fields = {
+        name: ", ".join(sorted({check.field(path) for path in paths if path[0] in "bs"}))
+        for name, paths in read.items()
+    }
+    rows = [
+        ("loss", name, check.label(term), fields[f"loss {name!r}"])
+        for name, term in parts.optimization.losses.items()
+    ]
+    rows += [
+        ("reward", name, f"{check.label(t)} of stream {t.stream!r}", fields[f"reward {name!r}"])
+        for name, t in parts.rewards.items()
+    ]
+    rows += [
+        ("returns", name, check.label(r), fields[f"returns {name!r}"])
+        for name, r in parts.returns.items()
+    ]
+    rows += [
+        ("behavior", "", check.label(o.behavior.act), ""),
+        ("memory", "", check.label(parts.memory), ""),
+    ]
+    sizes = dict(
+        num_envs=o.env.num_envs, unroll_length=o.unroll_length, sequence_length=o.sequence_length
+    )
+    sizes |= {
+        k: getattr(parts.optimization, k) for k in ("num_epochs", "num_minibatches", "shuffle")
+    }
+    who = dict(
+        env=o.env.name,
+        student=o.student.description,
+        teacher=o.teacher.description if o.teacher else (),
+    )
     return "distill", (*who.items(), *sizes.items(), ("components", tuple(rows)))
 
 
@@ -292,7 +359,12 @@ def describe(algorithm: Algorithm) -> None:
     for key, value in values.items():
         print(f"  {key:16}{value[0] if isinstance(value, tuple) and value else value}")
     for row in components:
-        print("  " + "  ".join(text.ljust(width) for text, width in zip(row, (8, 10, 48, 0), strict=True)).rstrip())
+        print(
+            "  "
+            + "  ".join(
+                text.ljust(width) for text, width in zip(row, (8, 10, 48, 0), strict=True)
+            ).rstrip()
+        )
 
 
 def _check_kinds(env, student, teacher, losses, rewards, behavior, returns, memory) -> None:
@@ -301,12 +373,18 @@ def _check_kinds(env, student, teacher, losses, rewards, behavior, returns, memo
     if teacher is not None:
         check.kind("teacher", teacher, Policy, "a Policy (its params are the input of run)")
     if not isinstance(losses, dict) or not losses:
-        raise UsageError(f"losses must be a dict with at least one term, such as {{'kl': jaxkd.losses.forward_kl()}}, got {losses!r}.")
+        raise UsageError(
+            f"losses must be a dict with at least one term, such as {{'kl': jaxkd.losses.forward_kl()}}, got {losses!r}."
+        )
     check.kind("rewards", rewards, dict, "a dict of RewardTransforms by name")
     for name, transform in rewards.items():
-        check.kind(f"reward {name!r}", transform, RewardTransform, "a RewardTransform (jaxkd.rewards)")
+        check.kind(
+            f"reward {name!r}", transform, RewardTransform, "a RewardTransform (jaxkd.rewards)"
+        )
     for stream, value in (returns if isinstance(returns, dict) else {"": returns}).items():
-        check.kind(f"returns {stream!r}", value, Returns, "a Returns (jaxkd.returns.gae and others)")
+        check.kind(
+            f"returns {stream!r}", value, Returns, "a Returns (jaxkd.returns.gae and others)"
+        )
     if behavior is not None:
         check.kind("behavior", behavior, Behavior, "a Behavior (jaxkd.behavior.mixture and others)")
     if memory is not None:
@@ -315,7 +393,11 @@ def _check_kinds(env, student, teacher, losses, rewards, behavior, returns, memo
 
 def _check_sizes(parts: Learner) -> None:
     o, length = parts.optimization, parts.rollout.unroll_length
-    for name, value in (("unroll_length", length), ("sequence_length", o.sequence_length), ("num_epochs", o.num_epochs)):
+    for name, value in (
+        ("unroll_length", length),
+        ("sequence_length", o.sequence_length),
+        ("num_epochs", o.num_epochs),
+    ):
         check.count(name, value)
     check.count("num_minibatches", o.num_minibatches)
     check.divides("sequence_length", o.sequence_length, "unroll_length", length)
@@ -325,8 +407,18 @@ def _check_sizes(parts: Learner) -> None:
     if o.shuffle == "env":
         check.divides("num_minibatches", o.num_minibatches, "num_envs", num_envs)
     else:
-        check.divides("num_minibatches", o.num_minibatches, "the number of sequences", num_envs * length // o.sequence_length)
-    check.kind("optimizer", o.optimizer, optax.GradientTransformation, "an optax transformation such as optax.adam(1e-3)")
+        check.divides(
+            "num_minibatches",
+            o.num_minibatches,
+            "the number of sequences",
+            num_envs * length // o.sequence_length,
+        )
+    check.kind(
+        "optimizer",
+        o.optimizer,
+        optax.GradientTransformation,
+        "an optax transformation such as optax.adam(1e-3)",
+    )
     check_groups(parts.returns, parts.rollout.env, length)
 
 
@@ -336,7 +428,9 @@ def _check_policies(parts: Learner) -> None:
     if o.teacher is not None:
         check.fits("teacher", o.teacher, o.env)
     elif o.behavior.needs_teacher:
-        raise UsageError(f"behavior {check.label(o.behavior.act)} needs a teacher, but teacher=None. Pass one, or use student_acts().")
+        raise UsageError(
+            f"behavior {check.label(o.behavior.act)} needs a teacher, but teacher=None. Pass one, or use student_acts()."
+        )
 
 
 def _check_reads(parts: Learner, spec: tuple[Outputs, Batch]) -> dict[str, frozenset]:
@@ -356,19 +450,32 @@ def _check_reads(parts: Learner, spec: tuple[Outputs, Batch]) -> dict[str, froze
     for name, transform in parts.rewards.items():
         state = jax.eval_shape(lambda key, transform=transform: transform.init(key, spec), key)
         args = dict(reward=spec[1].reward, state=state, batch=spec[1], context=context)
-        (out, _), read[f"reward {name!r}"] = check.traced(f"reward {name!r}", transform.update, **args)
+        (out, _), read[f"reward {name!r}"] = check.traced(
+            f"reward {name!r}", transform.update, **args
+        )
         if out.shape != spec[1].reward.shape:
-            raise UsageError(f"reward {name!r} must return rewards [T, B] = {spec[1].reward.shape}, got {out.shape}.")
+            raise UsageError(
+                f"reward {name!r} must return rewards [T, B] = {spec[1].reward.shape}, got {out.shape}."
+            )
     _check_returns(parts, spec, _by_losses(read))
     rows = spec[1].reward
     for stream, returns in parts.returns.items():
         args: dict[str, Any] = dict(reward=rows, value=(), next_value=())
         if returns.needs_value:
-            args |= dict(value=jax.ShapeDtypeStruct((rows.shape[0] + 1, rows.shape[1]), rows.dtype), next_value=rows)
-        _, read[f"returns {stream!r}"] = check.traced(f"returns {stream!r}", returns.evaluate, **args, batch=spec[1], context=context)
+            args |= dict(
+                value=jax.ShapeDtypeStruct((rows.shape[0] + 1, rows.shape[1]), rows.dtype),
+                next_value=rows,
+            )
+        _, read[f"returns {stream!r}"] = check.traced(
+            f"returns {stream!r}", returns.evaluate, **args, batch=spec[1], context=context
+        )
     for name, paths in read.items():
-        if parts.rollout.teacher is None and check.touches(paths, "batch.teacher", "batch.teacher_next"):
-            raise UsageError(f"{name} reads the teacher, but teacher=None. Pass the teacher's policy after the student's.")
+        if parts.rollout.teacher is None and check.touches(
+            paths, "batch.teacher", "batch.teacher_next"
+        ):
+            raise UsageError(
+                f"{name} reads the teacher, but teacher=None. Pass the teacher's policy after the student's."
+            )
     return read
 
 
@@ -376,9 +483,19 @@ def _by_losses(read: dict[str, frozenset]) -> dict[str, frozenset]:
     return {name: paths for name, paths in read.items() if name.startswith("loss")}
 
 
-def _check_returns(parts: Learner, spec: tuple[Outputs, Batch], by_losses: dict[str, frozenset]) -> None:
-    earning = [name for name, paths in by_losses.items() if check.touches(paths, "batch.advantage", "batch.target", "batch.targets")]
-    if parts.rewards and not earning and not any(check.touches(paths, "batch.streams") for paths in by_losses.values()):
+def _check_returns(
+    parts: Learner, spec: tuple[Outputs, Batch], by_losses: dict[str, frozenset]
+) -> None:
+    earning = [
+        name
+        for name, paths in by_losses.items()
+        if check.touches(paths, "batch.advantage", "batch.target", "batch.targets")
+    ]
+    if (
+        parts.rewards
+        and not earning
+        and not any(check.touches(paths, "batch.streams") for paths in by_losses.values())
+    ):
         raise UsageError(
             f"rewards {set(parts.rewards)} have no effect: no loss reads advantage or target. "
             f"Add one that does, such as losses.ppo_clip() with losses.td_mse(), or drop the rewards."
@@ -391,7 +508,9 @@ def _check_returns(parts: Learner, spec: tuple[Outputs, Batch], by_losses: dict[
     opened = {"", *(transform.stream for transform in parts.rewards.values())}
     for stream, returns in parts.returns.items():
         if stream not in opened:
-            raise UsageError(f"returns names stream {stream!r}, but no reward transform pays into it (streams: {opened}).")
+            raise UsageError(
+                f"returns names stream {stream!r}, but no reward transform pays into it (streams: {opened})."
+            )
         if earning and returns.needs_value:
             head = lambda outputs, stream=stream: value_of(outputs, "student", stream)
             check.traced(f"{earning[0]} by way of returns {stream!r}", head, outputs=spec[0])
@@ -401,12 +520,20 @@ def _teacher_params(parts: Learner, inputs: tuple) -> Any:
     """The one input of `step`, checked against the teacher."""
     teacher = parts.rollout.teacher
     if len(inputs) != (teacher is not None):
-        fix = "pass its params: run(algorithm, key, num_updates, teacher_params)" if teacher else "it takes no further inputs"
-        raise UsageError(f"this algorithm has {'a' if teacher else 'no'} teacher and got {len(inputs)} inputs; {fix}.")
+        fix = (
+            "pass its params: run(algorithm, key, num_updates, teacher_params)"
+            if teacher
+            else "it takes no further inputs"
+        )
+        raise UsageError(
+            f"this algorithm has {'a' if teacher else 'no'} teacher and got {len(inputs)} inputs; {fix}."
+        )
     if teacher is None:
         return ()
     expected = jax.eval_shape(teacher.init, jax.random.key(0))
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (expected, inputs[0])]
     if shapes[0] != shapes[1]:
-        raise UsageError(f"the teacher's params do not fit its network: expected shapes {shapes[0]}, got {shapes[1]}.")
+        raise UsageError(
+            f"the teacher's params do not fit its network: expected shapes {shapes[0]}, got {shapes[1]}."
+        )
     return inputs[0]

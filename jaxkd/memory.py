@@ -28,7 +28,11 @@ def this_rollout() -> Memory:
     >>> this_rollout().replays
     False
     """
-    return Memory(init=lambda spec: (), add=lambda buffer, batch: buffer, sample=lambda key, buffer, batch: batch)
+    return Memory(
+        init=lambda spec: (),
+        add=lambda buffer, batch: buffer,
+        sample=lambda key, buffer, batch: batch,
+    )
 
 
 def ring(capacity: int) -> Memory:
@@ -61,12 +65,18 @@ def ring(capacity: int) -> Memory:
 
     def add(buffer, batch):
         slot = buffer.added % capacity
-        actors = jax.tree.map(lambda old, new: old.at[:, slot].set(new.swapaxes(0, 1)), buffer.actors, batch)
+        actors = jax.tree.map(
+            lambda old, new: old.at[:, slot].set(new.swapaxes(0, 1)), buffer.actors, batch
+        )
         return Ring(actors, buffer.added + 1)
 
     def sample(key, buffer, batch):
-        slots = jax.random.randint(key, batch.weight.shape[1:], 0, jnp.minimum(buffer.added, capacity))  # [B]
-        return jax.tree.map(lambda x: jax.vmap(lambda column, slot: column[slot], 0, 1)(x, slots), buffer.actors)
+        slots = jax.random.randint(
+            key, batch.weight.shape[1:], 0, jnp.minimum(buffer.added, capacity)
+        )  # [B]
+        return jax.tree.map(
+            lambda x: jax.vmap(lambda column, slot: column[slot], 0, 1)(x, slots), buffer.actors
+        )
 
     return Memory(init, add, sample, replays=True)
 
@@ -92,14 +102,21 @@ def kept(memory: Memory, reads: dict[str, frozenset[str]]) -> frozenset[str] | N
                 f"{name} reads {', '.join(fresh)}, which belong to the policy that acted just now, but memory="
                 f"{check.label(memory)} replays older rollouts. Drop the memory, or the loss."
             )
-    return frozenset(path.removeprefix("batch.") for paths in reads.values() for path in paths if path.startswith("batch."))
+    return frozenset(
+        path.removeprefix("batch.")
+        for paths in reads.values()
+        for path in paths
+        if path.startswith("batch.")
+    )
 
 
 def record(batch: Batch, kept: frozenset[str] | None) -> Batch:
     """`batch` with () for every leaf that is not kept, and for every field of which nothing is."""
     if kept is None:
         return batch
-    leaves = jax.tree_util.tree_map_with_path(lambda path, x: x if _is_kept(path, kept) else (), batch)
+    leaves = jax.tree_util.tree_map_with_path(
+        lambda path, x: x if _is_kept(path, kept) else (), batch
+    )
     return Batch._make(field if jax.tree.leaves(field) else () for field in leaves)
 
 
@@ -109,7 +126,9 @@ def restore(sample: Batch, spec: Batch, kept: frozenset[str] | None) -> Batch:
         return sample
     given, wanted = (jax.tree.map(jnp.shape, batch) for batch in (sample, record(spec, kept)))
     if given != wanted:
-        raise UsageError(f"the memory's sample must have the shapes of the recorded batch, {wanted}, got {given}.")
+        raise UsageError(
+            f"the memory's sample must have the shapes of the recorded batch, {wanted}, got {given}."
+        )
     leaves = iter(jax.tree.leaves(sample))
     fill = lambda path, x: next(leaves) if _is_kept(path, kept) else jnp.zeros(x.shape, x.dtype)
     return jax.tree_util.tree_map_with_path(fill, spec)._replace(**dict.fromkeys(_OF_WHO_ACTED, ()))

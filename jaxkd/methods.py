@@ -34,7 +34,13 @@ def _first_update(update):
 
 
 def policy_distillation(
-    env: Env, student: Policy, teacher: Policy, *, temperature: float | jax.Array = 1.0, capacity: int = 10, **keywords
+    env: Env,
+    student: Policy,
+    teacher: Policy,
+    *,
+    temperature: float | jax.Array = 1.0,
+    capacity: int = 10,
+    **keywords,
 ) -> Algorithm:
     """KL to a sharpened teacher that acts, from a replay memory (Rusu et al. 2015).
 
@@ -46,11 +52,21 @@ def policy_distillation(
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> kd = policy_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), capacity=2)
     """
-    keywords = _given(keywords, losses={"kl": losses.forward_kl()}, behavior=teacher_acts(), memory=ring(capacity))
+    keywords = _given(
+        keywords, losses={"kl": losses.forward_kl()}, behavior=teacher_acts(), memory=ring(capacity)
+    )
     return distill(env, student, networks.temper(teacher, temperature), **keywords)
 
 
-def dagger(env: Env, student: Policy, teacher: Policy, *, beta: Weight = _first_update, capacity: int = 32, **keywords) -> Algorithm:
+def dagger(
+    env: Env,
+    student: Policy,
+    teacher: Policy,
+    *,
+    beta: Weight = _first_update,
+    capacity: int = 32,
+    **keywords,
+) -> Algorithm:
     """The teacher labels what the student visits, learnt from the aggregate (Ross et al. 2011).
 
     Args:
@@ -65,11 +81,19 @@ def dagger(env: Env, student: Policy, teacher: Policy, *, beta: Weight = _first_
         env,
         student,
         teacher,
-        **_given(keywords, losses={"kl": losses.forward_kl()}, behavior=mixture(beta), memory=ring(capacity)) | keywords,
+        **_given(
+            keywords,
+            losses={"kl": losses.forward_kl()},
+            behavior=mixture(beta),
+            memory=ring(capacity),
+        )
+        | keywords,
     )
 
 
-def on_policy_distillation(env: Env, student: Policy, teacher: Policy, *, beta: Weight | None = None, **keywords) -> Algorithm:
+def on_policy_distillation(
+    env: Env, student: Policy, teacher: Policy, *, beta: Weight | None = None, **keywords
+) -> Algorithm:
     """The student acts and is corrected in every state by a KL, or a divergence between the two (Agarwal et al. 2024, GKD).
 
     Args:
@@ -86,7 +110,9 @@ def on_policy_distillation(env: Env, student: Policy, teacher: Policy, *, beta: 
 # --- with reinforcement learning ------------------------------------------------------------------------------------------
 
 
-def kickstarting(env: Env, student: Policy, teacher: Policy, *, weight: Weight = 1.0, **keywords) -> Algorithm:
+def kickstarting(
+    env: Env, student: Policy, teacher: Policy, *, weight: Weight = 1.0, **keywords
+) -> Algorithm:
     """PPO with a KL to the teacher that should fade (Schmitt et al. 2018).
 
     Args:
@@ -97,11 +123,19 @@ def kickstarting(env: Env, student: Policy, teacher: Policy, *, weight: Weight =
     >>> both = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
     >>> kd = kickstarting(env, *both, weight=optax.linear_schedule(2.0, 0.0, 100))
     """
-    return ppo(env, student, teacher, losses={"kl": losses.scale(weight, losses.forward_kl())}, **keywords)
+    return ppo(
+        env, student, teacher, losses={"kl": losses.scale(weight, losses.forward_kl())}, **keywords
+    )
 
 
 def proximal_policy_distillation(
-    env: Env, student: Policy, teacher: Policy, *, weight: Weight = 1.0, clip: float | jax.Array = 0.2, **keywords
+    env: Env,
+    student: Policy,
+    teacher: Policy,
+    *,
+    weight: Weight = 1.0,
+    clip: float | jax.Array = 0.2,
+    **keywords,
 ) -> Algorithm:
     """PPO with a KL to the teacher times max(ratio, 1 - clip) (Spigler 2025).
 
@@ -114,7 +148,9 @@ def proximal_policy_distillation(
     >>> kd = proximal_policy_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
     """
     term = losses.scale(weight, losses.proximal(clip, losses.forward_kl()))
-    return ppo(env, student, teacher, **_given(keywords, clip=clip, entropy=0.0, losses={"kl": term}))
+    return ppo(
+        env, student, teacher, **_given(keywords, clip=clip, entropy=0.0, losses={"kl": term})
+    )
 
 
 def qdagger(
@@ -141,8 +177,16 @@ def qdagger(
     >>> kd = qdagger(env, small, big, teacher_return=500.0, random_return=20.0)
     """
     gate = losses.performance_gate(teacher_return=teacher_return, random_return=random_return)
-    term = losses.scale(1 / jnp.square(temperature), losses.forward_kl(temperature))  # the paper has no factor T^2
-    return pqn(env, student, teacher, losses={"kl": losses.scale(weight, losses.gate(gate, term))}, **keywords)
+    term = losses.scale(
+        1 / jnp.square(temperature), losses.forward_kl(temperature)
+    )  # the paper has no factor T^2
+    return pqn(
+        env,
+        student,
+        teacher,
+        losses={"kl": losses.scale(weight, losses.gate(gate, term))},
+        **keywords,
+    )
 
 
 def grpo(
@@ -166,13 +210,27 @@ def grpo(
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4, group_size=2, max_steps=8)
     >>> kd = grpo(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
     """
-    terms = {"policy": losses.ppo_clip(clip, normalise=False), "reference": losses.scale(reference, losses.reverse_kl())}
+    terms = {
+        "policy": losses.ppo_clip(clip, normalise=False),
+        "reference": losses.scale(reference, losses.reverse_kl()),
+    }
     returns = group_relative(env.group_size, standardise=standardise, per_episode=standardise)
-    return distill(env, student, teacher, **_given(keywords, losses=terms, returns=returns, unroll_length=env.max_steps))
+    return distill(
+        env,
+        student,
+        teacher,
+        **_given(keywords, losses=terms, returns=returns, unroll_length=env.max_steps),
+    )
 
 
 def distil_then_finetune(
-    env: Env, student: Policy, teacher: Policy, *, switch: int, half_life: float | jax.Array = 20.0, **keywords
+    env: Env,
+    student: Policy,
+    teacher: Policy,
+    *,
+    switch: int,
+    half_life: float | jax.Array = 20.0,
+    **keywords,
 ) -> Algorithm:
     """Distillation, then PPO from there: the critic learns from the start, and the KL fades after the switch (Baker et al. 2022, VPT).
 
@@ -194,7 +252,9 @@ def distil_then_finetune(
     return ppo(env, student, teacher, **_given(keywords, losses=terms, entropy=0.0))
 
 
-def jump_start(env: Env, student: Policy, teacher: Policy, *, horizon: float | Callable, **keywords) -> Algorithm:
+def jump_start(
+    env: Env, student: Policy, teacher: Policy, *, horizon: float | Callable, **keywords
+) -> Algorithm:
     """Q-learning while the teacher plays the first steps of every episode (Uchendu et al. 2022, JSRL).
 
     Args:
@@ -231,14 +291,24 @@ def exploration(
     >>> env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
     >>> explorer = exploration(env, jaxkd.networks.mlp(env, (8,), extra=("bonus",)))
     """
-    paid = {"bonus": bonus or rewards.rnd(stream="bonus"), "scale": rewards.normalise(0.99, episodic=False, stream="bonus")}
+    paid = {
+        "bonus": bonus or rewards.rnd(stream="bonus"),
+        "scale": rewards.normalise(0.99, episodic=False, stream="bonus"),
+    }
     each = {"": scaled_returns(2.0, gae(gamma, lambda_)), "bonus": gae(0.99, episodic=False)}
     terms = {"bonus value": losses.scale(0.5, losses.td_mse(stream="bonus"))}
     rewards_, losses_ = keywords.pop("rewards", None) or {}, keywords.pop("losses", None) or {}
-    return ppo(env, student, teacher, **_given(keywords, rewards=rewards_ | paid, returns=each, losses=terms | losses_))
+    return ppo(
+        env,
+        student,
+        teacher,
+        **_given(keywords, rewards=rewards_ | paid, returns=each, losses=terms | losses_),
+    )
 
 
-def guided_exploration(env: Env, student: Policy, teacher: Policy, *, weight: Weight = 1.0, **keywords) -> Algorithm:
+def guided_exploration(
+    env: Env, student: Policy, teacher: Policy, *, weight: Weight = 1.0, **keywords
+) -> Algorithm:
     """`exploration` with a KL to a weak or narrow teacher: it leads where it knows the way, the bonus takes over from there.
 
     Args:
@@ -255,7 +325,13 @@ def guided_exploration(env: Env, student: Policy, teacher: Policy, *, weight: We
 
 
 def jump_start_exploration(
-    env: Env, student: Policy, teacher: Policy, *, horizon: float | Callable, bonus: RewardTransform | None = None, **keywords
+    env: Env,
+    student: Policy,
+    teacher: Policy,
+    *,
+    horizon: float | Callable,
+    bonus: RewardTransform | None = None,
+    **keywords,
 ) -> Algorithm:
     """`jump_start` whose student is paid for novelty once it acts; one reward, because a Q network has one value.
 
@@ -282,7 +358,12 @@ def teacher_distillation(env: Env, student: Policy, teacher: Policy, **keywords)
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> kd = teacher_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
     """
-    return distill(env, student, teacher, **_given(keywords, losses={"kl": losses.cross_entropy()}, behavior=teacher_acts()))
+    return distill(
+        env,
+        student,
+        teacher,
+        **_given(keywords, losses={"kl": losses.cross_entropy()}, behavior=teacher_acts()),
+    )
 
 
 def n_distillation(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
@@ -299,10 +380,19 @@ def n_distillation(env: Env, student: Policy, teacher: Policy, **keywords) -> Al
     >>> kd = n_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), reward=1.0)
     """
     measure = lambda ours, theirs: theirs.policy.cross_entropy(ours.policy)
-    return _paid_by_teacher(env, student, teacher, partial(rewards.successor, measure), {"kl": losses.cross_entropy()}, **keywords)
+    return _paid_by_teacher(
+        env,
+        student,
+        teacher,
+        partial(rewards.successor, measure),
+        {"kl": losses.cross_entropy()},
+        **keywords,
+    )
 
 
-def expected_entropy_regularised(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
+def expected_entropy_regularised(
+    env: Env, student: Policy, teacher: Policy, **keywords
+) -> Algorithm:
     """Reverse cross-entropy on the student's states, and the reward that makes it a gradient (Czarnecki et al. 2019).
 
     Args:
@@ -313,7 +403,14 @@ def expected_entropy_regularised(env: Env, student: Policy, teacher: Policy, **k
     >>> kd = expected_entropy_regularised(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), reward=1.0)
     """
     measure = lambda ours, theirs: ours.policy.cross_entropy(theirs.policy)
-    return _paid_by_teacher(env, student, teacher, partial(rewards.successor, measure), {"kl": losses.reverse_cross_entropy()}, **keywords)
+    return _paid_by_teacher(
+        env,
+        student,
+        teacher,
+        partial(rewards.successor, measure),
+        {"kl": losses.reverse_cross_entropy()},
+        **keywords,
+    )
 
 
 def entropy_regularised(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
@@ -326,7 +423,9 @@ def entropy_regularised(env: Env, student: Policy, teacher: Policy, **keywords) 
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> kd = entropy_regularised(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
     """
-    return _paid_by_teacher(env, student, teacher, lambda gamma: rewards.teacher_reward(), {}, **keywords)
+    return _paid_by_teacher(
+        env, student, teacher, lambda gamma: rewards.teacher_reward(), {}, **keywords
+    )
 
 
 def teacher_value_reward(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
@@ -339,11 +438,25 @@ def teacher_value_reward(env: Env, student: Policy, teacher: Policy, **keywords)
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> kd = teacher_value_reward(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
     """
-    return _paid_by_teacher(env, student, teacher, lambda gamma: rewards.potential_shaping(1.0), {}, **_given(keywords, reward=1.0))
+    return _paid_by_teacher(
+        env,
+        student,
+        teacher,
+        lambda gamma: rewards.potential_shaping(1.0),
+        {},
+        **_given(keywords, reward=1.0),
+    )
 
 
-def _paid_by_teacher(env, student, teacher, pay, terms, *, reward: Weight = 0.0, gamma=0.99, **keywords: Any) -> Algorithm:
+def _paid_by_teacher(
+    env, student, teacher, pay, terms, *, reward: Weight = 0.0, gamma=0.99, **keywords: Any
+) -> Algorithm:
     """PPO without advantage normalisation on Monte-Carlo returns of reward * environment + what the teacher pays."""
     paid = {"environment": rewards.scale(reward), "teacher": pay(gamma=gamma)}
     terms = {"policy": losses.ppo_clip(normalise=False)} | terms
-    return ppo(env, student, teacher, **_given(keywords, losses=terms, rewards=paid, returns=monte_carlo(gamma), entropy=0.0))
+    return ppo(
+        env,
+        student,
+        teacher,
+        **_given(keywords, losses=terms, rewards=paid, returns=monte_carlo(gamma), entropy=0.0),
+    )

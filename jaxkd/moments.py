@@ -39,10 +39,14 @@ def update(moments: Moments, samples: Any) -> Moments:
         batch_mean, batch_var = jnp.mean(x, axis=(0, 1)), jnp.var(x, axis=(0, 1))
         shift = batch_mean - mean
         between = jnp.square(shift) * (moments.count / total)
-        return mean + shift * (added / total), (var * moments.count + (batch_var + between) * added) / total
+        return mean + shift * (added / total), (
+            var * moments.count + (batch_var + between) * added
+        ) / total
 
     merged = jax.tree.map(merge, moments.mean, moments.var, samples)
-    mean, var = jax.tree.transpose(jax.tree.structure(moments.mean), jax.tree.structure((0, 0)), merged)
+    mean, var = jax.tree.transpose(
+        jax.tree.structure(moments.mean), jax.tree.structure((0, 0)), merged
+    )
     return Moments(total, mean, var)
 
 
@@ -52,6 +56,8 @@ def standardise(moments: Moments, x: Any, clip: float) -> Any:
     def one(mean, var, leaf):
         axes = tuple(range(leaf.ndim - mean.ndim))
         scale = jax.lax.rsqrt(var + 1e-8)
-        return jnp.clip((leaf - jnp.expand_dims(mean, axes)) * jnp.expand_dims(scale, axes), -clip, clip)
+        return jnp.clip(
+            (leaf - jnp.expand_dims(mean, axes)) * jnp.expand_dims(scale, axes), -clip, clip
+        )
 
     return jax.tree.map(one, moments.mean, moments.var, x)

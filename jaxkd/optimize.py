@@ -29,16 +29,22 @@ def component_key(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def total(losses: dict[str, LossTerm], loss_params: dict, out: Any, batch: Batch, context: Context) -> tuple[jax.Array, dict]:
+def total(
+    losses: dict[str, LossTerm], loss_params: dict, out: Any, batch: Batch, context: Context
+) -> tuple[jax.Array, dict]:
     """The summed, weighted means of the terms on [L, N], and each mean by name; 0 where every weight is 0."""
     means = {}
     for name, term in losses.items():
-        loss = term.loss(loss_params[name], out, batch, context._replace(key=component_key(context.key, name)))
+        loss = term.loss(
+            loss_params[name], out, batch, context._replace(key=component_key(context.key, name))
+        )
         means[name] = jnp.sum(batch.weight * loss) / jnp.maximum(jnp.sum(batch.weight), 1e-8)
     return sum(means.values(), jnp.zeros(())), means
 
 
-def learn(o: Optimization, params: Any, loss_params: dict, opt_state: Any, batch: Batch, context: Context) -> tuple:
+def learn(
+    o: Optimization, params: Any, loss_params: dict, opt_state: Any, batch: Batch, context: Context
+) -> tuple:
     """`num_epochs` passes over the batch [T, B] in shuffled minibatches [L, N].
 
     Returns:
@@ -55,13 +61,19 @@ def learn(o: Optimization, params: Any, loss_params: dict, opt_state: Any, batch
     def one_minibatch(state, row):
         trained, opt_state = state
         index, minibatch_context = row[0], context._replace(key=row[1])
-        gradient, means = grad(loss_fn, has_aux=True)(trained, pick(units, index), minibatch_context)
+        gradient, means = grad(loss_fn, has_aux=True)(
+            trained, pick(units, index), minibatch_context
+        )
         updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
         return (optax.apply_updates(trained, without_statistics(updates)), opt_state), means
 
     def one_epoch(state, key):
         key_shuffle, key_losses = jax.random.split(key)
-        order = jax.random.permutation(key_shuffle, number) if o.num_minibatches > 1 else jnp.arange(number)
+        order = (
+            jax.random.permutation(key_shuffle, number)
+            if o.num_minibatches > 1
+            else jnp.arange(number)
+        )
         rows = order.reshape(o.num_minibatches, -1), jax.random.split(key_losses, o.num_minibatches)
         return jax.lax.scan(one_minibatch, state, rows)
 
@@ -89,7 +101,9 @@ def pick(units: Batch, index: jax.Array) -> Batch:
     """The minibatch [L, N, ...] of the units `index` [N / S]; its carry is [N, ...]."""
 
     def gather(x):
-        return _spread(jnp.take(x, index, axis=2, mode="clip").reshape((x.shape[0], -1, *x.shape[3:])))
+        return _spread(
+            jnp.take(x, index, axis=2, mode="clip").reshape((x.shape[0], -1, *x.shape[3:]))
+        )
 
     carry = jax.tree.map(lambda x: gather(x)[0], units.carry)
     return jax.tree.map(gather, units._replace(carry=()))._replace(carry=carry)
@@ -107,6 +121,8 @@ def without_statistics(updates: Any) -> Any:
     """Updates with zeros for running statistics, which weight decay would shrink."""
 
     def keep(path, x):
-        return jnp.zeros_like(x) if any(getattr(p, "key", None) == "statistics" for p in path) else x
+        return (
+            jnp.zeros_like(x) if any(getattr(p, "key", None) == "statistics" for p in path) else x
+        )
 
     return jax.tree_util.tree_map_with_path(keep, updates)

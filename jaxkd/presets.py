@@ -131,7 +131,9 @@ def teacher_network(env: Env, p: Preset) -> Policy:
     return networks.mlp(env, p.hidden, separate=True, normalise=p.normalise_obs)
 
 
-def teaching(env: Env, policy: Policy, p: Preset, num_steps: int | None = None) -> tuple[Algorithm, int]:
+def teaching(
+    env: Env, policy: Policy, p: Preset, num_steps: int | None = None
+) -> tuple[Algorithm, int]:
     """PPO as the preset says, and its number of updates; for the control of a distillation `num_steps` is the student's."""
     num_updates = updates(p, num_steps or p.num_steps)
     return ppo(env, policy, **_reinforcement(env, p, num_updates)), num_updates
@@ -141,7 +143,9 @@ def _reinforcement(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     """Keywords of `ppo`."""
     return dict(
         entropy=p.entropy,
-        learning_rate=optax.linear_schedule(p.learning_rate, 0.0, num_updates * p.num_epochs * p.num_minibatches),
+        learning_rate=optax.linear_schedule(
+            p.learning_rate, 0.0, num_updates * p.num_epochs * p.num_minibatches
+        ),
         returns=gae(p.gamma, p.lambda_),
         rewards={"normalise": rewards.normalise(p.gamma)} if p.normalise_reward else None,
         unroll_length=p.unroll_length,
@@ -152,7 +156,9 @@ def _reinforcement(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
 
 def _supervision(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     """Keywords of `distill`."""
-    rate = optax.linear_schedule(p.student_learning_rate, 0.0, num_updates * p.student_epochs * p.num_minibatches)
+    rate = optax.linear_schedule(
+        p.student_learning_rate, 0.0, num_updates * p.student_epochs * p.num_minibatches
+    )
     return dict(
         optimizer=optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5)),
         unroll_length=p.unroll_length,
@@ -166,7 +172,9 @@ def q_network(env: Env, p: Preset, hidden: tuple[int, ...] = (128, 128)) -> Poli
     return networks.mlp(env, hidden, activation=jax.nn.relu, layer_norm=True, normalise=True)
 
 
-def q_teaching(env: Env, policy: Policy, p: Preset, num_steps: int = 500_000) -> tuple[Algorithm, int]:
+def q_teaching(
+    env: Env, policy: Policy, p: Preset, num_steps: int = 500_000
+) -> tuple[Algorithm, int]:
     """PQN with settings that work for CartPole, Acrobot and Catch (benchmarks/q_teacher.py), and its number of updates."""
     num_updates = updates(p, num_steps)
     return pqn(env, policy, **_q_learning(env, p, num_updates)), num_updates
@@ -190,7 +198,9 @@ def _q_learning(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
 def _paid(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     """Keywords of Czarnecki's recipes, which bring their own returns and rewards; the environment's is added, see `n_distillation`."""
     keywords = _reinforcement(env, p, num_updates)
-    return {name: value for name, value in keywords.items() if name not in ("returns", "rewards")} | dict(gamma=p.gamma, reward=1.0)
+    return {
+        name: value for name, value in keywords.items() if name not in ("returns", "rewards")
+    } | dict(gamma=p.gamma, reward=1.0)
 
 
 def _explored(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
@@ -201,7 +211,9 @@ def _explored(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
 
 
 def _weaned(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
-    return _reinforcement(env, p, num_updates) | dict(weight=optax.linear_schedule(2.0, 0.0, max(1, num_updates * 3 // 10)))
+    return _reinforcement(env, p, num_updates) | dict(
+        weight=optax.linear_schedule(2.0, 0.0, max(1, num_updates * 3 // 10))
+    )
 
 
 def _graded(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
@@ -209,11 +221,15 @@ def _graded(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
         raise UsageError(
             f"qdagger needs an expected return of the teacher; presets know it for {', '.join(_RANDOM)}, not for {env.name!r}."
         )
-    return _q_learning(env, p, num_updates) | dict(teacher_return=p.gate, random_return=_RANDOM[env.name])
+    return _q_learning(env, p, num_updates) | dict(
+        teacher_return=p.gate, random_return=_RANDOM[env.name]
+    )
 
 
 def _switched(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
-    return _reinforcement(env, p, num_updates) | dict(switch=max(1, num_updates // 2), half_life=max(1, num_updates * 3 // 10))
+    return _reinforcement(env, p, num_updates) | dict(
+        switch=max(1, num_updates // 2), half_life=max(1, num_updates * 3 // 10)
+    )
 
 
 def _guided(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
@@ -221,7 +237,12 @@ def _guided(env: Env, p: Preset, num_updates: int) -> dict[str, Any]:
     return _q_learning(env, p, num_updates) | dict(horizon=horizon)
 
 
-_RANDOM = {"CartPole-v1": 22.5, "Acrobot-v1": -499.5, "MountainCar-v0": -200.0, "Catch-bsuite": -0.6}  # results/gates/*.json, "random"
+_RANDOM = {
+    "CartPole-v1": 22.5,
+    "Acrobot-v1": -499.5,
+    "MountainCar-v0": -200.0,
+    "Catch-bsuite": -0.6,
+}  # results/gates/*.json, "random"
 _GUIDED_STEPS = 100  # of the guide in the first update of jump_start; 0 from half of the updates on
 
 # Keywords of the recipe of that name, from an environment, its preset and a number of updates.
@@ -232,7 +253,9 @@ METHODS: dict[str, Callable[[Env, Preset, int], dict[str, Any]]] = {
     "kickstarting": _weaned,
     "proximal_policy_distillation": _reinforcement,
     "qdagger": _graded,
-    "grpo": lambda env, p, num_updates: _supervision(env, p, num_updates) | dict(unroll_length=env.max_steps),
+    "grpo": lambda env, p, num_updates: (
+        _supervision(env, p, num_updates) | dict(unroll_length=env.max_steps)
+    ),
     "distil_then_finetune": _switched,
     "jump_start": _guided,
     "guided_exploration": _explored,
@@ -261,7 +284,9 @@ def recipe(method: str) -> Callable[..., Algorithm]:
     name = method.replace("-", "_")
     if name not in METHODS:
         near = get_close_matches(name, METHODS, 1)
-        raise UsageError(f"unknown method {method!r}.{f' Did you mean {near[0]!r}?' if near else ''} (jaxkd methods lists all)")
+        raise UsageError(
+            f"unknown method {method!r}.{f' Did you mean {near[0]!r}?' if near else ''} (jaxkd methods lists all)"
+        )
     return getattr(methods, name)
 
 
@@ -272,7 +297,9 @@ def method_env(env: Env, method: str) -> Env:
     return envs.make(env.name, env.num_envs, max_steps=env.max_steps, group_size=_GROUP_SIZE)
 
 
-def distillation(env: Env, student: Policy, teacher: Policy, p: Preset, method: str = "on_policy_distillation") -> tuple[Algorithm, int]:
+def distillation(
+    env: Env, student: Policy, teacher: Policy, p: Preset, method: str = "on_policy_distillation"
+) -> tuple[Algorithm, int]:
     """A method with the preset's settings on its `method_env`, and its number of updates; default KL distillation while the student acts."""
     build = recipe(method)
     length = env.max_steps if build is methods.grpo and env.max_steps else p.unroll_length
@@ -285,30 +312,44 @@ def updates(p: Preset, num_steps: int) -> int:
     return max(1, num_steps // (p.num_envs * p.unroll_length))
 
 
-def student_network(env: Env, p: Preset, choice: str, teacher_size: int, method: str = "on_policy_distillation") -> Policy:
+def student_network(
+    env: Env, p: Preset, choice: str, teacher_size: int, method: str = "on_policy_distillation"
+) -> Policy:
     """The student's network: "auto:1/15" of the teacher's actor parameters, "mlp:44", "mlp:32,32", "cnn:4,32".
 
     "auto" takes the single hidden layer whose actor is nearest in size; for a CNN c channels and a dense layer of 8 c.
     """
     kind, _, sizes = choice.partition(":")
     name = recipe(method).__name__
-    heads: dict[str, Any] = dict(layer_norm=name in _Q_METHODS, extra=("bonus",) * (name in _BONUS_METHODS))
+    heads: dict[str, Any] = dict(
+        layer_norm=name in _Q_METHODS, extra=("bonus",) * (name in _BONUS_METHODS)
+    )
     try:
         if kind == "auto":
             return _nearest(
-                lambda width: _network(env, p, "cnn" if p.channels else "mlp", heads, width), env, teacher_size * Fraction(sizes)
+                lambda width: _network(env, p, "cnn" if p.channels else "mlp", heads, width),
+                env,
+                teacher_size * Fraction(sizes),
             )
         if kind in ("mlp", "cnn"):
             return _network(env, p, kind, heads, *map(int, sizes.split(",")))
     except (ValueError, ZeroDivisionError) as error:
         if isinstance(error, UsageError):
             raise
-    raise UsageError(f"student must be auto:1/15, mlp:44, mlp:32,32 or cnn:4,32 (channels, then dense), got {choice!r}.")
+    raise UsageError(
+        f"student must be auto:1/15, mlp:44, mlp:32,32 or cnn:4,32 (channels, then dense), got {choice!r}."
+    )
 
 
 def _network(env: Env, p: Preset, kind: str, heads: dict[str, Any], *sizes: int) -> Policy:
     if kind == "cnn":
-        return networks.cnn(env, sizes[:1], sizes[1:] or (8 * sizes[0],), normalise=p.normalise_obs, extra=heads["extra"])
+        return networks.cnn(
+            env,
+            sizes[:1],
+            sizes[1:] or (8 * sizes[0],),
+            normalise=p.normalise_obs,
+            extra=heads["extra"],
+        )
     return networks.mlp(env, sizes, separate=True, normalise=p.normalise_obs, **heads)
 
 

@@ -59,7 +59,16 @@ def ppo(
     }
     adam = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(learning_rate, eps=1e-5))
     terms |= losses or {}
-    return distill(env, policy, teacher, losses=terms, returns=returns, optimizer=optimizer or adam, num_epochs=num_epochs, **keywords)
+    return distill(
+        env,
+        policy,
+        teacher,
+        losses=terms,
+        returns=returns,
+        optimizer=optimizer or adam,
+        num_epochs=num_epochs,
+        **keywords,
+    )
 
 
 def pqn(
@@ -97,7 +106,15 @@ def pqn(
     terms: dict[str, LossTerm | Callable] = {"q": q_mse()} | dict(losses or {})
     radam = optax.chain(optax.clip_by_global_norm(10.0), optax.radam(learning_rate))
     keywords = dict(behavior=epsilon_greedy(epsilon), returns=q_lambda(gamma, lambda_)) | keywords
-    return distill(env, networks.q(policy), teacher, losses=terms, optimizer=optimizer or radam, num_epochs=num_epochs, **keywords)
+    return distill(
+        env,
+        networks.q(policy),
+        teacher,
+        losses=terms,
+        optimizer=optimizer or radam,
+        num_epochs=num_epochs,
+        **keywords,
+    )
 
 
 class Pair(NamedTuple):
@@ -135,14 +152,23 @@ def co_distill(student: Algorithm, teacher: Algorithm, *, best_so_far: bool = Fa
 
     def init(key):
         learning = teacher.init(component_key(key, "teacher"))
-        return Pair(student.init(component_key(key, "student")), learning, learning.params, jnp.float32(-jnp.inf))
+        return Pair(
+            student.init(component_key(key, "student")),
+            learning,
+            learning.params,
+            jnp.float32(-jnp.inf),
+        )
 
     def step(state):
         learning, theirs = teacher.step(state.teacher)
         better = (theirs["return"] > state.best) | (not best_so_far)
-        teaching = jax.tree.map(lambda new, old: jnp.where(better, new, old), learning.params, state.teaching)
+        teaching = jax.tree.map(
+            lambda new, old: jnp.where(better, new, old), learning.params, state.teaching
+        )
         pupil, metrics = student.step(state.student, teaching)
         best = jnp.where(theirs["return"] > state.best, theirs["return"], state.best)
-        return Pair(pupil, learning, teaching, best), metrics | {f"teacher/{name}": value for name, value in theirs.items()}
+        return Pair(pupil, learning, teaching, best), metrics | {
+            f"teacher/{name}": value for name, value in theirs.items()
+        }
 
     return Algorithm(init, step, student.description)

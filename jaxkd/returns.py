@@ -31,7 +31,9 @@ def discounted_sum(x: jax.Array, decay: jax.Array) -> jax.Array:
     return jax.lax.scan(body, jnp.zeros_like(x[0]), (x, decay), reverse=True, unroll=_UNROLL)[1]
 
 
-def gae(gamma: float | jax.Array = 0.99, lambda_: float | jax.Array = 0.95, *, episodic: bool = True) -> Returns:
+def gae(
+    gamma: float | jax.Array = 0.99, lambda_: float | jax.Array = 0.95, *, episodic: bool = True
+) -> Returns:
     """Generalised advantage estimation (Schulman et al. 2016).
 
     d_t = r_t + gamma (1 - terminated_t) V(next_obs_t) - V(obs_t);  A_t = d_t + gamma lambda (1 - terminated_t)(1 - truncated_t) A_{t+1};
@@ -94,7 +96,13 @@ def monte_carlo(gamma: float | jax.Array = 0.99) -> Returns:
     return gae(gamma, 1.0)
 
 
-def group_relative(group_size: int, *, standardise: bool = True, leave_one_out: bool = False, per_episode: bool = True) -> Returns:
+def group_relative(
+    group_size: int,
+    *,
+    standardise: bool = True,
+    leave_one_out: bool = False,
+    per_episode: bool = True,
+) -> Returns:
     """Episodes that began alike, compared by their undiscounted returns R_i; no value is learnt or read.
 
     A_i = (R_i - mean_j R_j) / (std_j R_j + 1e-6) in every row of episode i; the moments are over the finished n-th episodes of one group
@@ -123,18 +131,25 @@ def group_relative(group_size: int, *, standardise: bool = True, leave_one_out: 
     """
     check.count("group_size", group_size)
     if group_size < 2:
-        raise UsageError(f"group_size must be at least 2, got {group_size}: the only member of a group has nobody to be compared with.")
+        raise UsageError(
+            f"group_size must be at least 2, got {group_size}: the only member of a group has nobody to be compared with."
+        )
 
     def evaluate(reward, value, next_value, batch, context):
         chex.assert_rank([reward, batch.reset], 2)
-        number = jnp.cumsum(batch.reset, axis=0).astype(jnp.int32) - 1  # of the episode that a row belongs to
+        number = (
+            jnp.cumsum(batch.reset, axis=0).astype(jnp.int32) - 1
+        )  # of the episode that a row belongs to
         totals, lengths, finished = _episodes(reward, batch, number)
         groups = (reward.shape[0], -1, group_size)
         here = finished.reshape(groups)
         advantage, mean = _compared(totals.reshape(groups), here, standardise, leave_one_out)
         weight = here * (jnp.sum(here, -1, keepdims=True) > 1)
         weight = weight / jnp.maximum(lengths.reshape(groups), 1) if per_episode else weight
-        return tuple(jnp.take_along_axis(x.reshape(reward.shape), number, axis=0) for x in (advantage, mean, weight))
+        return tuple(
+            jnp.take_along_axis(x.reshape(reward.shape), number, axis=0)
+            for x in (advantage, mean, weight)
+        )
 
     return Returns(evaluate, fresh=True, needs_value=False, group_size=int(group_size))
 
@@ -143,9 +158,13 @@ def _episodes(reward, batch, number):
     """Return, length and finished (1 or 0) of each environment's n-th episode: [T, B] each, n along the first axis, 0 where there is none."""
     done = batch.terminated + batch.truncated
     rest = jax.vmap(discounted_sum, 1, 1)
-    ahead = [rest(x, 1 - done) for x in (reward, jnp.ones_like(reward), done)]  # from each row to the end of its episode
+    ahead = [
+        rest(x, 1 - done) for x in (reward, jnp.ones_like(reward), done)
+    ]  # from each row to the end of its episode
     length, columns = reward.shape[0], jnp.arange(reward.shape[1])
-    slot = jnp.where(batch.reset > 0, number, length)  # an episode's first row goes into its slot, the others nowhere
+    slot = jnp.where(
+        batch.reset > 0, number, length
+    )  # an episode's first row goes into its slot, the others nowhere
     return [jnp.zeros_like(x).at[slot, columns[None]].set(x, mode="drop") for x in ahead]
 
 
@@ -158,7 +177,9 @@ def _compared(totals, here, standardise, leave_one_out):
     mean = jnp.sum(above, axis=-1, keepdims=True) / count
     advantage = here * (above - mean)
     if standardise:
-        advantage = advantage / (jnp.sqrt(jnp.sum(jnp.square(advantage), axis=-1, keepdims=True) / count) + _EPSILON)
+        advantage = advantage / (
+            jnp.sqrt(jnp.sum(jnp.square(advantage), axis=-1, keepdims=True) / count) + _EPSILON
+        )
     if leave_one_out:
         advantage = advantage * count / jnp.maximum(count - 1, 1)
     return advantage, jnp.broadcast_to(mean + least, totals.shape)
@@ -166,7 +187,9 @@ def _compared(totals, here, standardise, leave_one_out):
 
 def check_groups(returns: Mapping[str, Returns], env: Env, unroll_length: int) -> None:
     """Raises unless whole episodes of the groups that the returns of a stream compare fit into a rollout of `env`."""
-    for stream, size in ((stream, made.group_size) for stream, made in returns.items() if made.group_size):
+    for stream, size in (
+        (stream, made.group_size) for stream, made in returns.items() if made.group_size
+    ):
         who = f"returns {stream!r}" if stream else "returns"
         if size != env.group_size:
             raise UsageError(

@@ -63,7 +63,12 @@ def start(rollout: Rollout, key: jax.Array) -> Actors:
 
 
 def act(
-    rollout: Rollout, needs: Needs, params: Any, teacher_params: Any, actors: Actors, context: Context
+    rollout: Rollout,
+    needs: Needs,
+    params: Any,
+    teacher_params: Any,
+    actors: Actors,
+    context: Context,
 ) -> tuple[Actors, Batch, Outputs]:
     """One rollout.
 
@@ -72,7 +77,10 @@ def act(
         (() unless its successors are needed).
     """
     student, teacher, behavior = rollout.student, rollout.teacher, rollout.behavior
-    inside = teacher is not None and (behavior.needs_teacher or (needs.teacher_next and bool(jax.tree.leaves(actors.teacher_carry))))
+    inside = teacher is not None and (
+        behavior.needs_teacher
+        or (needs.teacher_next and bool(jax.tree.leaves(actors.teacher_carry)))
+    )
     cuts = needs.acting_next or needs.teacher_next
 
     def body(state, key):
@@ -80,14 +88,26 @@ def act(
         carry, ours = student.step(params, before.carry, before.obs, before.reset)
         teacher_carry, theirs = before.teacher_carry, ()
         if inside and teacher is not None:
-            teacher_carry, theirs = teacher.step(teacher_params, before.teacher_carry, before.obs, before.reset)
+            teacher_carry, theirs = teacher.step(
+                teacher_params, before.teacher_carry, before.obs, before.reset
+            )
         key_act, key_env = key
-        action = behavior.act(key_act, ours, theirs, context._replace(episode_step=before.episode_step))
+        action = behavior.act(
+            key_act, ours, theirs, context._replace(episode_step=before.episode_step)
+        )
         env_state, step = rollout.env.step(key_env, before.env_state, action)
-        after = _advance(before._replace(env_state=env_state, carry=carry, teacher_carry=teacher_carry), step)
+        after = _advance(
+            before._replace(env_state=env_state, carry=carry, teacher_carry=teacher_carry), step
+        )
         if cuts:
             slots = _cut(slots, step.truncated, step.next_obs, carry, teacher_carry)
-        row = dict(obs=before.obs, action=action, reward=step.reward, terminated=step.terminated, truncated=step.truncated)
+        row = dict(
+            obs=before.obs,
+            action=action,
+            reward=step.reward,
+            terminated=step.terminated,
+            truncated=step.truncated,
+        )
         row |= dict(reset=before.reset, next_obs=step.next_obs if needs.next_obs else ())
         row |= dict(carry=before.carry if rollout.sequence_length < rollout.unroll_length else ())
         return (after, slots), (row, ours if needs.acting else (), theirs if needs.teacher else ())
@@ -97,18 +117,27 @@ def act(
     first = actors
     (actors, slots), (rows, acting, theirs) = jax.lax.scan(body, (actors, slots), keys)
     if teacher is not None and not inside and (needs.teacher or needs.teacher_next):
-        teacher_carry, theirs = teacher.unroll(teacher_params, first.teacher_carry, rows["obs"], rows["reset"])
+        teacher_carry, theirs = teacher.unroll(
+            teacher_params, first.teacher_carry, rows["obs"], rows["reset"]
+        )
         actors = actors._replace(teacher_carry=teacher_carry)
     whole = rollout.sequence_length == rollout.unroll_length
-    rows["carry"] = jax.tree.map(lambda x: x[None] if whole else x[:: rollout.sequence_length], first.carry if whole else rows["carry"])
+    rows["carry"] = jax.tree.map(
+        lambda x: x[None] if whole else x[:: rollout.sequence_length],
+        first.carry if whole else rows["carry"],
+    )
     batch = Batch(**rows, acting=acting, teacher=theirs)
     last: Any = ()
     if needs.acting_next:
-        last, following = _successors(student, params, acting, slots, slots.carry, actors, actors.carry, batch.truncated)
+        last, following = _successors(
+            student, params, acting, slots, slots.carry, actors, actors.carry, batch.truncated
+        )
         batch = batch._replace(acting_next=following)
     if teacher is not None and needs.teacher_next:
         args = slots, slots.teacher_carry, actors, actors.teacher_carry
-        batch = batch._replace(teacher_next=_successors(teacher, teacher_params, theirs, *args, batch.truncated)[1])
+        batch = batch._replace(
+            teacher_next=_successors(teacher, teacher_params, theirs, *args, batch.truncated)[1]
+        )
     return actors, batch, last
 
 
@@ -128,7 +157,10 @@ def _advance(actors: Actors, step: Any) -> Actors:
 def _slots(rollout: Rollout, actors: Actors) -> _Slots:
     length, env = rollout.unroll_length, rollout.env
     number = -(-length // (env.cut_steps or env.max_steps or 1)) if env.truncates else 0
-    empty = [jax.tree.map(lambda x: jnp.zeros((number, *x.shape), x.dtype), x) for x in (actors.obs, actors.carry, actors.teacher_carry)]
+    empty = [
+        jax.tree.map(lambda x: jnp.zeros((number, *x.shape), x.dtype), x)
+        for x in (actors.obs, actors.carry, actors.teacher_carry)
+    ]
     return _Slots(jnp.zeros(env.num_envs, jnp.int32), *empty)
 
 
@@ -144,18 +176,28 @@ def _cut(slots: _Slots, truncated: jax.Array, obs: Any, carry: Any, teacher_carr
     return _Slots(slots.used + truncated.astype(jnp.int32), *written)
 
 
-def _successors(policy, params, rows, slots, cut_carry, actors, last_carry, truncated) -> tuple[Outputs, Outputs]:
+def _successors(
+    policy, params, rows, slots, cut_carry, actors, last_carry, truncated
+) -> tuple[Outputs, Outputs]:
     """The policy's Outputs [B] at the last observation, and [T, B] at every true successor (meaningless where terminated)."""
     number = next(x.shape[0] for x in jax.tree.leaves(slots.obs))
     num_envs = truncated.shape[1]
 
     def both(cut, last):
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]).reshape(((number + 1) * num_envs, *b.shape[1:])), cut, last)
+        return jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b[None]]).reshape(
+                ((number + 1) * num_envs, *b.shape[1:])
+            ),
+            cut,
+            last,
+        )
 
     reset = both(jnp.zeros((number, num_envs)), actors.reset)
     out = policy.step(params, both(cut_carry, last_carry), both(slots.obs, actors.obs), reset)[1]
     out = jax.tree.map(lambda x: x.reshape((number + 1, num_envs, *x.shape[1:])), out)
-    which = jnp.clip(jnp.cumsum(truncated, axis=0).astype(jnp.int32) - 1, 0, max(number - 1, 0))  # [T, B]
+    which = jnp.clip(
+        jnp.cumsum(truncated, axis=0).astype(jnp.int32) - 1, 0, max(number - 1, 0)
+    )  # [T, B]
 
     def merge(row, x):
         following = jnp.concatenate([row[1:], x[-1:]])

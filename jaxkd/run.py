@@ -23,7 +23,11 @@ def seeds(seed: int, n: int) -> jax.Array:
 
 
 def run(
-    algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any, deterministic: bool = False
+    algorithm: Algorithm,
+    key: jax.Array,
+    num_updates: int,
+    *inputs: Any,
+    deterministic: bool = False,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """`num_updates` steps from a fresh state, compiled once an algorithm: call it again with another key and nothing is compiled.
 
@@ -59,7 +63,12 @@ def run(
 
 
 def stream(
-    algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any, chunk_size: int, state: Any = None
+    algorithm: Algorithm,
+    key: jax.Array,
+    num_updates: int,
+    *inputs: Any,
+    chunk_size: int,
+    state: Any = None,
 ) -> Iterator[tuple[Any, dict[str, jax.Array]]]:
     """`run` in chunks, the same bits: yields (State, metrics [<= chunk_size]) after each, for progress, logs and checkpoints.
 
@@ -81,7 +90,9 @@ def stream(
     check.count("chunk_size", chunk_size)
     state = _start(algorithm, key) if state is None else state
     for done in range(0, num_updates, chunk_size):
-        state, metrics = _advance_donated(algorithm, state, min(chunk_size, num_updates - done), *inputs)
+        state, metrics = _advance_donated(
+            algorithm, state, min(chunk_size, num_updates - done), *inputs
+        )
         yield state, metrics
 
 
@@ -105,9 +116,13 @@ def lanes(algorithm: Algorithm, *, shared: bool = True, at_once: int | None = No
 
     def step(state, *inputs):
         if at_once is None:
-            return jax.vmap(algorithm.step, (0, *[None if shared else 0 for _ in inputs]))(state, *inputs)
+            return jax.vmap(algorithm.step, (0, *[None if shared else 0 for _ in inputs]))(
+                state, *inputs
+            )
         if shared:
-            return jax.lax.map(lambda state: algorithm.step(state, *inputs), state, batch_size=at_once)
+            return jax.lax.map(
+                lambda state: algorithm.step(state, *inputs), state, batch_size=at_once
+            )
         return jax.lax.map(lambda row: algorithm.step(*row), (state, *inputs), batch_size=at_once)
 
     return Algorithm(jax.vmap(algorithm.init), step, algorithm.description)
@@ -129,7 +144,12 @@ def memory_needed(algorithm: Algorithm, key: jax.Array, num_updates: int, *input
     _check_call(algorithm, num_updates)
     state = jax.eval_shape(algorithm.init, key)
     needed: Any = _advance.lower(algorithm, state, num_updates, *inputs).compile().memory_analysis()
-    return needed.argument_size_in_bytes + needed.output_size_in_bytes + needed.temp_size_in_bytes - needed.alias_size_in_bytes
+    return (
+        needed.argument_size_in_bytes
+        + needed.output_size_in_bytes
+        + needed.temp_size_in_bytes
+        - needed.alias_size_in_bytes
+    )
 
 
 @partial(jax.jit, static_argnums=0)
@@ -142,11 +162,15 @@ def _updates(algorithm, state, num_updates, *inputs):
 
 
 _advance = jax.jit(_updates, static_argnums=(0, 2))
-_advance_deterministic = jax.jit(_updates, static_argnums=(0, 2), compiler_options={"xla_gpu_deterministic_ops": True})
+_advance_deterministic = jax.jit(
+    _updates, static_argnums=(0, 2), compiler_options={"xla_gpu_deterministic_ops": True}
+)
 _advance_donated = jax.jit(_updates, static_argnums=(0, 2), donate_argnums=1)
 
 
 def _check_call(algorithm: Any, num_updates: Any) -> None:
     if not isinstance(algorithm, Algorithm):
-        raise UsageError(f"run and stream take an Algorithm (jaxkd.ppo, jaxkd.distill), got {type(algorithm).__name__}.")
+        raise UsageError(
+            f"run and stream take an Algorithm (jaxkd.ppo, jaxkd.distill), got {type(algorithm).__name__}."
+        )
     check.count("num_updates", num_updates)

@@ -40,7 +40,12 @@ def mesh(*, seeds: int | None = None, envs: int | None = None) -> Mesh:
             f"a mesh of {' x '.join(f'{size} {name}' for name, size in sizes.items())} takes {wanted} devices, and there are {len(devices)}. "
             f"On a CPU, jax.config.update('jax_num_cpu_devices', {wanted}) before the first use of jax makes that many."
         )
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices[:wanted])
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(AxisType.Auto,) * len(sizes),
+        devices=devices[:wanted],
+    )
 
 
 def shard(algorithm: Algorithm, over: Mesh) -> Algorithm:
@@ -63,7 +68,9 @@ def shard(algorithm: Algorithm, over: Mesh) -> Algorithm:
     check.kind("over", over, Mesh, "a mesh (jaxkd.sharding.mesh)")
     unknown = [name for name in over.axis_names if name not in AXES]
     if unknown or any(kind != AxisType.Auto for kind in over.axis_types):
-        raise UsageError(f"the mesh must have axes among {AXES}, all of type Auto, got {over}. Use jaxkd.sharding.mesh.")
+        raise UsageError(
+            f"the mesh must have axes among {AXES}, all of type Auto, got {over}. Use jaxkd.sharding.mesh."
+        )
 
     def init(key):
         with jax.sharding.use_abstract_mesh(over.abstract_mesh):
@@ -82,7 +89,9 @@ def spread(over: Mesh, state: Any) -> Any:
     seeds = tuple(name for name in over.axis_names if name == "seeds")
 
     def one(path, x):
-        acts = "envs" in over.axis_names and any(getattr(p, "name", getattr(p, "key", None)) == "actors" for p in path)
+        acts = "envs" in over.axis_names and any(
+            getattr(p, "name", getattr(p, "key", None)) == "actors" for p in path
+        )
         axes = (*seeds, "envs") if acts else seeds
         for axis, name in enumerate(axes):
             if x.ndim <= axis or x.shape[axis] % over.shape[name]:
@@ -96,4 +105,6 @@ def spread(over: Mesh, state: Any) -> Any:
 
 
 def _constrain(over: Mesh, tree: Any, spec: PartitionSpec) -> Any:
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(over, spec)), tree)
+    return jax.tree.map(
+        lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(over, spec)), tree
+    )

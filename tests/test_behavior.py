@@ -16,7 +16,10 @@ from jaxkd.distributions import Categorical, Normal
 
 N = 40_000
 OURS, THEIRS = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.3, 0.5])
-STUDENT, TEACHER = (Outputs(Categorical(jnp.tile(jnp.log(jnp.array(p, jnp.float32)), (N, 1)))) for p in (OURS, THEIRS))
+STUDENT, TEACHER = (
+    Outputs(Categorical(jnp.tile(jnp.log(jnp.array(p, jnp.float32)), (N, 1))))
+    for p in (OURS, THEIRS)
+)
 KEY = jax.random.key(3)
 
 
@@ -27,7 +30,9 @@ def context(step=None, update=1, episode_return=0.0):
 
 def act(made, student=STUDENT, teacher=TEACHER, context=context(), key=KEY):
     """The actions, with the teacher only where the behaviour says that it needs one."""
-    return np.asarray(jax.jit(made.act)(key, student, teacher if made.needs_teacher else (), context))
+    return np.asarray(
+        jax.jit(made.act)(key, student, teacher if made.needs_teacher else (), context)
+    )
 
 
 def shares(actions):
@@ -62,7 +67,10 @@ def assert_shares(actions, p):
         (behavior.epsilon_greedy(0.3, behavior.mixture(0.5)), 0.35 * OURS + 0.35 * THEIRS + 0.1),
         (behavior.tempered(0.5, behavior.student_acts()), OURS**2 / np.sum(OURS**2)),
         (behavior.tempered(0.5, behavior.mixture(1.0)), THEIRS**2 / np.sum(THEIRS**2)),
-        (behavior.tempered(1e6, behavior.epsilon_greedy(0.0, behavior.student_acts())), [1 / 3] * 3),
+        (
+            behavior.tempered(1e6, behavior.epsilon_greedy(0.0, behavior.student_acts())),
+            [1 / 3] * 3,
+        ),
     ],
     ids=lambda value: check.label(value.act) if hasattr(value, "act") else "",
 )
@@ -73,13 +81,21 @@ def test_frequencies(made, p):
 def test_a_teacher_is_needed_where_it_acts():
     needing = [behavior.teacher_acts(), behavior.mixture(0.5), behavior.guide_then_student(3)]
     alone = [behavior.student_acts(), behavior.random_acts(), behavior.epsilon_greedy(0.1)]
-    wrap = [lambda inner: inner, partial(behavior.epsilon_greedy, 0.1), partial(behavior.tempered, 2.0)]
+    wrap = [
+        lambda inner: inner,
+        partial(behavior.epsilon_greedy, 0.1),
+        partial(behavior.tempered, 2.0),
+    ]
     assert all(w(made).needs_teacher for w in wrap for made in needing)
     assert not any(w(made).needs_teacher for w in wrap for made in alone)
 
 
 def test_greedy_ignores_the_key():
-    for made in (behavior.student_acts(greedy=True), behavior.teacher_acts(greedy=True), behavior.epsilon_greedy(0.0)):
+    for made in (
+        behavior.student_acts(greedy=True),
+        behavior.teacher_acts(greedy=True),
+        behavior.epsilon_greedy(0.0),
+    ):
         np.testing.assert_array_equal(act(made), act(made, key=jax.random.key(9)))
     for made in (behavior.student_acts(), behavior.random_acts(), behavior.epsilon_greedy(0.5)):
         assert np.any(act(made) != act(made, key=jax.random.key(9)))
@@ -88,11 +104,15 @@ def test_greedy_ignores_the_key():
 # --- random actions -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("made", [behavior.random_acts(), behavior.epsilon_greedy(1.0)], ids=["random", "epsilon"])
+@pytest.mark.parametrize(
+    "made", [behavior.random_acts(), behavior.epsilon_greedy(1.0)], ids=["random", "epsilon"]
+)
 def test_an_illegal_action_is_never_taken(made):
     """Whatever the logits of the legal ones are, and different ones in every environment."""
     first = jnp.arange(N) % 2 == 0
-    logits = jnp.where(first[:, None], jnp.array([[50.0, -1e9, -50.0]]), jnp.array([[-1e9, 0.0, -1e9]]))
+    logits = jnp.where(
+        first[:, None], jnp.array([[50.0, -1e9, -50.0]]), jnp.array([[-1e9, 0.0, -1e9]])
+    )
     actions = act(made, Outputs(Categorical(logits)))
     assert np.all(actions[1::2] == 1) and set(actions[::2]) == {0, 2}
     assert abs(np.mean(actions[::2] == 0) - 0.5) < 5 * 0.5 / np.sqrt(N / 2)
@@ -107,7 +127,9 @@ def test_a_random_continuous_action_is_uniform_in_the_box():
     np.testing.assert_allclose(np.cov(actions.T), np.eye(2) / 3, atol=5 * 0.3 / np.sqrt(N))
     mixed = act(behavior.epsilon_greedy(0.25), student)
     random = np.all(np.abs(mixed) <= 1, axis=1)
-    assert np.all(random | np.all(mixed == 7, axis=1)) and abs(random.mean() - 0.25) < 5 * np.sqrt(0.1875 / N)
+    assert np.all(random | np.all(mixed == 7, axis=1)) and abs(random.mean() - 0.25) < 5 * np.sqrt(
+        0.1875 / N
+    )
 
 
 # --- the guide ------------------------------------------------------------------------------------------------------
@@ -119,7 +141,13 @@ def certain(action):
 
 @pytest.mark.parametrize(
     ("horizon", "steps"),
-    [(0, 0), (3, 3), (2.5, 3), (lambda update, episode_return: 2 + update, 5), (lambda update, episode_return: episode_return / 2, 10)],
+    [
+        (0, 0),
+        (3, 3),
+        (2.5, 3),
+        (lambda update, episode_return: 2 + update, 5),
+        (lambda update, episode_return: episode_return / 2, 10),
+    ],
     ids=["0", "3", "2.5", "by time", "by success"],
 )
 def test_the_guide_leaves_at_the_exact_step(horizon, steps):
@@ -132,7 +160,15 @@ def test_the_guide_leaves_at_the_exact_step(horizon, steps):
 def test_before_the_first_episode_the_return_is_nan():
     """A horizon that compares with it must say what that means; where it is used bare, nothing is below nan: the student acts."""
     now = context(episode_return=np.nan)
-    assert np.all(act(behavior.guide_then_student(lambda update, episode_return: episode_return), certain(0), certain(1), now) == 0)
+    assert np.all(
+        act(
+            behavior.guide_then_student(lambda update, episode_return: episode_return),
+            certain(0),
+            certain(1),
+            now,
+        )
+        == 0
+    )
     until = lambda update, episode_return: jnp.where(episode_return > 9, 0, 5)
     assert np.all(act(behavior.guide_then_student(until), certain(0), certain(1), now) == 1)
 
@@ -152,10 +188,14 @@ def test_numbers_may_be_traced():
     """A grid of epsilons, temperatures and horizons is one vmap."""
 
     def actions(epsilon, horizon):
-        made = behavior.tempered(epsilon + 0.5, behavior.epsilon_greedy(epsilon, behavior.guide_then_student(horizon)))
+        made = behavior.tempered(
+            epsilon + 0.5, behavior.epsilon_greedy(epsilon, behavior.guide_then_student(horizon))
+        )
         return made.act(KEY, certain(0), certain(1), context())
 
-    grid = np.asarray(jax.jit(jax.vmap(actions))(jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 1.0, 0.0])))
+    grid = np.asarray(
+        jax.jit(jax.vmap(actions))(jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 1.0, 0.0]))
+    )
     assert np.all(grid[0] == 0) and np.all(grid[1] == 1)
     assert_shares(grid[2], [1 / 3] * 3)
 
@@ -164,9 +204,15 @@ def test_numbers_may_be_traced():
     ("call", "message"),
     [
         (lambda: behavior.epsilon_greedy(1.5), r"epsilon must be in \[0, 1\], got 1.5"),
-        (lambda: behavior.epsilon_greedy(0.1, behavior.student_acts), "behavior must be a Behavior"),
+        (
+            lambda: behavior.epsilon_greedy(0.1, behavior.student_acts),
+            "behavior must be a Behavior",
+        ),
         (lambda: behavior.guide_then_student(-1), r"horizon must be in \[0, inf\], got -1"),
-        (lambda: behavior.tempered(0, behavior.student_acts()), r"temperature must be in \(0, inf\], got 0"),
+        (
+            lambda: behavior.tempered(0, behavior.student_acts()),
+            r"temperature must be in \(0, inf\], got 0",
+        ),
     ],
     ids=["epsilon", "behavior", "horizon", "temperature"],
 )

@@ -45,7 +45,9 @@ def ran(tmp_path_factory) -> SimpleNamespace:
     (path,) = (folder / "runs").iterdir()
     read = {name: json.loads((path / f"{name}.json").read_text()) for name in ("run", "summary")}
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return SimpleNamespace(code=code, printed=printed, folder=folder, path=path, lines=lines, **read)
+    return SimpleNamespace(
+        code=code, printed=printed, folder=folder, path=path, lines=lines, **read
+    )
 
 
 # --- help and devices -----------------------------------------------------------------------------------------------
@@ -56,7 +58,13 @@ def test_help_is_fast_and_loads_no_jax():
     seconds = []
     for _ in range(3):
         started = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         seconds.append(time.monotonic() - started)
     assert done.returncode == 0 and done.stdout.endswith("False\n"), done
     assert all(name in done.stdout for name in ("distill", "envs", "doctor"))
@@ -65,7 +73,9 @@ def test_help_is_fast_and_loads_no_jax():
 
 def test_package_is_lazy_and_whole():
     program = "import sys, jaxkd; assert 'jax' not in sys.modules; import jaxkd.run, jaxkd.evaluate; print(jaxkd.run, jaxkd.evaluate)"
-    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.count("<function") == 2, done  # not the modules of those names
     assert set(jaxkd.__all__) <= set(dir(jaxkd))
     with pytest.raises(AttributeError, match="nothing"):
@@ -81,7 +91,11 @@ def test_envs_lists_all(capsys):
 def test_doctor(capsys):
     assert main(["doctor", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("device: cpu") and "self-test: passed" in printed and jax.__version__ in printed
+    assert (
+        printed.startswith("device: cpu")
+        and "self-test: passed" in printed
+        and jax.__version__ in printed
+    )
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------
@@ -94,22 +108,42 @@ def test_run_says_where_and_what(ran):
     assert second == f"run directory: {ran.path.relative_to(ran.folder)}/"
     for phase in ("teacher", "student", "control"):
         assert any(line.startswith(f"{phase}: ") and "steps/s" in line for line in others)
-    for heading in ("return IQM", "FLOPs", "same network, no teacher", "mlp:44", "1/14.9", "KL(teacher || student)", "of compiling"):
+    for heading in (
+        "return IQM",
+        "FLOPs",
+        "same network, no teacher",
+        "mlp:44",
+        "1/14.9",
+        "KL(teacher || student)",
+        "of compiling",
+    ):
         assert heading in ran.printed
 
 
 def test_run_writes_only_its_directory(ran):
-    assert [path.name for path in ran.folder.iterdir()] == ["runs"] and len(list((ran.folder / "runs").iterdir())) == 1
-    policies = [f"{folder}/{seed}.{suffix}" for folder in ("students", "teachers") for seed in ("00", "01") for suffix in ("json", "npz")]
+    assert [path.name for path in ran.folder.iterdir()] == ["runs"] and len(
+        list((ran.folder / "runs").iterdir())
+    ) == 1
+    policies = [
+        f"{folder}/{seed}.{suffix}"
+        for folder in ("students", "teachers")
+        for seed in ("00", "01")
+        for suffix in ("json", "npz")
+    ]
     files = directory.Directory(ran.path).digests()
     assert sorted(files) == sorted(["metrics.jsonl", "run.json", "summary.json", *policies])
-    assert ran.run["digests"] == {name: digest for name, digest in files.items() if name != "run.json"}
+    assert ran.run["digests"] == {
+        name: digest for name, digest in files.items() if name != "run.json"
+    }
 
 
 def test_run_card(ran):
     assert ran.run["format"] == 1 and ran.run["status"] == "finished"
     assert ran.run["settings"]["seeds"] == 2 and ran.run["preset"]["num_steps"] == 4096
-    assert ran.run["versions"]["jax"] == jax.__version__ and ran.run["argv"][:2] == ["distill", "CartPole-v1"]
+    assert ran.run["versions"]["jax"] == jax.__version__ and ran.run["argv"][:2] == [
+        "distill",
+        "CartPole-v1",
+    ]
 
 
 def test_metrics_have_every_phase_and_seed(ran):
@@ -135,13 +169,22 @@ def test_summary_is_consistent(ran):
         assert row["fraction_of_teacher"] == pytest.approx(row["iqm"] / top)
         assert row["kept"] == pytest.approx((row["iqm"] - floor) / (top - floor))
         assert row["env_steps"] == steps and row["episodes"] == 64 and row["seeds_diverged"] == []
-        assert row["compile_seconds"] > 0 and 0 < row["latency_us"] < 1e5 and row["wall_seconds"] > 0
+        assert (
+            row["compile_seconds"] > 0 and 0 < row["latency_us"] < 1e5 and row["wall_seconds"] > 0
+        )
         assert row["actor_bytes"] == 4 * row["actor_parameters"]
-    assert summary["teacher"]["actor_parameters"] == 4610 and summary["student"]["actor_parameters"] == 310
-    assert 2 * (4 * 44 + 44 * 2) <= summary["student"]["flops_per_action"] <= 2 * 310  # multiplications and additions, biases once
+    assert (
+        summary["teacher"]["actor_parameters"] == 4610
+        and summary["student"]["actor_parameters"] == 310
+    )
+    assert (
+        2 * (4 * 44 + 44 * 2) <= summary["student"]["flops_per_action"] <= 2 * 310
+    )  # multiplications and additions, biases once
     assert summary["control"]["flops_per_action"] == summary["student"]["flops_per_action"]
     assert 0 <= summary["agreement"] <= 1 and summary["kl"] >= 0
-    assert summary["compile_seconds"] >= sum(summary[name]["compile_seconds"] for name in ("teacher", "student", "control"))
+    assert summary["compile_seconds"] >= sum(
+        summary[name]["compile_seconds"] for name in ("teacher", "student", "control")
+    )
 
 
 def test_saved_policies_are_those_of_the_summary(ran):
@@ -149,21 +192,35 @@ def test_saved_policies_are_those_of_the_summary(ran):
     for name in ("teacher", "student"):
         loaded = [jaxkd.load_policy(ran.path / f"{name}s" / f"{seed:02d}.npz") for seed in range(2)]
         params = jax.tree.map(lambda *x: jnp.stack(x), *[params for _, params in loaded])
-        again = measure.returns(env, loaded[0][0], params, keys, episodes=64, shared=False).returns.mean(axis=1)
+        again = measure.returns(
+            env, loaded[0][0], params, keys, episodes=64, shared=False
+        ).returns.mean(axis=1)
         assert again.tolist() == ran.summary[name]["returns"]
 
 
 def test_a_saved_teacher_teaches(ran, tmp_path):
     teacher = ran.path / "teachers" / "01.npz"
     out = tmp_path / "deep" / "out"
-    arguments = ["--teacher", str(teacher), "--seeds", "1", "--student", "mlp:8", "--out", str(out), "--quiet"]
+    arguments = [
+        "--teacher",
+        str(teacher),
+        "--seeds",
+        "1",
+        "--student",
+        "mlp:8",
+        "--out",
+        str(out),
+        "--quiet",
+    ]
     code, printed = command("distill", "CartPole-v1", *arguments, *SIZES, folder=tmp_path)
     summary = json.loads((out / "summary.json").read_text())
     assert code == 0 and "updates" not in printed and "from a file" in printed
     assert summary["teacher"]["env_steps"] == 0 and summary["student"]["network"] == "mlp:8"
     ours, theirs = (jaxkd.load_policy(path)[1] for path in (out / "teachers" / "00.npz", teacher))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), ours, theirs))
-    assert {json.loads(line)["phase"] for line in (out / "metrics.jsonl").read_text().splitlines()} == {"student", "control"}
+    assert {
+        json.loads(line)["phase"] for line in (out / "metrics.jsonl").read_text().splitlines()
+    } == {"student", "control"}
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
 
 
@@ -200,17 +257,30 @@ def teachers(tmp_path_factory) -> Path:
         (["CartPole-v1", "--device", "tpu"], 3, 'pip install "jaxkd-rl[tpu]"'),
         (["CartPole-v1", "--teacher", "{folder}/none.npz"], 4, "no file"),
         (["CartPole-v1", "--teacher", "{folder}/damaged.npz"], 4, "damaged"),
-        (["Acrobot-v1", "--teacher", "{folder}/teacher.npz"], 2, "teacher expects obs (4,) float32 and 2 actions; 'Acrobot-v1' gives"),
+        (
+            ["Acrobot-v1", "--teacher", "{folder}/teacher.npz"],
+            2,
+            "teacher expects obs (4,) float32 and 2 actions; 'Acrobot-v1' gives",
+        ),
     ],
 )
-def test_errors_are_one_line_with_a_code(arguments, code, message, teachers, tmp_path, capsys, monkeypatch):
+def test_errors_are_one_line_with_a_code(
+    arguments, code, message, teachers, tmp_path, capsys, monkeypatch
+):
     if code == failure.DEVICE and jax.default_backend() != "cpu":
         pytest.skip("the machine has an accelerator")
-    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # this process has its backend already
+    monkeypatch.setattr(
+        jax.config, "update", lambda *_: None
+    )  # this process has its backend already
     monkeypatch.chdir(tmp_path)
     assert main(["distill", *[argument.format(folder=teachers) for argument in arguments]]) == code
     printed = capsys.readouterr().err
-    assert message in printed and printed.startswith("error: ") and printed.count("\n") == 1 and "Traceback" not in printed
+    assert (
+        message in printed
+        and printed.startswith("error: ")
+        and printed.count("\n") == 1
+        and "Traceback" not in printed
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -219,7 +289,9 @@ def test_traceback_on_request():
         main(["distill", "CartPole-v1", "--teacher", "none.npz", "--traceback"])
 
 
-@pytest.mark.parametrize("line", ["distill CartPole-v1 --sedes 3", "distil", "", "distill CartPole-v1 --seeds x"])
+@pytest.mark.parametrize(
+    "line", ["distill CartPole-v1 --sedes 3", "distil", "", "distill CartPole-v1 --seeds x"]
+)
 def test_mistyped_options_exit_with_2(line, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(line.split())
@@ -239,15 +311,32 @@ def test_directories_are_never_shared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [directory.make("CartPole-v1", None).path for _ in range(3)]
     assert len(set(names)) == 3 and all(path.parent == Path("runs") for path in names)
-    assert any(path.name.endswith("-2") for path in names) or len({path.name for path in names}) == 3
+    assert (
+        any(path.name.endswith("-2") for path in names) or len({path.name for path in names}) == 3
+    )
     (tmp_path / "empty").mkdir()
     assert directory.make("CartPole-v1", Path("empty")).path == Path("empty")
 
 
 def test_json_is_plain_and_whole(tmp_path):
     run = directory.Directory(tmp_path)
-    run.write("a.json", {"x": np.array([1.0, np.nan]), "y": jnp.float32(2), "path": Path("p"), "f": max, 3: (True, None)})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1.0, None], "y": 2.0, "path": "p", "f": "max", "3": [True, None]}
+    run.write(
+        "a.json",
+        {
+            "x": np.array([1.0, np.nan]),
+            "y": jnp.float32(2),
+            "path": Path("p"),
+            "f": max,
+            3: (True, None),
+        },
+    )
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "x": [1.0, None],
+        "y": 2.0,
+        "path": "p",
+        "f": "max",
+        "3": [True, None],
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -276,11 +365,15 @@ def fake(bad: dict[int, int], silent: bool = False) -> Algorithm:
 
 def job(folder: Path, stop=lambda: "", quiet: bool = True) -> training.Job:
     shown = progress.Progress(rich.console.Console(file=io.StringIO(), force_terminal=True), quiet)
-    return training.Job(directory.Directory(folder), shown, jaxkd.seeds(0, 4), 10, lambda: 0.0, stop)
+    return training.Job(
+        directory.Directory(folder), shown, jaxkd.seeds(0, 4), 10, lambda: 0.0, stop
+    )
 
 
 def test_a_seed_that_diverges_is_named_and_the_others_go_on(tmp_path, capsys):
-    trained = training.train(job(tmp_path), "student", fake({1: 3, 3: 3, 2: 7}), 20, alive=np.ones(4, bool))
+    trained = training.train(
+        job(tmp_path), "student", fake({1: 3, 3: 3, 2: 7}), 20, alive=np.ones(4, bool)
+    )
     assert trained.alive.tolist() == [True, False, False, False] and trained.updates == 20
     named = capsys.readouterr().err.splitlines()
     assert named[0] == "error: run diverged: seeds 1, 3 not finite at update 3 (student)."
@@ -290,18 +383,29 @@ def test_a_seed_that_diverges_is_named_and_the_others_go_on(tmp_path, capsys):
 
 
 def test_parameters_are_watched_too(tmp_path, capsys):
-    trained = training.train(job(tmp_path), "control", fake({2: 1}, silent=True), 5, alive=np.ones(4, bool))
-    assert trained.alive.tolist() == [True, True, False, True] and "seeds 2 not finite" in capsys.readouterr().err
+    trained = training.train(
+        job(tmp_path), "control", fake({2: 1}, silent=True), 5, alive=np.ones(4, bool)
+    )
+    assert (
+        trained.alive.tolist() == [True, True, False, True]
+        and "seeds 2 not finite" in capsys.readouterr().err
+    )
 
 
 def test_seeds_that_are_dead_already_are_not_named_again(tmp_path, capsys):
-    trained = training.train(job(tmp_path), "student", fake({0: 1}), 3, alive=np.array([False, True, True, True]))
+    trained = training.train(
+        job(tmp_path), "student", fake({0: 1}), 3, alive=np.array([False, True, True, True])
+    )
     assert trained.alive.tolist() == [False, True, True, True] and capsys.readouterr().err == ""
 
 
 def test_all_seeds_diverged_ends_the_phase(tmp_path):
-    with pytest.raises(failure.Diverged, match=r"seeds 0, 1, 2, 3 not finite at update 2 \(teacher\)"):
-        training.train(job(tmp_path), "teacher", fake(dict.fromkeys(range(4), 2)), 20, alive=np.ones(4, bool))
+    with pytest.raises(
+        failure.Diverged, match=r"seeds 0, 1, 2, 3 not finite at update 2 \(teacher\)"
+    ):
+        training.train(
+            job(tmp_path), "teacher", fake(dict.fromkeys(range(4), 2)), 20, alive=np.ones(4, bool)
+        )
 
 
 def test_exit_code_of_a_diverged_run(tmp_path, monkeypatch, capsys):
@@ -316,15 +420,26 @@ def test_exit_code_of_a_diverged_run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_diverged_run_exits_with_5(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(presets.PRESETS, "CartPole-v1", presets.preset("CartPole-v1")._replace(learning_rate=1e38))
-    code, _ = command("distill", "CartPole-v1", "--seeds", "2", "--out", "out", *SIZES, folder=tmp_path)
-    assert code == 5 and "error: run diverged: seeds 0, 1 not finite at update" in capsys.readouterr().err
+    monkeypatch.setitem(
+        presets.PRESETS, "CartPole-v1", presets.preset("CartPole-v1")._replace(learning_rate=1e38)
+    )
+    code, _ = command(
+        "distill", "CartPole-v1", "--seeds", "2", "--out", "out", *SIZES, folder=tmp_path
+    )
+    assert (
+        code == 5
+        and "error: run diverged: seeds 0, 1 not finite at update" in capsys.readouterr().err
+    )
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "diverged"
-    assert (tmp_path / "out" / "metrics.jsonl").exists() and not (tmp_path / "out" / "summary.json").exists()
+    assert (tmp_path / "out" / "metrics.jsonl").exists() and not (
+        tmp_path / "out" / "summary.json"
+    ).exists()
 
 
 def test_training_stops_within_a_chunk(tmp_path):
-    trained = training.train(job(tmp_path, stop=lambda: "SIGINT"), "student", fake({}), 500, alive=np.ones(4, bool))
+    trained = training.train(
+        job(tmp_path, stop=lambda: "SIGINT"), "student", fake({}), 500, alive=np.ones(4, bool)
+    )
     assert trained.updates == 1
 
 
@@ -343,7 +458,9 @@ def test_first_signal_is_noted_and_handlers_come_back():
     with watching.signals() as stop:
         assert stop() == ""
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop() == "SIGTERM" and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one ends the process
+        assert (
+            stop() == "SIGTERM" and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        )  # a second one ends the process
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -361,29 +478,61 @@ def test_compile_seconds_count_what_is_nested_once():
 
 
 def test_interrupted_run_keeps_what_it_has(tmp_path):
-    arguments = "distill CartPole-v1 --seeds 2 --steps 4096 --student-steps 1000000000 --out out".split()
+    arguments = (
+        "distill CartPole-v1 --seeds 2 --steps 4096 --student-steps 1000000000 --out out".split()
+    )
     run = [sys.executable, "-c", PROGRAM, *arguments]
-    process = subprocess.Popen(run, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        run,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     metrics = tmp_path / "out" / "metrics.jsonl"
     until = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < until and not (metrics.exists() and '"student"' in metrics.read_text()):
+    while (
+        process.poll() is None
+        and time.monotonic() < until
+        and not (metrics.exists() and '"student"' in metrics.read_text())
+    ):
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 75, (printed, errors)
-    assert errors.strip().splitlines()[-1].startswith("SIGINT: stopped after ") and "2 teachers, 2 students, metrics.jsonl" in errors
+    assert (
+        errors.strip().splitlines()[-1].startswith("SIGINT: stopped after ")
+        and "2 teachers, 2 students, metrics.jsonl" in errors
+    )
     assert "Traceback" not in errors
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "interrupted"
     for folder in ("teachers", "students"):
         jaxkd.load_policy(tmp_path / "out" / folder / "01.npz")
-    assert not (tmp_path / "out" / "summary.json").exists() and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (tmp_path / "out" / "summary.json").exists() and [
+        path.name for path in tmp_path.iterdir()
+    ] == ["out"]
 
 
 @pytest.mark.slow
 def test_a_method_that_trains_on_other_environments(tmp_path):
     """grpo's student lives in groups of equal starts; the table compares it on the common ones."""
     steps = ["--steps", "4096", "--student-steps", "32000", "--seeds", "2", "--episodes", "4"]
-    assert main(["distill", "CartPole-v1", "--method", "grpo", "--out", str(tmp_path / "run"), "--quiet", *steps]) == 0
+    assert (
+        main(
+            [
+                "distill",
+                "CartPole-v1",
+                "--method",
+                "grpo",
+                "--out",
+                str(tmp_path / "run"),
+                "--quiet",
+                *steps,
+            ]
+        )
+        == 0
+    )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["student"]["env_steps"] == 64 * 500 and summary["teacher"]["env_steps"] == 4096
     assert 0 <= summary["agreement"] <= 1

@@ -10,7 +10,9 @@ import pytest
 from jaxkd import sharding
 from jaxkd.cpu import grad, unrolled, where_any
 
-pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere both are the plain thing")
+pytestmark = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="elsewhere both are the plain thing"
+)
 
 
 @pytest.mark.parametrize(
@@ -25,20 +27,30 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewher
         lambda key: jax.random.bits(key, (9,), "uint16"),
         lambda key: jax.random.uniform(jax.random.fold_in(key, 2**32 - 1)),
         lambda key: jax.random.key_data(jax.random.split(key, (3, 2))),
-        lambda key: jax.vmap(lambda key: jax.random.categorical(key, jnp.arange(4.0)))(jax.random.split(key, 50)),
+        lambda key: jax.vmap(lambda key: jax.random.categorical(key, jnp.arange(4.0)))(
+            jax.random.split(key, 50)
+        ),
     ],
 )
 def test_unrolled_threefry_has_the_same_bits(draw):
     keys = jax.vmap(jax.random.key)(jnp.array([0, 1, 2**31 - 1]))
-    for found in (jax.jit(jax.vmap(draw))(unrolled(keys)), jnp.stack([draw(unrolled(key)) for key in keys])):
+    for found in (
+        jax.jit(jax.vmap(draw))(unrolled(keys)),
+        jnp.stack([draw(unrolled(key)) for key in keys]),
+    ):
         np.testing.assert_array_equal(found, jax.vmap(draw)(keys))
 
 
 def test_unrolled_threefry_has_the_same_bits_in_64():
     with jax.enable_x64(True):
         key = jax.random.key(3)
-        np.testing.assert_array_equal(jax.random.bits(unrolled(key), (9,), "uint64"), jax.random.bits(key, (9,), "uint64"))
-        np.testing.assert_array_equal(jax.random.normal(unrolled(key), (9,), "float64"), jax.random.normal(key, (9,), "float64"))
+        np.testing.assert_array_equal(
+            jax.random.bits(unrolled(key), (9,), "uint64"), jax.random.bits(key, (9,), "uint64")
+        )
+        np.testing.assert_array_equal(
+            jax.random.normal(unrolled(key), (9,), "float64"),
+            jax.random.normal(key, (9,), "float64"),
+        )
 
 
 def test_a_hash_of_a_hash_compiles_at_once():
@@ -77,7 +89,9 @@ def test_gradient_as_a_batch_of_one(key):
     for name in weights:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(aux["mean"], wanted_aux["mean"], rtol=1e-6)
-    second = jax.grad(lambda w: jnp.sum(grad(lambda w: jnp.sum(w**3))(w)))(x)  # through it: learning rates that are learnt
+    second = jax.grad(lambda w: jnp.sum(grad(lambda w: jnp.sum(w**3))(w)))(
+        x
+    )  # through it: learning rates that are learnt
     np.testing.assert_allclose(second, 6 * x, rtol=1e-5)
 
 
@@ -85,9 +99,15 @@ def test_gradient_as_a_batch_of_one(key):
 def test_a_side_that_nobody_wants_is_not_computed(wanted):
     zero, one = jnp.zeros(()), jnp.ones(())
     assert where_any(jnp.array(wanted), lambda: one, zero) == any(wanted)
-    both = jax.vmap(lambda wanted: where_any(wanted, lambda: one, zero))(jnp.array([wanted, (True, True)]))
+    both = jax.vmap(lambda wanted: where_any(wanted, lambda: one, zero))(
+        jnp.array([wanted, (True, True)])
+    )
     np.testing.assert_array_equal(both, [any(wanted), 1])
-    square = jax.grad(lambda x: where_any(jnp.array(wanted), lambda: x**2, x * x))  # an environment that is differentiated
+    square = jax.grad(
+        lambda x: where_any(jnp.array(wanted), lambda: x**2, x * x)
+    )  # an environment that is differentiated
     assert square(3.0) == 6
     with jax.sharding.use_abstract_mesh(sharding.mesh(envs=2).abstract_mesh):
-        assert where_any(jnp.array(wanted), lambda: one, zero) == 1  # a branch would have to ask every device
+        assert (
+            where_any(jnp.array(wanted), lambda: one, zero) == 1
+        )  # a branch would have to ask every device

@@ -28,8 +28,14 @@ def test_categorical_by_hand():
     np.testing.assert_allclose(p.entropy(), 1.5 * np.log(2), rtol=1e-6)
     np.testing.assert_allclose(p.kl(uniform), np.log(3) - 1.5 * np.log(2), rtol=1e-5)
     np.testing.assert_allclose(uniform.kl(p), -np.log(3) + 5 / 3 * np.log(2), rtol=1e-5)
-    np.testing.assert_allclose(jax.nn.softmax(p.temper(0.5).logits), np.array([4, 1, 1]) / 6, rtol=1e-6)
-    assert p.mode() == 0 and uniform.mode() == 0 and Categorical(jnp.array([0.0, 2.0, 2.0])).mode() == 1
+    np.testing.assert_allclose(
+        jax.nn.softmax(p.temper(0.5).logits), np.array([4, 1, 1]) / 6, rtol=1e-6
+    )
+    assert (
+        p.mode() == 0
+        and uniform.mode() == 0
+        and Categorical(jnp.array([0.0, 2.0, 2.0])).mode() == 1
+    )
     assert p.mode().dtype == p.sample(jax.random.key(0)).dtype == jnp.int32
 
 
@@ -54,33 +60,46 @@ def test_categorical_in_float64_and_as_distrax():
 
 def test_normal_by_hand():
     p = Normal(jnp.array([1.0, -1.0]), jnp.log(jnp.array([1.0, 2.0])))
-    np.testing.assert_allclose(p.log_prob(jnp.array([2.0, 1.0])), -1.0 - np.log(2 * np.pi) - np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(
+        p.log_prob(jnp.array([2.0, 1.0])), -1.0 - np.log(2 * np.pi) - np.log(2), rtol=1e-6
+    )
     np.testing.assert_allclose(p.entropy(), 1 + np.log(2 * np.pi) + np.log(2), rtol=1e-6)
     # One dimension: log(s2 / s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2 with (0, 1) and (1, 2).
     np.testing.assert_allclose(
-        Normal(jnp.zeros(1), jnp.zeros(1)).kl(Normal(jnp.ones(1), jnp.log(2.0)[None])), np.log(2) + 2 / 8 - 0.5, rtol=1e-5
+        Normal(jnp.zeros(1), jnp.zeros(1)).kl(Normal(jnp.ones(1), jnp.log(2.0)[None])),
+        np.log(2) + 2 / 8 - 0.5,
+        rtol=1e-5,
     )
     np.testing.assert_array_equal(p.mode(), p.mean)
 
 
 def test_normal_as_scipy_and_distrax():
-    p, q = Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD)), Normal(jnp.asarray(OTHER_MEAN), jnp.asarray(OTHER_LOG_STD))
+    p, q = (
+        Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD)),
+        Normal(jnp.asarray(OTHER_MEAN), jnp.asarray(OTHER_LOG_STD)),
+    )
     oracle = scipy.stats.norm(np.float64(MEAN), np.exp(np.float64(LOG_STD)))
     a = distrax.MultivariateNormalDiag(MEAN, np.exp(LOG_STD))
     b = distrax.MultivariateNormalDiag(OTHER_MEAN, np.exp(OTHER_LOG_STD))
     with jax.numpy_rank_promotion("allow"):
         theirs = a.log_prob(VECTOR), a.entropy(), a.kl_divergence(b)
-    for mine, other in zip((p.log_prob(jnp.asarray(VECTOR)), p.entropy(), p.kl(q)), theirs, strict=True):
+    for mine, other in zip(
+        (p.log_prob(jnp.asarray(VECTOR)), p.entropy(), p.kl(q)), theirs, strict=True
+    ):
         assert mine.shape == (5, 3)
         np.testing.assert_allclose(mine, other, rtol=2e-4, atol=1e-5)
-    np.testing.assert_allclose(p.log_prob(jnp.asarray(VECTOR)), oracle.logpdf(VECTOR).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        p.log_prob(jnp.asarray(VECTOR)), oracle.logpdf(VECTOR).sum(-1), rtol=1e-5
+    )
     np.testing.assert_allclose(p.entropy(), oracle.entropy().sum(-1), rtol=1e-5)
 
 
 def test_normal_kl_is_the_integral():
     p, q = scipy.stats.norm(0.3, 0.7), scipy.stats.norm(-0.5, 1.3)
     exact = scipy.integrate.quad(lambda x: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), -8, 8)[0]
-    ours = Normal(jnp.array([0.3]), jnp.log(jnp.array([0.7]))).kl(Normal(jnp.array([-0.5]), jnp.log(jnp.array([1.3]))))
+    ours = Normal(jnp.array([0.3]), jnp.log(jnp.array([0.7]))).kl(
+        Normal(jnp.array([-0.5]), jnp.log(jnp.array([1.3])))
+    )
     np.testing.assert_allclose(ours, exact, rtol=1e-5)
 
 
@@ -90,11 +109,15 @@ def test_cross_entropy_is_minus_the_mean_log_prob():
     exact = -(np.exp(log_softmax(LOGITS)) * log_softmax(OTHER_LOGITS)).sum(-1)
     np.testing.assert_allclose(p.cross_entropy(q), exact, rtol=1e-5)
     np.testing.assert_allclose(p.cross_entropy(p), p.entropy(), rtol=1e-5, atol=1e-6)
-    by_hand = Normal(jnp.zeros(1), jnp.zeros(1)).cross_entropy(Normal(jnp.ones(1), jnp.log(2.0)[None]))
+    by_hand = Normal(jnp.zeros(1), jnp.zeros(1)).cross_entropy(
+        Normal(jnp.ones(1), jnp.log(2.0)[None])
+    )
     np.testing.assert_allclose(by_hand, 0.5 * np.log(8 * np.pi) + 0.25, rtol=1e-6)
     a = distrax.MultivariateNormalDiag(MEAN, np.exp(LOG_STD))
     b = distrax.MultivariateNormalDiag(OTHER_MEAN, np.exp(OTHER_LOG_STD))
-    ours = Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD)).cross_entropy(Normal(jnp.asarray(OTHER_MEAN), jnp.asarray(OTHER_LOG_STD)))
+    ours = Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD)).cross_entropy(
+        Normal(jnp.asarray(OTHER_MEAN), jnp.asarray(OTHER_LOG_STD))
+    )
     with jax.numpy_rank_promotion("allow"):
         np.testing.assert_allclose(ours, a.cross_entropy(b), rtol=2e-4, atol=1e-5)
 
@@ -107,13 +130,21 @@ def test_temper_divides_differences_of_log_probs(temperature):
     for dist, a, b in ((p, one, 0 * one), (normal, jnp.asarray(VECTOR), jnp.zeros((5, 3, 2)))):
         tempered = dist.temper(temperature)
         difference = (dist.log_prob(a) - dist.log_prob(b)) / temperature
-        np.testing.assert_allclose(tempered.log_prob(a) - tempered.log_prob(b), difference, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.exp(normal.temper(temperature).log_std), np.exp(LOG_STD) * np.sqrt(temperature), rtol=1e-5)
+        np.testing.assert_allclose(
+            tempered.log_prob(a) - tempered.log_prob(b), difference, rtol=1e-4, atol=1e-5
+        )
+    np.testing.assert_allclose(
+        np.exp(normal.temper(temperature).log_std),
+        np.exp(LOG_STD) * np.sqrt(temperature),
+        rtol=1e-5,
+    )
 
 
 def test_samples_follow_the_probabilities(key):
     n, p = 100_000, np.array([0.6, 0.3, 0.1, 0.0])
-    drawn = Categorical(jnp.broadcast_to(jnp.array([*np.log(p[:3]), -1e9], jnp.float32), (n, 4))).sample(key)
+    drawn = Categorical(
+        jnp.broadcast_to(jnp.array([*np.log(p[:3]), -1e9], jnp.float32), (n, 4))
+    ).sample(key)
     frequency = np.bincount(drawn, minlength=4) / n
     assert np.all(np.abs(frequency - p) <= 5 * np.sqrt(p * (1 - p) / n))  # the masked action: never
     mean, std = np.array([1.0, -2.0]), np.array([0.5, 3.0])
@@ -124,7 +155,9 @@ def test_samples_follow_the_probabilities(key):
 
 
 @pytest.mark.parametrize(
-    "p", [Categorical(jnp.asarray(LOGITS)), Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD))], ids=["categorical", "normal"]
+    "p",
+    [Categorical(jnp.asarray(LOGITS)), Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD))],
+    ids=["categorical", "normal"],
 )
 def test_kl_to_itself_is_a_flat_zero(p):
     np.testing.assert_allclose(p.kl(p), 0, atol=1e-6)
@@ -138,7 +171,9 @@ def test_kl_to_itself_is_a_flat_zero(p):
 def test_gradient_of_the_forward_kl_is_softmax_minus_p():
     p, z = Categorical(jnp.asarray(LOGITS)), jnp.asarray(OTHER_LOGITS)
     gradient = jax.grad(lambda z: jnp.sum(p.kl(Categorical(z))))(z)
-    np.testing.assert_allclose(gradient, np.exp(log_softmax(z)) - np.exp(log_softmax(LOGITS)), atol=1e-6)
+    np.testing.assert_allclose(
+        gradient, np.exp(log_softmax(z)) - np.exp(log_softmax(LOGITS)), atol=1e-6
+    )
 
 
 def test_masked_actions_stay_finite():
@@ -146,14 +181,30 @@ def test_masked_actions_stay_finite():
     free, masked = jnp.array([0.3, -0.2]), jnp.array([0.3, -0.2, -1e9])
     p, q = Categorical(masked), Categorical(jnp.array([-1.0, 0.5, -1e9]))
     np.testing.assert_allclose(p.entropy(), Categorical(free).entropy(), rtol=1e-6)
-    np.testing.assert_allclose(p.kl(q), Categorical(free).kl(Categorical(jnp.array([-1.0, 0.5]))), rtol=1e-6)
+    np.testing.assert_allclose(
+        p.kl(q), Categorical(free).kl(Categorical(jnp.array([-1.0, 0.5]))), rtol=1e-6
+    )
     assert p.mode() == 0
     open_ = Categorical(jnp.zeros(3))
 
     def everything(logits):
         p = Categorical(logits)
-        values = p.entropy(), p.kl(q), q.kl(p), p.kl(open_), open_.kl(p), p.log_prob(jnp.int32(2)), p.temper(0.01).entropy()
-        values = *values, p.cross_entropy(q), q.cross_entropy(p), p.cross_entropy(open_), open_.cross_entropy(p)
+        values = (
+            p.entropy(),
+            p.kl(q),
+            q.kl(p),
+            p.kl(open_),
+            open_.kl(p),
+            p.log_prob(jnp.int32(2)),
+            p.temper(0.01).entropy(),
+        )
+        values = (
+            *values,
+            p.cross_entropy(q),
+            q.cross_entropy(p),
+            p.cross_entropy(open_),
+            open_.cross_entropy(p),
+        )
         return jnp.sum(jnp.stack(values)), jnp.stack(values)
 
     gradient, values = jax.grad(everything, has_aux=True)(masked)

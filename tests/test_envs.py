@@ -33,12 +33,16 @@ Pong-misc FrozenLake-misc""".split()
 
 
 def strong(tree):
-    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), tree)
+    return jax.tree.map(
+        lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), tree
+    )
 
 
 def structure(tree):
     """Shape, dtype and weakness of every leaf."""
-    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), jax.eval_shape(lambda: tree))
+    return jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), jax.eval_shape(lambda: tree)
+    )
 
 
 def rollout(env, key, num_steps, action=None):
@@ -75,15 +79,20 @@ def both_rollouts(env, theirs, params, actions, scale, encode):
         ours, reference = carry
         key, action = xs
         ours, step = env.step(key, ours, action)
-        obs, reference, reward, terminated, truncated, info = jax.vmap(theirs.step, (0, 0, 0, None))(
-            jax.random.split(key, B), reference, action * scale, params
-        )
+        obs, reference, reward, terminated, truncated, info = jax.vmap(
+            theirs.step, (0, 0, 0, None)
+        )(jax.random.split(key, B), reference, action * scale, params)
         reference = strong(reference)
-        return (ours, reference), ((tuple(step), ours), (record(obs, info["final_observation"], reward, terminated, truncated), reference))
+        return (ours, reference), (
+            (tuple(step), ours),
+            (record(obs, info["final_observation"], reward, terminated, truncated), reference),
+        )
 
     key_reset, key_steps = jax.random.split(jax.random.key(3))
     ours, obs = env.reset(key_reset)
-    their_obs, reference = strong(jax.vmap(theirs.reset, (0, None))(jax.random.split(key_reset, B), params))
+    their_obs, reference = strong(
+        jax.vmap(theirs.reset, (0, None))(jax.random.split(key_reset, B), params)
+    )
     _, steps = jax.lax.scan(body, (ours, reference), (jax.random.split(key_steps, T), actions))
     return ((obs, ours), (encode(their_obs), reference)), steps
 
@@ -102,16 +111,25 @@ def test_bit_equal_to_gymnax(name):
             actions = jax.random.randint(jax.random.key(1), (T, B), 0, env.action_space.n)
             scale = 1
         else:
-            actions = jax.random.uniform(jax.random.key(1), (T, B, *env.action_space.shape), minval=-1.0)
+            actions = jax.random.uniform(
+                jax.random.key(1), (T, B, *env.action_space.shape), minval=-1.0
+            )
             scale = {"Pendulum-v1": 2.0, "PointRobot-misc": 0.1}.get(name, 1.0)
-        encode = (lambda obs: jax.nn.one_hot(obs, 16)) if name == "FrozenLake-misc" else lambda obs: obs
+        encode = (
+            (lambda obs: jax.nn.one_hot(obs, 16)) if name == "FrozenLake-misc" else lambda obs: obs
+        )
         # The parameters are closed over on both sides: XLA divides by a constant otherwise than by a variable.
-        both = jax.jit(lambda actions: both_rollouts(env, theirs, params, actions, scale, encode), compiler_options=UNFUSED)
+        both = jax.jit(
+            lambda actions: both_rollouts(env, theirs, params, actions, scale, encode),
+            compiler_options=UNFUSED,
+        )
         starts, steps = both(actions)
     assert_trees_equal(*starts)
     assert_trees_equal(*steps)
     (obs, *_, terminated, truncated), _ = steps[0]
-    assert np.all(np.sum(terminated + truncated, axis=0) >= T // limit)  # every environment went through resets
+    assert np.all(
+        np.sum(terminated + truncated, axis=0) >= T // limit
+    )  # every environment went through resets
     assert env.max_steps == limit and env.truncates and env.name == name
     assert (obs.shape[2:], obs.dtype) == (env.obs_spec.shape, env.obs_spec.dtype)
 
@@ -123,12 +141,24 @@ def test_ids_are_gymnax_without_the_download():
     assert set(IDS) <= set(ids())
 
 
-@pytest.mark.parametrize("name", ["Pendulum-v1", "SimpleBandit-bsuite", "UmbrellaChain-bsuite", "MetaMaze-misc", "BernoulliBandit-misc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Pendulum-v1",
+        "SimpleBandit-bsuite",
+        "UmbrellaChain-bsuite",
+        "MetaMaze-misc",
+        "BernoulliBandit-misc",
+    ],
+)
 @pytest.mark.parametrize("group_size", [1, 2])
 def test_strong_types_that_a_step_keeps(name, group_size):
     env = make(name, 4, group_size=group_size)
     env_state, obs = env.reset(jax.random.key(0))
-    action = jnp.zeros((4, *getattr(env.action_space, "shape", ())), jnp.float32 if isinstance(env.action_space, Box) else jnp.int32)
+    action = jnp.zeros(
+        (4, *getattr(env.action_space, "shape", ())),
+        jnp.float32 if isinstance(env.action_space, Box) else jnp.int32,
+    )
     after, step = jax.eval_shape(env.step, jax.random.key(0), env_state, action)
     assert structure(env_state) == structure(after)
     assert structure(obs) == structure(step.obs) == structure(step.next_obs)
@@ -141,7 +171,9 @@ def test_default_limits_and_specs():
     assert make("CartPole-v1", 2).max_steps == 500
     bandit = make("BernoulliBandit-misc", 2)  # its limit is the float 100.0
     assert bandit.max_steps == 100 and type(bandit.max_steps) is int
-    assert make("Catch-bsuite", 2).obs_spec == jax.ShapeDtypeStruct((10, 5), jnp.float32)  # gymnax's space says int32
+    assert make("Catch-bsuite", 2).obs_spec == jax.ShapeDtypeStruct(
+        (10, 5), jnp.float32
+    )  # gymnax's space says int32
     assert make("FourRooms-misc", 2).obs_spec.dtype == jnp.int32  # and float32 here
     assert make("Reacher-misc", 2).action_space == Box((2,))
     assert make("Catch-bsuite", 2, rows=6, columns=3).obs_spec.shape == (6, 3)
@@ -151,14 +183,18 @@ def test_default_limits_and_specs():
 def test_a_termination_on_the_last_step_is_a_termination():
     env = make("DeepSea-bsuite", 3)
     *_, steps = rollout(env, jax.random.key(0), 24)
-    np.testing.assert_array_equal(steps.terminated, np.tile([0, 0, 0, 0, 0, 0, 0, 1], 3)[:, None].repeat(3, 1))
+    np.testing.assert_array_equal(
+        steps.terminated, np.tile([0, 0, 0, 0, 0, 0, 0, 1], 3)[:, None].repeat(3, 1)
+    )
     assert not np.any(steps.truncated)
     np.testing.assert_array_equal(steps.next_obs[7], 0.0)  # below the last row
     np.testing.assert_array_equal(steps.obs[7], steps.obs[15])
 
 
 def test_a_termination_at_the_limit_without_a_step_of_its_own():
-    *_, steps = rollout(make("Catch-bsuite", 2, max_steps=9), jax.random.key(0), 9)  # the ball arrives at the 9th step
+    *_, steps = rollout(
+        make("Catch-bsuite", 2, max_steps=9), jax.random.key(0), 9
+    )  # the ball arrives at the 9th step
     np.testing.assert_array_equal(steps.terminated[:, 0], [0] * 8 + [1])
     assert not np.any(steps.truncated)
 
@@ -211,11 +247,15 @@ def test_box_is_clipped_scaled_and_reshaped():
     space = SimpleNamespace(low=np.array([[0.0, -3.0]]), high=np.array([[4.0, -1.0]]), shape=(1, 2))
     env, received = echo(space, [[-1.0, 1.0], [0.0, 0.0], [0.5, -0.5], [9.0, -9.0]])
     assert env.action_space == Box((2,)) and env.name == "Echo"
-    np.testing.assert_allclose(received, [[[0.0, -1.0]], [[2.0, -2.0]], [[3.0, -2.5]], [[4.0, -3.0]]], rtol=1e-6)
+    np.testing.assert_allclose(
+        received, [[[0.0, -1.0]], [[2.0, -2.0]], [[3.0, -2.5]], [[4.0, -3.0]]], rtol=1e-6
+    )
 
 
 def test_unbounded_box_is_only_clipped():
-    space = SimpleNamespace(low=jnp.array([-jnp.inf, 0.0, 0.0]), high=jnp.array([jnp.inf, jnp.inf, 4.0]), shape=(3,))
+    space = SimpleNamespace(
+        low=jnp.array([-jnp.inf, 0.0, 0.0]), high=jnp.array([jnp.inf, jnp.inf, 4.0]), shape=(3,)
+    )
     _, received = echo(space, [[5.0, -5.0, 0.0], [-5.0, 5.0, 2.0]])
     np.testing.assert_array_equal(received, [[5.0, 0.0, 2.0], [-5.0, 5.0, 4.0]])
 
@@ -257,7 +297,9 @@ def test_bounds_may_be_traced():
 def test_episodes_of_a_group_begin_alike():
     env = make("CartPole-v1", 6, group_size=3, max_steps=4)
     assert env.group_size == 3
-    env_state, obs, env_states, steps = jax.jit(rollout, static_argnums=(0, 2))(env, jax.random.key(0), 8)
+    env_state, obs, env_states, steps = jax.jit(rollout, static_argnums=(0, 2))(
+        env, jax.random.key(0), 8
+    )
     starts = [obs, steps.obs[3], steps.obs[7]]  # the limit ends every episode together
     np.testing.assert_array_equal(steps.truncated[:, 0], [0, 0, 0, 1, 0, 0, 0, 1])
     for n, start in enumerate(starts):
@@ -272,7 +314,9 @@ def test_episodes_of_a_group_begin_alike():
     theirs, params = gymnax.make("CartPole-v1")
     group_key = jax.random.split(jax.random.split(jax.random.key(0))[0], 2)[1]
     for n, start in enumerate(starts):
-        np.testing.assert_array_equal(start[3], theirs.reset_env(jax.random.fold_in(group_key, n), params)[0])
+        np.testing.assert_array_equal(
+            start[3], theirs.reset_env(jax.random.fold_in(group_key, n), params)[0]
+        )
 
 
 def test_members_are_counted_apart_and_step_apart():
@@ -281,7 +325,10 @@ def test_members_are_counted_apart_and_step_apart():
     assert np.all(env_states.episode[-1] == 2)  # an episode is 9 steps
     slippery = make("FrozenLake-misc", 64, group_size=64)
     _, obs, _, steps = rollout(slippery, jax.random.key(0), 1)
-    assert len(np.unique(np.argmax(obs, 1))) == 1 and len(np.unique(np.argmax(steps.next_obs[0], 1))) > 1
+    assert (
+        len(np.unique(np.argmax(obs, 1))) == 1
+        and len(np.unique(np.argmax(steps.next_obs[0], 1))) > 1
+    )
     early = make(Fuse(), 4, group_size=4, fuse=2, max_steps=9)
     action = jnp.array([0, 0, 1, 1])  # burns twice as fast
     *_, env_states, steps = rollout(early, jax.random.key(0), 4, action)
@@ -304,7 +351,9 @@ def test_groups_with_a_step_of_its_own():
 
 def test_traced_parameters():
     def returns(length):
-        *_, steps = rollout(make("CartPole-v1", 3, length=length, max_steps=20), jax.random.key(0), 20)
+        *_, steps = rollout(
+            make("CartPole-v1", 3, length=length, max_steps=20), jax.random.key(0), 20
+        )
         return steps.obs
 
     swept = jax.jit(jax.vmap(returns))(jnp.array([0.5, 1.5]))
@@ -317,9 +366,17 @@ def test_traced_env_params():
 
     params = gymnax.make("CartPole-v1")[1]
     batch = jax.tree.map(lambda leaf: jnp.full(2, leaf), params)  # the limit is traced as well
-    truncated = jax.vmap(lambda p: rollout(make("CartPole-v1", 2, env_params=p, max_steps=3), jax.random.key(0), 3)[-1].truncated)(batch)
+    truncated = jax.vmap(
+        lambda p: (
+            rollout(make("CartPole-v1", 2, env_params=p, max_steps=3), jax.random.key(0), 3)[
+                -1
+            ].truncated
+        )
+    )(batch)
     np.testing.assert_array_equal(truncated[:, :, 0], [[0, 0, 1]] * 2)
-    with pytest.raises(UsageError, match="max_steps_in_episode of 'CartPole-v1' is traced.* give max_steps="):
+    with pytest.raises(
+        UsageError, match="max_steps_in_episode of 'CartPole-v1' is traced.* give max_steps="
+    ):
         jax.vmap(lambda p: make("CartPole-v1", 2, env_params=p).reset(jax.random.key(0))[1])(batch)
 
 
@@ -357,7 +414,13 @@ class Fuse:
 
     def step_env(self, key, state, action, params):
         state = FuseState(state.left - 1 - action)
-        return self._observe(state, jnp.float32(0.0)), state, 1, state.left <= 0, {"unused": "text is no array"}
+        return (
+            self._observe(state, jnp.float32(0.0)),
+            state,
+            1,
+            state.left <= 0,
+            {"unused": "text is no array"},
+        )
 
 
 class ClockState(NamedTuple):
@@ -382,16 +445,29 @@ class Clock:
 
     def step_env(self, key, state, action, params):
         state = ClockState(state.timestep + 1)
-        return jnp.ones(1) * state.timestep, state, 1.0, (action == 1) | (state.timestep >= params.max_timesteps), {}
+        return (
+            jnp.ones(1) * state.timestep,
+            state,
+            1.0,
+            (action == 1) | (state.timestep >= params.max_timesteps),
+            {},
+        )
 
 
 def test_dict_observations_and_an_object():
-    with pytest.warns(UserWarning, match="'Fuse' has no is_truncated .* every end counts as a termination"):
+    with pytest.warns(
+        UserWarning, match="'Fuse' has no is_truncated .* every end counts as a termination"
+    ):
         env = make(Fuse(), 2)
-    assert env.obs_spec == {"left": jax.ShapeDtypeStruct((), jnp.int32), "noise": jax.ShapeDtypeStruct((), jnp.float32)}
+    assert env.obs_spec == {
+        "left": jax.ShapeDtypeStruct((), jnp.int32),
+        "noise": jax.ShapeDtypeStruct((), jnp.float32),
+    }
     assert env.max_steps is None and not env.truncates
     *_, steps = rollout(env, jax.random.key(0), 6, jnp.array([0, 1]))
-    np.testing.assert_array_equal(steps.terminated, [[0, 0], [0, 1], [1, 0], [0, 1], [0, 0], [1, 1]])
+    np.testing.assert_array_equal(
+        steps.terminated, [[0, 0], [0, 1], [1, 0], [0, 1], [0, 0], [1, 1]]
+    )
     np.testing.assert_array_equal(steps.next_obs["left"][:, 0], [2, 1, 0, 2, 1, 0])
     np.testing.assert_array_equal(steps.obs["left"][:, 0], [2, 1, 3, 2, 1, 3])
     assert not np.any(steps.truncated) and steps.reward.dtype == jnp.float32
@@ -404,7 +480,11 @@ def test_the_warning_is_said_once():
         rollout(env, jax.random.key(0), 2)
         make(Fuse(), 2, max_steps=9)  # the user has answered it
         make(Clock(), 2)
-    assert [str(warning.message).count("max_steps=") for warning in caught if warning.category is UserWarning] == [1]
+    assert [
+        str(warning.message).count("max_steps=")
+        for warning in caught
+        if warning.category is UserWarning
+    ] == [1]
     assert caught[0].filename == __file__
 
 
@@ -430,7 +510,9 @@ def test_five_values_with_a_time_limit_are_divided():
     np.testing.assert_array_equal(steps.terminated, [[0, 1]] * 5)
     np.testing.assert_array_equal(steps.next_obs[3], [[4.0], [1.0]])
     shorter = make(Clock(), 1, max_steps=2)
-    np.testing.assert_array_equal(rollout(shorter, jax.random.key(0), 4)[-1].truncated[:, 0], [0, 1, 0, 1])
+    np.testing.assert_array_equal(
+        rollout(shorter, jax.random.key(0), 4)[-1].truncated[:, 0], [0, 1, 0, 1]
+    )
 
 
 def test_a_limit_in_the_parameters_that_the_state_does_not_show():
@@ -489,7 +571,10 @@ def test_every_episode_that_ends_gets_a_beginning_of_its_own(pool):
     beginnings = np.concatenate([steps.obs.reshape(-1, 4), obs])
     assert len(np.unique(beginnings, axis=0)) == len(beginnings) == 26 * 8
     assert np.abs(beginnings).max() <= 0.05 and np.all(env_states.time == 0)
-    np.testing.assert_array_equal(steps.obs, np.stack([env_states.x, env_states.x_dot, env_states.theta, env_states.theta_dot], axis=-1))
+    np.testing.assert_array_equal(
+        steps.obs,
+        np.stack([env_states.x, env_states.x_dot, env_states.theta, env_states.theta_dot], axis=-1),
+    )
 
 
 def test_pooled_resets_are_equal_in_distribution():
@@ -508,10 +593,15 @@ def test_pooled_resets_are_equal_in_distribution():
 @pytest.mark.parametrize("name", ["MountainCar-v0", "Breakout-MinAtar"])
 def test_a_pool_changes_beginnings_and_nothing_else(name):
     """The same trajectory to the end of the first episode; others go on untouched; the limit that the adapter counts starts again."""
-    both = [rollout(make(name, 4, reset_pool=pool, max_steps=50), jax.random.key(2), 60)[-1] for pool in (None, 2)]
+    both = [
+        rollout(make(name, 4, reset_pool=pool, max_steps=50), jax.random.key(2), 60)[-1]
+        for pool in (None, 2)
+    ]
     ended = np.cumsum(both[0].terminated + both[0].truncated, axis=0)
     before = np.concatenate([np.zeros((1, 4)), ended[:-1]]) == 0
-    for plain, pooled in zip(both[0][1:], both[1][1:], strict=True):  # all but the observation that follows an end
+    for plain, pooled in zip(
+        both[0][1:], both[1][1:], strict=True
+    ):  # all but the observation that follows an end
         np.testing.assert_array_equal(plain[before], pooled[before])
     np.testing.assert_array_equal(both[0].obs[ended == 0], both[1].obs[ended == 0])
     assert np.all(ended[-1] >= 1)
@@ -556,27 +646,69 @@ def one_step(environment):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: make("Cartpole-v1", 4), "unknown environment 'Cartpole-v1'. Did you mean 'CartPole-v1'? (jaxkd envs lists all)"),
-        (lambda: make("breakout", 4), "unknown environment 'breakout'. Did you mean 'Breakout-MinAtar'? (jaxkd envs lists all)"),
+        (
+            lambda: make("Cartpole-v1", 4),
+            "unknown environment 'Cartpole-v1'. Did you mean 'CartPole-v1'? (jaxkd envs lists all)",
+        ),
+        (
+            lambda: make("breakout", 4),
+            "unknown environment 'breakout'. Did you mean 'Breakout-MinAtar'? (jaxkd envs lists all)",
+        ),
         (lambda: make("xyzzy", 4), "unknown environment 'xyzzy'. (jaxkd envs lists all)"),
-        (lambda: make("MNISTBandit-bsuite", 4), "'MNISTBandit-bsuite' downloads MNIST when it is made, which jaxkd never does"),
+        (
+            lambda: make("MNISTBandit-bsuite", 4),
+            "'MNISTBandit-bsuite' downloads MNIST when it is made, which jaxkd never does",
+        ),
         (lambda: make("Catch-bsuite", 4, rowz=3), "'Catch-bsuite' does not take rowz ("),
-        (lambda: make("Catch-bsuite", 4, rowz=3), "Parameters: max_steps_in_episode. Constructor arguments: rows, columns"),
-        (lambda: make(Clock(), 4, size=3), "'Clock' is made already, so size cannot go to its constructor"),
+        (
+            lambda: make("Catch-bsuite", 4, rowz=3),
+            "Parameters: max_steps_in_episode. Constructor arguments: rows, columns",
+        ),
+        (
+            lambda: make(Clock(), 4, size=3),
+            "'Clock' is made already, so size cannot go to its constructor",
+        ),
         (lambda: make(Clock(), 4, size=3), "Parameters: max_timesteps"),
-        (lambda: make("CartPole-v1", -1), "num_envs must be a positive int (sizes are static), got -1"),
-        (lambda: make("CartPole-v1", 4.0), "num_envs must be a positive int (sizes are static), got 4.0"),
+        (
+            lambda: make("CartPole-v1", -1),
+            "num_envs must be a positive int (sizes are static), got -1",
+        ),
+        (
+            lambda: make("CartPole-v1", 4.0),
+            "num_envs must be a positive int (sizes are static), got 4.0",
+        ),
         (lambda: make("CartPole-v1", 4, group_size=0), "group_size must be a positive int"),
         (lambda: make("CartPole-v1", 4, max_steps=0), "max_steps must be a positive int"),
         (lambda: make("CartPole-v1", 4, reset_pool=0), "reset_pool must be a positive int"),
-        (lambda: make("CartPole-v1", 4, group_size=2, reset_pool=2), "'CartPole-v1' begins episodes alike in groups of 2, so no pool can"),
-        (lambda: make("DeepSea-bsuite", 4, reset_pool=2), "'DeepSea-bsuite' resets itself in its own step, so no pool can give it"),
-        (lambda: make("CartPole-v1", 10, group_size=4), "num_envs = 10 is not divisible by group_size = 4; nearest: 2, 5"),
-        (lambda: make(Clock, 4), "is no environment: give one of jaxkd.envs.ids(), or an object with reset_env and step_env"),
+        (
+            lambda: make("CartPole-v1", 4, group_size=2, reset_pool=2),
+            "'CartPole-v1' begins episodes alike in groups of 2, so no pool can",
+        ),
+        (
+            lambda: make("DeepSea-bsuite", 4, reset_pool=2),
+            "'DeepSea-bsuite' resets itself in its own step, so no pool can give it",
+        ),
+        (
+            lambda: make("CartPole-v1", 10, group_size=4),
+            "num_envs = 10 is not divisible by group_size = 4; nearest: 2, 5",
+        ),
+        (
+            lambda: make(Clock, 4),
+            "is no environment: give one of jaxkd.envs.ids(), or an object with reset_env and step_env",
+        ),
         (lambda: make(3, 4), "'int' is no environment"),
-        (lambda: make(Echo(SimpleNamespace(spaces=())), 4), "'Echo' has the action space namespace(spaces=())"),
-        (lambda: one_step(Unstable(Discrete(2))), "env_state.x of 'Unstable' is int32 after a reset, float32 after a step: make reset_env"),
-        (lambda: one_step(Column(Box((1,)))), "reward of 'Column' has shape (1,), but must be a scalar"),
+        (
+            lambda: make(Echo(SimpleNamespace(spaces=())), 4),
+            "'Echo' has the action space namespace(spaces=())",
+        ),
+        (
+            lambda: one_step(Unstable(Discrete(2))),
+            "env_state.x of 'Unstable' is int32 after a reset, float32 after a step: make reset_env",
+        ),
+        (
+            lambda: one_step(Column(Box((1,)))),
+            "reward of 'Column' has shape (1,), but must be a scalar",
+        ),
     ],
 )
 def test_errors(call, message):
@@ -595,7 +727,13 @@ def test_a_wrapper_that_only_forwards_is_refused():
 
 def test_import_is_lazy():
     program = "import jaxkd.envs, sys; assert 'gymnax' not in sys.modules; jaxkd.envs.ids(); assert 'gymnax' in sys.modules"
-    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -620,7 +758,9 @@ def test_rows_that_stay_close_up_as_in_gymnax(share, key):
 
     entities = jax.random.randint(key, (50, 12, 4), -5, 10)
     keep = jax.random.bernoulli(jax.random.fold_in(key, 1), share, (50, 12))
-    ours, theirs = (jax.jit(jax.vmap(fn))(entities, keep) for fn in (compact, seaquest_helpers.compact))
+    ours, theirs = (
+        jax.jit(jax.vmap(fn))(entities, keep) for fn in (compact, seaquest_helpers.compact)
+    )
     assert_trees_equal(ours, theirs)
     assert [x.dtype for x in ours] == [x.dtype for x in theirs]
 
@@ -638,11 +778,15 @@ def test_seaquest_with_room_for_32_is_the_same_game():
 
         return jax.lax.scan(body, env.reset(key)[0], jax.random.split(key, (200, 2)))[1]
 
-    played = [jax.jit(lambda key, env=env: play(env, key))(jax.random.key(5)) for env in (exact, short)]
+    played = [
+        jax.jit(lambda key, env=env: play(env, key))(jax.random.key(5)) for env in (exact, short)
+    ]
     assert float(played[0].reward.sum()) > 0 and float(played[0].terminated.sum()) > 3
     for a, b in zip(*map(jax.tree.leaves, played), strict=True):
         np.testing.assert_array_equal(a, b)
-    crowded = jax.jit(lambda key: play(make("Seaquest-MinAtar", 16, entities=2), key))(jax.random.key(5))
+    crowded = jax.jit(lambda key: play(make("Seaquest-MinAtar", 16, entities=2), key))(
+        jax.random.key(5)
+    )
     assert np.isnan(crowded.reward).any()
     with pytest.raises(UsageError, match="entities must be"):
         make("Seaquest-MinAtar", 16, entities=0)

@@ -57,7 +57,9 @@ def test_every_environment_plays_the_same_number_of_whole_episodes(key):
     """
     env, policy = envs.make(Coin(), 80), constant(1.0, 0.0)
     result = evaluate(env, policy, policy.init(key), key, num_episodes=321, gamma=0.5)
-    assert result.returns.shape == result.lengths.shape == result.discounted_returns.shape == (400,)  # rounded up
+    assert (
+        result.returns.shape == result.lengths.shape == result.discounted_returns.shape == (400,)
+    )  # rounded up
     assert result.lengths.dtype == jnp.int32
     long = np.asarray(result.lengths) == 8
     np.testing.assert_array_equal(result.lengths, np.where(long, 8, 2))
@@ -95,7 +97,11 @@ def test_a_carry_starts_anew_with_every_episode(key):
 
     def step(params, carry, obs, reset):
         carry = jnp.where(reset > 0, 0, carry) + 1
-        return carry, Outputs(Categorical(jnp.where((carry == 2)[:, None], jnp.array([[0.0, 9.0]]), jnp.array([[9.0, 0.0]]))))
+        return carry, Outputs(
+            Categorical(
+                jnp.where((carry == 2)[:, None], jnp.array([[0.0, 9.0]]), jnp.array([[9.0, 0.0]]))
+            )
+        )
 
     counting = Policy(lambda key: (), lambda n: jnp.full(n, 50), step, None)
     result = evaluate(envs.make(Coin(), 20), counting, (), key, num_episodes=60)
@@ -104,15 +110,20 @@ def test_a_carry_starts_anew_with_every_episode(key):
 
 def test_evaluate_is_inlined_and_maps_over_params(key):
     env, policy = envs.make(Coin(), 4), constant(0.0, 0.0)
-    scores = jax.jit(jax.vmap(lambda params: evaluate(env, policy, params, key, num_episodes=4).returns))(
-        jnp.array([[9.0, 0.0], [0.0, 9.0]])
-    )
+    scores = jax.jit(
+        jax.vmap(lambda params: evaluate(env, policy, params, key, num_episodes=4).returns)
+    )(jnp.array([[9.0, 0.0], [0.0, 9.0]]))
     np.testing.assert_array_equal(scores[1], 10 * scores[0])
 
 
 def test_an_evaluation_must_end(key):
     class Endless:  # knows no limit, and does not say what a truncation is
-        reset_env, step_env, action_space, _obs = Coin.reset_env, Coin.step_env, Coin.action_space, Coin._obs
+        reset_env, step_env, action_space, _obs = (
+            Coin.reset_env,
+            Coin.step_env,
+            Coin.action_space,
+            Coin._obs,
+        )
 
     policy = constant(0.0, 0.0)
     with pytest.warns(UserWarning, match="no time limit"):
@@ -142,12 +153,20 @@ def test_iqm_has_fractional_edges():
 def test_interval_covers_about_as_often_as_it_says():
     """200 samples of 30: the true mean lies within its 90 % interval in 90 % of them, give or take."""
     rng = np.random.default_rng(0)
-    limits = np.array([interval(rng.normal(3, 2, 30), statistic=np.mean, level=0.9, samples=200) for _ in range(200)])
+    limits = np.array(
+        [
+            interval(rng.normal(3, 2, 30), statistic=np.mean, level=0.9, samples=200)
+            for _ in range(200)
+        ]
+    )
     assert 0.80 < np.mean((limits[:, 0] < 3) & (3 < limits[:, 1])) < 0.96
     width = np.mean(limits[:, 1] - limits[:, 0])
     assert width == pytest.approx(2 * 1.645 * 2 / np.sqrt(30), rel=0.1)
     sample = rng.normal(size=30)
-    assert interval(sample, level=0.5)[1] - interval(sample, level=0.5)[0] < interval(sample)[1] - interval(sample)[0]
+    assert (
+        interval(sample, level=0.5)[1] - interval(sample, level=0.5)[0]
+        < interval(sample)[1] - interval(sample)[0]
+    )
     assert interval(sample) == interval(sample) != interval(sample, seed=1)
 
 

@@ -19,17 +19,33 @@ OBS = jnp.asarray(RNG.normal(size=(T, B, D)), jnp.float32)
 REWARD = jnp.asarray(RNG.normal(size=(T, B)), jnp.float32)
 ENDS = jnp.zeros((T, B)).at[2, 1].set(1.0)
 SMALL = Predictor(hidden=(16,), features=8, normalise=False)
-LEARNT = {"rnd": rewards.rnd, "drnd": rewards.drnd, "rdd": rewards.rdd, "ensemble": rewards.ensemble}
+LEARNT = {
+    "rnd": rewards.rnd,
+    "drnd": rewards.drnd,
+    "rdd": rewards.rdd,
+    "ensemble": rewards.ensemble,
+}
 
 
 def batch(obs=OBS, terminated=ENDS, **fields) -> Batch:
     zeros = jnp.zeros(obs.shape[:2])
-    empty = dict(obs=(), carry=(), acting=(), teacher=(), action=zeros.astype(jnp.int32), reward=zeros, truncated=zeros, reset=zeros)
+    empty = dict(
+        obs=(),
+        carry=(),
+        acting=(),
+        teacher=(),
+        action=zeros.astype(jnp.int32),
+        reward=zeros,
+        truncated=zeros,
+        reset=zeros,
+    )
     return Batch(**empty | dict(next_obs=obs, terminated=terminated) | fields)
 
 
 def context(update: int = 0) -> Context:
-    return Context(jnp.int32(update), jnp.float32(0), (), jax.random.fold_in(jax.random.key(1), update))
+    return Context(
+        jnp.int32(update), jnp.float32(0), (), jax.random.fold_in(jax.random.key(1), update)
+    )
 
 
 def started(transform, data):
@@ -50,8 +66,15 @@ def first(transform, data=None, reward=REWARD, update: int = 0):
 
 @pytest.mark.parametrize("name", LEARNT)
 def test_it_is_added_by_its_weight_and_not_at_an_end(name):
-    none, one = jax.vmap(lambda coef: first(LEARNT[name](coef, predictor=SMALL))[1])(jnp.array([0.0, 1.0]))
-    thrice = first(LEARNT[name](lambda update: 2.0 + update, predictor=SMALL, terminal=False), update=1)[1] - REWARD
+    none, one = jax.vmap(lambda coef: first(LEARNT[name](coef, predictor=SMALL))[1])(
+        jnp.array([0.0, 1.0])
+    )
+    thrice = (
+        first(LEARNT[name](lambda update: 2.0 + update, predictor=SMALL, terminal=False), update=1)[
+            1
+        ]
+        - REWARD
+    )
     np.testing.assert_array_equal(none, REWARD)
     one = one - REWARD
     assert (one > -1e-6).all() and one.max() > 1e-4
@@ -84,7 +107,9 @@ def test_the_reference_codes_estimators():
     found = {name: float(fn(y)[0]) for name, fn in rewards.intrinsic._ESTIMATORS.items()}
     roots = [np.sqrt(0.5), 0.5, 1.0]
     assert found["mean_first"] == 1.0
-    assert found["offline"] == pytest.approx(np.mean(roots)) and found["online"] == pytest.approx(np.sum(roots))
+    assert found["offline"] == pytest.approx(np.mean(roots)) and found["online"] == pytest.approx(
+        np.sum(roots)
+    )
 
 
 def test_visits_are_estimated_without_bias():
@@ -98,9 +123,19 @@ def test_visits_are_estimated_without_bias():
                 targets = rng.normal(size=(number, states // 10, features))
                 draws = rng.multinomial(visits, [1 / number] * number, size=states // 10)
                 found = np.einsum("sn,nsf->sf", draws, targets) / visits
-                y = np.asarray(visits_estimate(jnp.asarray(found), jnp.asarray(targets.mean(0)), jnp.asarray((targets**2).mean(0))))
+                y = np.asarray(
+                    visits_estimate(
+                        jnp.asarray(found),
+                        jnp.asarray(targets.mean(0)),
+                        jnp.asarray((targets**2).mean(0)),
+                    )
+                )
                 per_state = y.mean(-1)
-                total, squared, count = total + per_state.sum(), squared + (per_state**2).sum(), count + per_state.size
+                total, squared, count = (
+                    total + per_state.sum(),
+                    squared + (per_state**2).sum(),
+                    count + per_state.size,
+                )
             mean = total / count
             error = np.sqrt(squared / count - mean**2) / np.sqrt(count)
             assert error < 0.01 / visits and mean == pytest.approx(1 / visits, rel=0.05)
@@ -116,7 +151,9 @@ def test_the_first_bonus_is_nearer_to_uniform_than_that_of_rnd():
     apart = {}
     for name in ("rnd", "drnd"):
         transform = LEARNT[name](predictor=Predictor(normalise=False))
-        one = lambda key, t=transform: t.update(jnp.zeros((1, cells)), t.init(key, ((), data)), data, context())[0]
+        one = lambda key, t=transform: t.update(
+            jnp.zeros((1, cells)), t.init(key, ((), data)), data, context()
+        )[0]
         bonus = jax.jit(jax.vmap(one))(jaxkd.seeds(0, 10))
         share = np.asarray(bonus, np.float64).reshape(10, -1)
         share /= share.sum(1, keepdims=True)
@@ -128,7 +165,10 @@ def test_the_first_bonus_is_nearer_to_uniform_than_that_of_rnd():
 def test_what_was_seen_often_pays_less(name):
     """Two clusters, one of them in every rollout; the other, never seen, then pays several times as much."""
     seen, new = OBS, OBS + 4.0
-    transform = LEARNT[name](predictor=SMALL._replace(learning_rate=3e-3, num_minibatches=8), **({"std": 0.1} if name == "rdd" else {}))
+    transform = LEARNT[name](
+        predictor=SMALL._replace(learning_rate=3e-3, num_minibatches=8),
+        **({"std": 0.1} if name == "rdd" else {}),
+    )
 
     @jax.jit
     def measured(seen, new):
@@ -137,7 +177,10 @@ def test_what_was_seen_often_pays_less(name):
             return state, paid.mean()
 
         state, means = jax.lax.scan(body, started(transform, batch()), jnp.arange(60))
-        return means[0], *(transform.update(0 * REWARD, state, batch(obs), context(99))[0].mean() for obs in (seen, new))
+        return means[0], *(
+            transform.update(0 * REWARD, state, batch(obs), context(99))[0].mean()
+            for obs in (seen, new)
+        )
 
     begun, known, unknown = measured(seen, new)
     assert known < (0.7 if name == "drnd" else 0.2) * begun and known < 0.5 * unknown
@@ -152,13 +195,17 @@ def test_finite_where_nothing_varies(name):
     assert np.isfinite(paid).all() and all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("make", [partial(rewards.drnd, num_targets=32), partial(rewards.ensemble, num_predictors=32)])
+@pytest.mark.parametrize(
+    "make", [partial(rewards.drnd, num_targets=32), partial(rewards.ensemble, num_predictors=32)]
+)
 def test_memory_does_not_grow_with_networks_times_rows(make):
     rows, features = 64 * 1024, 16
     data = batch(jnp.zeros((64, 1024, 4)), jnp.zeros((64, 1024)))
     transform = make(predictor=SMALL._replace(features=features))
     state = jax.eval_shape(lambda: started(transform, data))
-    compiled = jax.jit(transform.update).lower(jnp.zeros((64, 1024)), state, data, context()).compile()
+    compiled = (
+        jax.jit(transform.update).lower(jnp.zeros((64, 1024)), state, data, context()).compile()
+    )
     assert compiled.memory_analysis().temp_size_in_bytes < 0.25 * 32 * rows * features * 4
 
 
@@ -175,11 +222,16 @@ def test_counts_are_exact():
 
 
 def test_disagreement_by_hand():
-    ours, theirs = (Outputs(Categorical(jnp.asarray(RNG.normal(size=(T, B, 3)), jnp.float32)), ()) for _ in range(2))
+    ours, theirs = (
+        Outputs(Categorical(jnp.asarray(RNG.normal(size=(T, B, 3)), jnp.float32)), ())
+        for _ in range(2)
+    )
     data = batch(acting_next=ours, teacher_next=theirs)
     p, q = (np.asarray(jax.nn.softmax(out.policy.logits), np.float64) for out in (theirs, ours))
     paid = rewards.disagreement(0.5).update(REWARD, (), data, context())[0]
-    np.testing.assert_allclose(paid, REWARD + 0.5 * (p * np.log(p / q)).sum(-1) * (1 - ENDS), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        paid, REWARD + 0.5 * (p * np.log(p / q)).sum(-1) * (1 - ENDS), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_observations_are_standardised_by_what_was_seen():
@@ -188,7 +240,9 @@ def test_observations_are_standardised_by_what_was_seen():
     assert begun.count == 80 and begun.mean.shape == (4,) and (begun.var > 0).all()
     transform = rewards.rnd(predictor=Predictor(statistics=begun))
     data = batch(jnp.asarray(RNG.normal(size=(T, B, 4)), jnp.float32))
-    after = jax.jit(lambda: transform.update(REWARD, started(transform, data), data, context()))()[1]["statistics"]
+    after = jax.jit(lambda: transform.update(REWARD, started(transform, data), data, context()))()[
+        1
+    ]["statistics"]
     assert after.count == 80 + T * B
     wanted = (80 * np.asarray(begun.mean) + np.asarray(data.next_obs).sum((0, 1))) / (80 + T * B)
     np.testing.assert_allclose(after.mean, wanted, rtol=1e-4, atol=1e-6)
@@ -199,7 +253,16 @@ def algorithm(env, **keywords):
     policy = networks.mlp(env, (8,), separate=True, extra=("novelty",))
     terms = {"novelty": losses.scale(0.5, losses.td_mse(stream="novelty"))}
     each = {"": returns.gae(0.99), "novelty": returns.gae(0.99, episodic=False)}
-    return jaxkd.ppo(env, policy, losses=terms, returns=each, unroll_length=8, num_epochs=1, num_minibatches=2, **keywords)
+    return jaxkd.ppo(
+        env,
+        policy,
+        losses=terms,
+        returns=each,
+        unroll_length=8,
+        num_epochs=1,
+        num_minibatches=2,
+        **keywords,
+    )
 
 
 def test_a_bonus_of_weight_nothing_leaves_ppo_alone(key):
@@ -207,10 +270,17 @@ def test_a_bonus_of_weight_nothing_leaves_ppo_alone(key):
     env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
     final = {}
     for coef in (None, 0.0, 1.0):
-        bonus = rewards.scale(0.0, stream="novelty") if coef is None else rewards.rnd(coef, predictor=SMALL, stream="novelty")
+        bonus = (
+            rewards.scale(0.0, stream="novelty")
+            if coef is None
+            else rewards.rnd(coef, predictor=SMALL, stream="novelty")
+        )
         final[coef] = jaxkd.run(algorithm(env, rewards={"rnd": bonus}), key, 3)[0].params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), final[None], final[0.0])
-    assert any(abs(a - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(final[0.0]), jax.tree.leaves(final[1.0]), strict=True))
+    assert any(
+        abs(a - b).max() > 1e-4
+        for a, b in zip(jax.tree.leaves(final[0.0]), jax.tree.leaves(final[1.0]), strict=True)
+    )
 
 
 def test_the_teachers_features_as_the_target(key):
@@ -232,8 +302,16 @@ def test_the_teachers_features_as_the_target(key):
         (lambda: rewards.rnd(target="student"), "target must be 'random' or 'teacher'"),
         (lambda: rewards.rnd(predictor=Predictor(hidden=())), "needs hidden layers"),
         (lambda: rewards.rnd(predictor={"hidden": (4,)}), "predictor must be a Predictor"),
-        (lambda: rewards.rnd(predictor=Predictor(batch_size=0)), "batch_size must be a positive int"),
-        (lambda: rewards.rnd(predictor=SMALL._replace(statistics=jaxkd.moments.empty(OBS[0, 0]))), "never uses them"),
+        (
+            lambda: rewards.rnd(predictor=Predictor(batch_size=0)),
+            "batch_size must be a positive int",
+        ),
+        (
+            lambda: rewards.rnd(
+                predictor=SMALL._replace(statistics=jaxkd.moments.empty(OBS[0, 0]))
+            ),
+            "never uses them",
+        ),
         (lambda: rewards.drnd(alpha=2.0), "alpha must be in"),
         (lambda: rewards.drnd(estimator="mean"), "estimator must be one of 'mean_first'"),
         (lambda: rewards.rdd(std=-1.0), "std must be in"),
@@ -250,7 +328,9 @@ def test_a_bonus_that_nothing_reads_is_refused():
     env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
     small, big = (networks.mlp(env, (width,)) for width in (4, 8))
     with pytest.raises(UsageError, match="no effect: no loss reads advantage or target"):
-        jaxkd.distill(env, small, big, losses={"kl": losses.forward_kl()}, rewards={"rnd": rewards.rnd()})
+        jaxkd.distill(
+            env, small, big, losses={"kl": losses.forward_kl()}, rewards={"rnd": rewards.rnd()}
+        )
 
 
 def test_describe_names_the_bonus(capsys):
@@ -259,4 +339,6 @@ def test_describe_names_the_bonus(capsys):
     rows = capsys.readouterr().out.splitlines()
     line = next(row for row in rows if "reward    bonus" in row)
     assert "rnd of stream 'novelty'" in line and "batch.next_obs" in line
-    assert [row.split()[1] for row in rows if "batch.targets['novelty']" in row] == ["novelty"]  # the loss that reads it
+    assert [row.split()[1] for row in rows if "batch.targets['novelty']" in row] == [
+        "novelty"
+    ]  # the loss that reads it

@@ -25,10 +25,22 @@ VALUE, OTHER = RNG.normal(size=(2, L, N)).astype(np.float32)
 
 def batch(**fields) -> Batch:
     """[L, N] of zeros, weight 1, with `fields`; Python lists become arrays."""
-    fields = {k: jnp.asarray(v, jnp.float32) if isinstance(v, list) else v for k, v in fields.items()}
+    fields = {
+        k: jnp.asarray(v, jnp.float32) if isinstance(v, list) else v for k, v in fields.items()
+    }
     zeros = jnp.zeros(fields.pop("shape", (L, N)))
-    empty = dict(obs=(), next_obs=(), carry=(), acting=(), teacher=(), action=zeros.astype(jnp.int32), weight=zeros + 1)
-    return Batch(**dict(reward=zeros, terminated=zeros, truncated=zeros, reset=zeros) | empty | fields)
+    empty = dict(
+        obs=(),
+        next_obs=(),
+        carry=(),
+        acting=(),
+        teacher=(),
+        action=zeros.astype(jnp.int32),
+        weight=zeros + 1,
+    )
+    return Batch(
+        **dict(reward=zeros, terminated=zeros, truncated=zeros, reset=zeros) | empty | fields
+    )
 
 
 def context(update=0) -> Context:
@@ -56,10 +68,15 @@ def kl(p, q):
 @pytest.mark.parametrize("t", [1.0, 4.0, lambda update: 2.0 + update], ids=["1", "4", "schedule"])
 def test_kl_is_temperature_squared_times_the_tempered_kl(t):
     """At update 3 the schedule says 5; the factor T^2 is Hinton's."""
-    student, data = Outputs(Categorical(jnp.asarray(Z))), batch(teacher=Outputs(Categorical(jnp.asarray(V))))
+    student, data = (
+        Outputs(Categorical(jnp.asarray(Z))),
+        batch(teacher=Outputs(Categorical(jnp.asarray(V)))),
+    )
     value = t(3) if callable(t) else t
     ours, theirs = softmax(Z / value), softmax(V / value)
-    forward, reverse = (loss_of(make(t), student, data, update=3) for make in (losses.forward_kl, losses.reverse_kl))
+    forward, reverse = (
+        loss_of(make(t), student, data, update=3) for make in (losses.forward_kl, losses.reverse_kl)
+    )
     assert forward.shape == reverse.shape == (L, N)
     np.testing.assert_allclose(forward, value**2 * kl(theirs, ours), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(reverse, value**2 * kl(ours, theirs), rtol=1e-4, atol=1e-5)
@@ -71,7 +88,9 @@ def test_hot_kl_matches_logits():
     z, v = Z - Z.mean(-1, keepdims=True), V - V.mean(-1, keepdims=True)
     data = batch(teacher=Outputs(Categorical(jnp.asarray(v))))
     for make in (losses.forward_kl, losses.reverse_kl):
-        gradient = jax.grad(lambda z, make=make: jnp.sum(loss_of(make(400.0), Outputs(Categorical(z)), data)))(jnp.asarray(z))
+        gradient = jax.grad(
+            lambda z, make=make: jnp.sum(loss_of(make(400.0), Outputs(Categorical(z)), data))
+        )(jnp.asarray(z))
         np.testing.assert_allclose(gradient, (z - v) / A, atol=0.02)
 
 
@@ -86,27 +105,46 @@ def test_tempered_teacher_alone_is_sharpened():
     q = V / 100
     for call in (networks.temper(network, 0.01).step, networks.temper(network, 0.01).unroll):
         teacher = call((), (), jnp.asarray(q), None)[1]
-        loss = loss_of(losses.forward_kl(), Outputs(Categorical(jnp.asarray(Z))), batch(teacher=teacher))
+        loss = loss_of(
+            losses.forward_kl(), Outputs(Categorical(jnp.asarray(Z))), batch(teacher=teacher)
+        )
         np.testing.assert_allclose(loss, kl(softmax(q / 0.01), softmax(Z)), rtol=1e-4, atol=1e-5)
 
 
 def test_kl_of_normals_goes_in_its_direction():
-    wide, narrow = Normal(jnp.zeros((L, N, 1)), jnp.full((L, N, 1), jnp.log(2.0))), Normal(jnp.zeros((L, N, 1)), jnp.zeros((L, N, 1)))
+    wide, narrow = (
+        Normal(jnp.zeros((L, N, 1)), jnp.full((L, N, 1), jnp.log(2.0))),
+        Normal(jnp.zeros((L, N, 1)), jnp.zeros((L, N, 1))),
+    )
     data = batch(teacher=Outputs(wide))
-    np.testing.assert_allclose(loss_of(losses.forward_kl(), Outputs(narrow), data), -np.log(2) + 4 / 2 - 0.5, rtol=1e-5)
-    np.testing.assert_allclose(loss_of(losses.reverse_kl(), Outputs(narrow), data), np.log(2) + 1 / 8 - 0.5, rtol=1e-5)
+    np.testing.assert_allclose(
+        loss_of(losses.forward_kl(), Outputs(narrow), data), -np.log(2) + 4 / 2 - 0.5, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        loss_of(losses.reverse_kl(), Outputs(narrow), data), np.log(2) + 1 / 8 - 0.5, rtol=1e-5
+    )
     # Temper at T doubles both variances: the KL of normals with one mean stays, times T^2.
-    np.testing.assert_allclose(loss_of(losses.forward_kl(2.0), Outputs(narrow), data), 4 * (-np.log(2) + 4 / 2 - 0.5), rtol=1e-5)
+    np.testing.assert_allclose(
+        loss_of(losses.forward_kl(2.0), Outputs(narrow), data),
+        4 * (-np.log(2) + 4 / 2 - 0.5),
+        rtol=1e-5,
+    )
 
 
 def test_value_mse_and_entropy():
     student = Outputs(Categorical(jnp.asarray(Z)), jnp.asarray(VALUE))
     data = batch(teacher=Outputs((), jnp.asarray(OTHER)))
-    np.testing.assert_allclose(loss_of(losses.value_mse(), student, data), (VALUE - OTHER) ** 2, rtol=1e-5)
-    gradient = jax.grad(lambda v: jnp.sum(loss_of(losses.value_mse(), student._replace(value=v), data)))(student.value)
+    np.testing.assert_allclose(
+        loss_of(losses.value_mse(), student, data), (VALUE - OTHER) ** 2, rtol=1e-5
+    )
+    gradient = jax.grad(
+        lambda v: jnp.sum(loss_of(losses.value_mse(), student._replace(value=v), data))
+    )(student.value)
     np.testing.assert_allclose(gradient, 2 * (VALUE - OTHER), rtol=1e-5)
     p = softmax(Z)
-    np.testing.assert_allclose(loss_of(losses.entropy(), student, data), (p * np.log(p)).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        loss_of(losses.entropy(), student, data), (p * np.log(p)).sum(-1), rtol=1e-5
+    )
 
 
 # --- every divergence against its formula in float64 ----------------------------------------------------------------
@@ -136,28 +174,57 @@ def hard(z, v):
 
 CLOSED = {  # name: (term, formula of student logits z and teacher logits v)
     "jsd": (losses.jsd(), lambda z, v: jensen_shannon(softmax(v), softmax(z), 0.5)),
-    "jsd 0.9 at 2": (losses.jsd(0.9, temperature=2.0), lambda z, v: 4 * jensen_shannon(softmax(v / 2), softmax(z / 2), 0.9)),
-    "jsd 0.3 normalised": (losses.jsd(0.3, normalise=True), lambda z, v: jensen_shannon(softmax(v), softmax(z), 0.3) / 0.21),
+    "jsd 0.9 at 2": (
+        losses.jsd(0.9, temperature=2.0),
+        lambda z, v: 4 * jensen_shannon(softmax(v / 2), softmax(z / 2), 0.9),
+    ),
+    "jsd 0.3 normalised": (
+        losses.jsd(0.3, normalise=True),
+        lambda z, v: jensen_shannon(softmax(v), softmax(z), 0.3) / 0.21,
+    ),
     "jsd 0": (losses.jsd(0.0), lambda z, v: np.zeros((L, N))),
     "jsd 1": (losses.jsd(1.0), lambda z, v: np.zeros((L, N))),
     "jsd 0 normalised": (losses.jsd(0.0, normalise=True), lambda z, v: kl(softmax(v), softmax(z))),
     "jsd 1 normalised": (losses.jsd(1.0, normalise=True), lambda z, v: kl(softmax(z), softmax(v))),
     "skew_kl": (losses.skew_kl(0.1), lambda z, v: skewed(softmax(v), softmax(z), 0.1)),
-    "skew_reverse_kl": (losses.skew_reverse_kl(0.1), lambda z, v: skewed(softmax(z), softmax(v), 0.1)),
-    "total_variation": (losses.total_variation(), lambda z, v: 0.5 * np.abs(softmax(z) - softmax(v)).sum(-1)),
+    "skew_reverse_kl": (
+        losses.skew_reverse_kl(0.1),
+        lambda z, v: skewed(softmax(z), softmax(v), 0.1),
+    ),
+    "total_variation": (
+        losses.total_variation(),
+        lambda z, v: 0.5 * np.abs(softmax(z) - softmax(v)).sum(-1),
+    ),
     "nll": (losses.nll(), hard),
-    "cross_entropy": (losses.cross_entropy(), lambda z, v: kl(softmax(v), softmax(z)) + entropy_of(softmax(v))),
-    "reverse_cross_entropy": (losses.reverse_cross_entropy(), lambda z, v: kl(softmax(z), softmax(v)) + entropy_of(softmax(z))),
-    "ce_kd": (losses.ce_kd(0.3, 2.0), lambda z, v: 0.3 * hard(z, v) + 0.7 * 4 * kl(softmax(v / 2), softmax(z / 2))),
+    "cross_entropy": (
+        losses.cross_entropy(),
+        lambda z, v: kl(softmax(v), softmax(z)) + entropy_of(softmax(v)),
+    ),
+    "reverse_cross_entropy": (
+        losses.reverse_cross_entropy(),
+        lambda z, v: kl(softmax(z), softmax(v)) + entropy_of(softmax(z)),
+    ),
+    "ce_kd": (
+        losses.ce_kd(0.3, 2.0),
+        lambda z, v: 0.3 * hard(z, v) + 0.7 * 4 * kl(softmax(v / 2), softmax(z / 2)),
+    ),
     "logit_mse": (losses.logit_mse(), lambda z, v: ((np.float64(v) - z) ** 2).sum(-1)),
-    "standardised_kl": (losses.standardised_kl(0.5), lambda z, v: 0.25 * kl(standardised(v, 0.5), standardised(z, 0.5))),
+    "standardised_kl": (
+        losses.standardised_kl(0.5),
+        lambda z, v: 0.25 * kl(standardised(v, 0.5), standardised(z, 0.5)),
+    ),
     "advantage_mse": (
         losses.advantage_mse(normalise=False),
         lambda z, v: ((z - z.max(-1, keepdims=True) - v + v.max(-1, keepdims=True)) ** 2).sum(-1),
     ),
     "advantage_kl": (losses.advantage_kl(0.7), lambda z, v: kl(softmax(v / 0.7), softmax(z / 0.7))),
 }
-NOT_A_DISTANCE = {"nll", "cross_entropy", "reverse_cross_entropy", "ce_kd"}  # an entropy or a hard label away from one
+NOT_A_DISTANCE = {
+    "nll",
+    "cross_entropy",
+    "reverse_cross_entropy",
+    "ce_kd",
+}  # an entropy or a hard label away from one
 UNMASKED = {"advantage_mse", "standardised_kl"}  # say so in their docstrings
 
 
@@ -166,10 +233,15 @@ def all_closed(z, v):
     """{name: (loss [L, N], its gradient in z [L, N, A])} of every term of CLOSED."""
 
     def one(term, z):
-        loss = term.loss((), Outputs(Categorical(z)), batch(teacher=Outputs(Categorical(v))), context())
+        loss = term.loss(
+            (), Outputs(Categorical(z)), batch(teacher=Outputs(Categorical(v))), context()
+        )
         return jnp.sum(loss), loss
 
-    found = {name: jax.value_and_grad(lambda z, term=term: one(term, z), has_aux=True)(z) for name, (term, _) in CLOSED.items()}
+    found = {
+        name: jax.value_and_grad(lambda z, term=term: one(term, z), has_aux=True)(z)
+        for name, (term, _) in CLOSED.items()
+    }
     return {name: (loss, gradient) for name, ((_, loss), gradient) in found.items()}
 
 
@@ -187,9 +259,14 @@ def test_gradient_is_the_slope_of_the_formula(name):
     """Central differences of the float64 formula along one direction."""
     direction, h = RNG.normal(size=Z.shape), 1e-5
     formula = CLOSED[name][1]
-    slope = (formula(Z + h * direction, V.astype(np.float64)) - formula(Z - h * direction, V.astype(np.float64))) / (2 * h)
+    slope = (
+        formula(Z + h * direction, V.astype(np.float64))
+        - formula(Z - h * direction, V.astype(np.float64))
+    ) / (2 * h)
     gradient = all_closed(jnp.asarray(Z), jnp.asarray(V))[name][1]
-    np.testing.assert_allclose((np.float64(gradient) * direction).sum(-1), slope, rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(
+        (np.float64(gradient) * direction).sum(-1), slope, rtol=2e-3, atol=2e-4
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(CLOSED) - NOT_A_DISTANCE))
@@ -210,17 +287,32 @@ def test_masked_actions_give_no_nan(who):
         assert np.isfinite(loss).all() and np.isfinite(gradient).all(), name
     if who == "both":
         for name in sorted(set(CLOSED) - UNMASKED):
-            np.testing.assert_allclose(found[name][0], CLOSED[name][1](Z[..., :-1], V[..., :-1]), rtol=2e-4, atol=2e-6, err_msg=name)
-    if who == "student":  # what the teacher does there costs a bounded amount in a mixture, and almost 1e9 nats in the forward KL
+            np.testing.assert_allclose(
+                found[name][0],
+                CLOSED[name][1](Z[..., :-1], V[..., :-1]),
+                rtol=2e-4,
+                atol=2e-6,
+                err_msg=name,
+            )
+    if (
+        who == "student"
+    ):  # what the teacher does there costs a bounded amount in a mixture, and almost 1e9 nats in the forward KL
         assert np.all(found["skew_kl"][0] < -np.log(0.1)) and np.all(found["jsd"][0] < np.log(2))
         assert np.all(found["cross_entropy"][0] > 1e3)
 
 
 @hypothesis.settings(max_examples=25, deadline=None, database=None, derandomize=True)
-@hypothesis.given(hypothesis.extra.numpy.arrays(np.float32, (2, L, N, A), elements=dict(min_value=-200, max_value=200)))
+@hypothesis.given(
+    hypothesis.extra.numpy.arrays(
+        np.float32, (2, L, N, A), elements=dict(min_value=-200, max_value=200)
+    )
+)
 def test_bounds(logits):
     """0 <= JSD <= log 2, TV in [0, 1], Pinsker's TV^2 <= KL / 2, skew KLs at most -log a, for peaked and tied logits alike."""
-    found = {name: np.asarray(loss, np.float64) for name, (loss, _) in all_closed(*map(jnp.asarray, logits)).items()}
+    found = {
+        name: np.asarray(loss, np.float64)
+        for name, (loss, _) in all_closed(*map(jnp.asarray, logits)).items()
+    }
     assert all(np.isfinite(loss).all() for loss in found.values())
     assert found["jsd"].min() > -1e-5 and found["jsd"].max() < np.log(2) + 1e-5
     assert found["total_variation"].min() >= 0 and found["total_variation"].max() < 1 + 1e-5
@@ -230,12 +322,24 @@ def test_bounds(logits):
 
 def test_divergences_as_scipy_and_rlax_and_distrax():
     found = {name: loss for name, (loss, _) in all_closed(jnp.asarray(Z), jnp.asarray(V)).items()}
-    np.testing.assert_allclose(found["jsd"], scipy.spatial.distance.jensenshannon(softmax(Z), softmax(V), axis=-1) ** 2, rtol=1e-4)
+    np.testing.assert_allclose(
+        found["jsd"],
+        scipy.spatial.distance.jensenshannon(softmax(Z), softmax(V), axis=-1) ** 2,
+        rtol=1e-4,
+    )
     with jax.numpy_rank_promotion("allow"):
         teacher = distrax.Categorical(V)
-        np.testing.assert_allclose(found["cross_entropy"], teacher.cross_entropy(distrax.Categorical(Z)), rtol=1e-5)
-        np.testing.assert_allclose(found["reverse_cross_entropy"], distrax.Categorical(Z).cross_entropy(teacher), rtol=1e-4)
-        np.testing.assert_allclose(found["cross_entropy"], rlax.categorical_cross_entropy(softmax(V).astype(np.float32), Z), rtol=1e-5)
+        np.testing.assert_allclose(
+            found["cross_entropy"], teacher.cross_entropy(distrax.Categorical(Z)), rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            found["reverse_cross_entropy"], distrax.Categorical(Z).cross_entropy(teacher), rtol=1e-4
+        )
+        np.testing.assert_allclose(
+            found["cross_entropy"],
+            rlax.categorical_cross_entropy(softmax(V).astype(np.float32), Z),
+            rtol=1e-5,
+        )
         rlax_kl = rlax.categorical_kl_divergence(jnp.asarray(V), jnp.asarray(Z), temperature=0.7)
     np.testing.assert_allclose(found["advantage_kl"], rlax_kl, rtol=1e-4)
 
@@ -248,7 +352,9 @@ def test_jsd_fades_to_the_kl_and_the_normalised_one_is_continuous():
         @jax.jit
         def both(b):
             student, data = Outputs(Categorical(z)), batch(teacher=Outputs(Categorical(v)))
-            return tuple(losses.jsd(b, normalise=n).loss((), student, data, context()) for n in (False, True))
+            return tuple(
+                losses.jsd(b, normalise=n).loss((), student, data, context()) for n in (False, True)
+            )
 
         forward, reverse = kl(softmax(V / 2), softmax(Z / 2)), kl(softmax(Z / 2), softmax(V / 2))
         b = 1e-4
@@ -267,11 +373,16 @@ def test_standardised_kl_with_two_actions():
     """Two standardised logits are -+0.71 / T: the term is refused, or goes on at one of two values without a gradient."""
     z, v = jnp.array([[[0.3, 0.1], [-4.0, 9.0]]]), jnp.array([[[5.0, 1.0], [5.0, 1.0]]])
     data = batch(shape=(1, 2), teacher=Outputs(Categorical(v)))
-    with pytest.raises(UsageError, match=r"no gradient with 2 actions.*-0.71 and 0.71.*forward_kl, or allow_two=True"):
+    with pytest.raises(
+        UsageError,
+        match=r"no gradient with 2 actions.*-0.71 and 0.71.*forward_kl, or allow_two=True",
+    ):
         loss_of(losses.standardised_kl(), Outputs(Categorical(z)), data)
     term = losses.standardised_kl(1.0, allow_two=True)
     p = softmax(np.array([1, -1]) / np.sqrt(2))
-    np.testing.assert_allclose(loss_of(term, Outputs(Categorical(z)), data), [[0, kl(p, p[::-1])]], atol=1e-5)
+    np.testing.assert_allclose(
+        loss_of(term, Outputs(Categorical(z)), data), [[0, kl(p, p[::-1])]], atol=1e-5
+    )
     gradient = jax.jit(jax.grad(lambda z: jnp.sum(loss_of(term, Outputs(Categorical(z)), data))))
     np.testing.assert_allclose(gradient(z), 0, atol=1e-5)
     assert np.isfinite(gradient(jnp.ones_like(z))).all()  # all logits equal: std 0
@@ -299,27 +410,43 @@ def test_discrete_terms_refuse_normals_in_one_line(name):
     with pytest.raises(UsageError) as error:
         loss_of(term, Outputs(NORMAL), batch(teacher=Outputs(NORMAL)))
     message = str(error.value)
-    assert "discrete actions" in message and "Normal" in message and f"Use {instead}." in message and "\n" not in message
+    assert (
+        "discrete actions" in message
+        and "Normal" in message
+        and f"Use {instead}." in message
+        and "\n" not in message
+    )
 
 
 def test_discrete_terms_are_refused_by_distill():
     env = jaxkd.envs.make("Pendulum-v1", num_envs=2)
     policy = networks.mlp(env, (2,))
-    with pytest.raises(UsageError, match=r"loss 'mixed': it is for discrete actions, but the student's policy is a Normal"):
-        jaxkd.distill(env, policy, policy, losses={"mixed": losses.jsd()}, num_minibatches=1, unroll_length=2)
+    with pytest.raises(
+        UsageError,
+        match=r"loss 'mixed': it is for discrete actions, but the student's policy is a Normal",
+    ):
+        jaxkd.distill(
+            env, policy, policy, losses={"mixed": losses.jsd()}, num_minibatches=1, unroll_length=2
+        )
 
 
 def test_normals_have_a_hard_label_and_cross_entropies():
     """-log N(1; 0, 1) twice is log(2 pi) + 1; H(T || S) of equal normals is their entropy."""
     teacher = NORMAL._replace(mean=jnp.ones((L, N, 2)))
     data = batch(teacher=Outputs(teacher))
-    np.testing.assert_allclose(loss_of(losses.nll(), Outputs(NORMAL), data), np.log(2 * np.pi) + 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        loss_of(losses.nll(), Outputs(NORMAL), data), np.log(2 * np.pi) + 1, rtol=1e-6
+    )
     entropy = np.log(2 * np.pi * np.e)
     for term in (losses.cross_entropy(), losses.reverse_cross_entropy()):
         np.testing.assert_allclose(loss_of(term, Outputs(teacher), data), entropy, rtol=1e-6)
         np.testing.assert_allclose(loss_of(term, Outputs(NORMAL), data), entropy + 1, rtol=1e-6)
-    mixed = 0.25 * (np.log(2 * np.pi) + 1) + 0.75 * 4 * 0.5  # the KL of both tempered at 2 is 1 / 2, times T^2
-    np.testing.assert_allclose(loss_of(losses.ce_kd(0.25, 2.0), Outputs(NORMAL), data), mixed, rtol=1e-6)
+    mixed = (
+        0.25 * (np.log(2 * np.pi) + 1) + 0.75 * 4 * 0.5
+    )  # the KL of both tempered at 2 is 1 / 2, times T^2
+    np.testing.assert_allclose(
+        loss_of(losses.ce_kd(0.25, 2.0), Outputs(NORMAL), data), mixed, rtol=1e-6
+    )
 
 
 # --- values and features --------------------------------------------------------------------------------------------
@@ -327,25 +454,39 @@ def test_normals_have_a_hard_label_and_cross_entropies():
 
 def test_value_mse_in_units_of_the_teachers_spread():
     """V_T = 2 and 6 (a third one has no weight): variance 4, so errors of 2 and 1 cost 4 / 4 and 1 / 4."""
-    data = batch(shape=(1, 3), teacher=Outputs((), jnp.array([[2.0, 6.0, 100.0]])), weight=[[1, 1, 0]])
+    data = batch(
+        shape=(1, 3), teacher=Outputs((), jnp.array([[2.0, 6.0, 100.0]])), weight=[[1, 1, 0]]
+    )
     student = Outputs((), jnp.array([[4.0, 5.0, 0.0]]))
     loss = loss_of(losses.value_mse(normalise=True), student, data)
     np.testing.assert_allclose(loss[0, :2], [4 / 4, 1 / 4], rtol=1e-6)
-    moved = jax.grad(lambda v: jnp.sum(loss_of(losses.value_mse(normalise=True), student, data._replace(teacher=Outputs((), v)))))
+    moved = jax.grad(
+        lambda v: jnp.sum(
+            loss_of(
+                losses.value_mse(normalise=True), student, data._replace(teacher=Outputs((), v))
+            )
+        )
+    )
     np.testing.assert_allclose(
         moved(data.teacher.value)[0, :2], [-2 * 2 / 4, 2 * 1 / 4], rtol=1e-6
     )  # the variance is a unit, not a function
     for constant in (0.0, 0.1, 1e4):  # no spread: plain squares
         flat = batch(shape=(1, 3), teacher=Outputs((), jnp.full((1, 3), constant)))
-        loss = loss_of(losses.value_mse(normalise=True), Outputs((), jnp.full((1, 3), constant + 1)), flat)
+        loss = loss_of(
+            losses.value_mse(normalise=True), Outputs((), jnp.full((1, 3), constant + 1)), flat
+        )
         np.testing.assert_allclose(loss, 1, rtol=1e-2)
 
 
 def test_q_mse_reads_the_logit_at_the_action():
     q = jnp.array([[[1.0, 5.0], [2.0, -3.0]]])
     data = batch(shape=(1, 2), action=jnp.array([[1, 0]]), target=jnp.array([[3.0, 2.5]]))
-    np.testing.assert_allclose(loss_of(losses.q_mse(), Outputs(Categorical(q)), data), [[4.0, 0.25]], rtol=1e-6)
-    gradient = jax.grad(lambda q: jnp.sum(loss_of(losses.q_mse(), Outputs(Categorical(q)), data)))(q)
+    np.testing.assert_allclose(
+        loss_of(losses.q_mse(), Outputs(Categorical(q)), data), [[4.0, 0.25]], rtol=1e-6
+    )
+    gradient = jax.grad(lambda q: jnp.sum(loss_of(losses.q_mse(), Outputs(Categorical(q)), data)))(
+        q
+    )
     np.testing.assert_allclose(gradient, [[[0, 4], [-1, 0]]], rtol=1e-6)
 
 
@@ -353,12 +494,18 @@ def test_hierarchical_value_distillation():
     """Q_T = (5, 4, 2) and (9, 9, 8): A_T = (0, -1, -3) and (0, 0, -1), in units of the variance of all six; a shift of Q changes nothing."""
     q = np.array([[[5.0, 4.0, 2.0], [9.0, 9.0, 8.0]]], np.float32)
     advantage = q - q.max(-1, keepdims=True)
-    student = np.array([[[1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]], np.float32)  # A_S = (0, -1, -1) and (0, -1, 0)
+    student = np.array(
+        [[[1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]], np.float32
+    )  # A_S = (0, -1, -1) and (0, -1, 0)
     data = batch(shape=(1, 2), teacher=Outputs(Categorical(jnp.asarray(q + 100))))
-    plain = loss_of(losses.advantage_mse(normalise=False), Outputs(Categorical(jnp.asarray(student))), data)
+    plain = loss_of(
+        losses.advantage_mse(normalise=False), Outputs(Categorical(jnp.asarray(student))), data
+    )
     np.testing.assert_allclose(plain, [[4.0, 2.0]], rtol=1e-4)
     normalised = loss_of(losses.advantage_mse(), Outputs(Categorical(jnp.asarray(student))), data)
-    np.testing.assert_allclose(normalised, [[4.0 / advantage.var(), 2.0 / advantage.var()]], rtol=1e-4)
+    np.testing.assert_allclose(
+        normalised, [[4.0 / advantage.var(), 2.0 / advantage.var()]], rtol=1e-4
+    )
     sharp = loss_of(losses.advantage_kl(0.5), Outputs(Categorical(jnp.asarray(student))), data)
     np.testing.assert_allclose(sharp, kl(softmax(q / 0.5), softmax(student / 0.5)), rtol=1e-4)
     same = batch(shape=(1, 2), teacher=Outputs(Categorical(jnp.ones((1, 2, 3)))))
@@ -368,8 +515,18 @@ def test_hierarchical_value_distillation():
 
 def features(narrow=2, wide=3, **layers):
     """Student and batch [L, N] with `features` of these widths and further layers in `extra`."""
-    student = Outputs((), jnp.zeros((L, N)), jnp.asarray(RNG.normal(size=(L, N, narrow)), jnp.float32), {"risk": jnp.zeros((L, N))})
-    teacher = Outputs((), (), jnp.asarray(RNG.normal(size=(L, N, wide)), jnp.float32), {"deep": jnp.ones((L, N, 4))})
+    student = Outputs(
+        (),
+        jnp.zeros((L, N)),
+        jnp.asarray(RNG.normal(size=(L, N, narrow)), jnp.float32),
+        {"risk": jnp.zeros((L, N))},
+    )
+    teacher = Outputs(
+        (),
+        (),
+        jnp.asarray(RNG.normal(size=(L, N, wide)), jnp.float32),
+        {"deep": jnp.ones((L, N, 4))},
+    )
     return student, batch(teacher=teacher)
 
 
@@ -379,22 +536,41 @@ def test_feature_mse_is_the_error_of_a_linear_map():
     spec = jax.eval_shape(lambda: (student, data))
     params = term.init(jax.random.key(0), spec)
     assert jax.tree.map(jnp.shape, params) == {"features": {"kernel": (2, 3), "bias": (3,)}}
-    params = {"features": {"kernel": jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]]), "bias": jnp.array([0.5, 0.0, 0.0])}}
+    params = {
+        "features": {
+            "kernel": jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]]),
+            "bias": jnp.array([0.5, 0.0, 0.0]),
+        }
+    }
     h, target = np.asarray(student.features), np.asarray(data.teacher.features)
     mapped = h @ np.asarray(params["features"]["kernel"]) + [0.5, 0, 0]
     loss = term.loss(params, student, data, context())
     np.testing.assert_allclose(loss, ((mapped - target) ** 2).mean(-1), rtol=1e-5)
     wide = spec[0]._replace(extra={"deep": jax.ShapeDtypeStruct((L, N, 2), jnp.float32)}), spec[1]
-    both = losses.feature_mse({"deep": "features", "features": "features"}).init(jax.random.key(0), wide)
-    kernels = both["deep"]["kernel"], both["features"]["kernel"], term.init(jax.random.key(0), spec)["features"]["kernel"]
-    assert np.all(kernels[0] != kernels[1]) and np.all(kernels[1] == kernels[2])  # keys by name: another layer changes no other's
+    both = losses.feature_mse({"deep": "features", "features": "features"}).init(
+        jax.random.key(0), wide
+    )
+    kernels = (
+        both["deep"]["kernel"],
+        both["features"]["kernel"],
+        term.init(jax.random.key(0), spec)["features"]["kernel"],
+    )
+    assert np.all(kernels[0] != kernels[1]) and np.all(
+        kernels[1] == kernels[2]
+    )  # keys by name: another layer changes no other's
     two = losses.feature_mse({"features": "deep"})
     zero = jax.tree.map(jnp.zeros_like, two.init(jax.random.key(0), spec))
-    np.testing.assert_allclose(two.loss(zero, student, data, context()), 1.0)  # the teacher's layer of ones
+    np.testing.assert_allclose(
+        two.loss(zero, student, data, context()), 1.0
+    )  # the teacher's layer of ones
     linear = data._replace(teacher=Outputs((), (), student.features @ params["features"]["kernel"]))
     solved = {"features": params["features"] | {"bias": jnp.zeros(3)}}
-    gradient = jax.grad(lambda h: jnp.sum(term.loss(solved, student._replace(features=h), linear, context())))(student.features)
-    np.testing.assert_allclose(gradient, 0, atol=1e-5)  # a student whose layer holds the teacher's has nothing to learn
+    gradient = jax.grad(
+        lambda h: jnp.sum(term.loss(solved, student._replace(features=h), linear, context()))
+    )(student.features)
+    np.testing.assert_allclose(
+        gradient, 0, atol=1e-5
+    )  # a student whose layer holds the teacher's has nothing to learn
 
 
 def test_feature_mse_names_the_layers_there_are():
@@ -416,9 +592,18 @@ def test_feature_mse_is_trained_by_distill():
     """The projection is made from the shapes that `distill` finds, and is part of what the optimizer moves."""
     env = jaxkd.envs.make("CartPole-v1", num_envs=2)
     teacher, student = networks.mlp(env, (6,)), networks.mlp(env, (3,))
-    kd = jaxkd.distill(env, student, teacher, losses={"hint": losses.feature_mse()}, num_minibatches=1, unroll_length=2)
+    kd = jaxkd.distill(
+        env,
+        student,
+        teacher,
+        losses={"hint": losses.feature_mse()},
+        num_minibatches=1,
+        unroll_length=2,
+    )
     state = jax.eval_shape(kd.init, jax.random.key(0))
-    assert jax.tree.map(jnp.shape, state.loss_params["hint"]) == {"features": {"kernel": (3, 6), "bias": (6,)}}
+    assert jax.tree.map(jnp.shape, state.loss_params["hint"]) == {
+        "features": {"kernel": (3, 6), "bias": (6,)}
+    }
     moments = [x.shape for x in jax.tree.leaves(state.opt_state)]
     assert moments.count((3, 6)) == 2 and moments.count((6,)) == 2  # Adam's, of the projection
     after = jax.eval_shape(kd.step, state, jax.eval_shape(teacher.init, jax.random.key(0)))[0]
@@ -432,13 +617,17 @@ def test_policy_gradient_by_hand_and_as_rlax():
     """p = (3/4, 1/4), action 0, A = 2: loss -2 log(3/4), gradient -2 (1 - 3/4, -1/4)."""
     z = jnp.log(jnp.array([[[0.75, 0.25]]]))
     data = batch(shape=(1, 1), advantage=[[2.0]])
-    loss, gradient = jax.value_and_grad(lambda z: jnp.sum(loss_of(losses.policy_gradient(), Outputs(Categorical(z)), data)))(z)
+    loss, gradient = jax.value_and_grad(
+        lambda z: jnp.sum(loss_of(losses.policy_gradient(), Outputs(Categorical(z)), data))
+    )(z)
     np.testing.assert_allclose(loss, -2 * np.log(0.75), rtol=1e-6)
     np.testing.assert_allclose(gradient, [[[-0.5, 0.5]]], rtol=1e-6)
     action, advantage = RNG.integers(A, size=(L, N)), RNG.normal(size=(L, N)).astype(np.float32)
     data = batch(action=jnp.asarray(action), advantage=jnp.asarray(advantage))
     ours = jnp.mean(loss_of(losses.policy_gradient(), Outputs(Categorical(jnp.asarray(Z))), data))
-    theirs = rlax.policy_gradient_loss(Z.reshape(-1, A), action.ravel(), advantage.ravel(), np.ones(L * N, np.float32))
+    theirs = rlax.policy_gradient_loss(
+        Z.reshape(-1, A), action.ravel(), advantage.ravel(), np.ones(L * N, np.float32)
+    )
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
@@ -446,11 +635,19 @@ def test_ppo_clip_by_hand():
     """Ratios 1.5 and 0.5 with both signs of the advantage: only moves that went too far in the right direction are clipped."""
     probability = jnp.array([[0.75, 0.75, 0.25, 0.25]])
     student = Outputs(Categorical(jnp.log(jnp.stack([probability, 1 - probability], -1))))
-    data = batch(shape=(1, 4), acting=Outputs(Categorical(jnp.zeros((1, 4, 2)))), advantage=[[2, -2, 2, -2]])
-    np.testing.assert_allclose(loss_of(losses.ppo_clip(0.2, normalise=False), student, data), [[-2.4, 3.0, -1.0, 1.6]], rtol=1e-5)
+    data = batch(
+        shape=(1, 4), acting=Outputs(Categorical(jnp.zeros((1, 4, 2)))), advantage=[[2, -2, 2, -2]]
+    )
+    np.testing.assert_allclose(
+        loss_of(losses.ppo_clip(0.2, normalise=False), student, data),
+        [[-2.4, 3.0, -1.0, 1.6]],
+        rtol=1e-5,
+    )
 
     def total(logits):
-        return jnp.sum(loss_of(losses.ppo_clip(0.2, normalise=False), Outputs(Categorical(logits)), data))
+        return jnp.sum(
+            loss_of(losses.ppo_clip(0.2, normalise=False), Outputs(Categorical(logits)), data)
+        )
 
     moves = jnp.abs(jax.grad(total)(student.policy.logits)).max(-1) > 0
     np.testing.assert_array_equal(moves, [[False, True, True, False]])
@@ -463,16 +660,23 @@ def test_ppo_clip_normalises_over_what_counts():
     loss = loss_of(losses.ppo_clip(0.2), Outputs(policy), data)
     np.testing.assert_allclose(loss[0, :2], [1, -1], rtol=1e-5)
     constant = batch(shape=(1, 3), acting=Outputs(policy), advantage=[[5, 5, 5]])
-    np.testing.assert_allclose(loss_of(losses.ppo_clip(0.2), Outputs(policy), constant), 0, atol=1e-6)
+    np.testing.assert_allclose(
+        loss_of(losses.ppo_clip(0.2), Outputs(policy), constant), 0, atol=1e-6
+    )
 
 
 def test_ppo_clip_as_rlax():
-    advantage, action = RNG.normal(size=(L, N)).astype(np.float32), jnp.asarray(RNG.integers(A, size=(L, N)))
+    advantage, action = (
+        RNG.normal(size=(L, N)).astype(np.float32),
+        jnp.asarray(RNG.integers(A, size=(L, N))),
+    )
     acting = Categorical(jnp.asarray(Z + 0.3 * V))
     data = batch(acting=Outputs(acting), advantage=jnp.asarray(advantage), action=action)
 
     def ours(logits):
-        return jnp.mean(loss_of(losses.ppo_clip(0.1, normalise=False), Outputs(Categorical(logits)), data))
+        return jnp.mean(
+            loss_of(losses.ppo_clip(0.1, normalise=False), Outputs(Categorical(logits)), data)
+        )
 
     def theirs(logits):
         ratio = jnp.exp(Categorical(logits).log_prob(action) - acting.log_prob(action))
@@ -488,37 +692,63 @@ def test_td_mse_by_hand():
     value = jnp.array([[1.1, 1.5, 0.0]])
     student = Outputs((), value, (), {"aux": value + 1})
     acting = Outputs((), jnp.ones((1, 3)), (), {"aux": jnp.full((1, 3), 2.0)})
-    data = batch(shape=(1, 3), acting=acting, targets={"": jnp.full((1, 3), 2.0), "aux": jnp.full((1, 3), 3.0)})
+    data = batch(
+        shape=(1, 3),
+        acting=acting,
+        targets={"": jnp.full((1, 3), 2.0), "aux": jnp.full((1, 3), 3.0)},
+    )
     plain, clipped = [[0.81, 0.25, 4.0]], [[0.81, 0.64, 4.0]]
     np.testing.assert_allclose(loss_of(losses.td_mse(), student, data), plain, rtol=1e-5)
     np.testing.assert_allclose(loss_of(losses.td_mse(clip=0.2), student, data), clipped, rtol=1e-5)
-    np.testing.assert_allclose(loss_of(losses.td_mse(stream="aux"), student, data), plain, rtol=1e-5)
-    np.testing.assert_allclose(loss_of(losses.td_mse(stream="aux", clip=0.2), student, data), clipped, rtol=1e-5)
-    gradient = jax.grad(lambda v: jnp.sum(loss_of(losses.td_mse(clip=0.2), Outputs((), v), data)))(value)
-    np.testing.assert_allclose(gradient, [[-1.8, 0.0, -4.0]], rtol=1e-5)  # stopped only where it ran towards the target
+    np.testing.assert_allclose(
+        loss_of(losses.td_mse(stream="aux"), student, data), plain, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        loss_of(losses.td_mse(stream="aux", clip=0.2), student, data), clipped, rtol=1e-5
+    )
+    gradient = jax.grad(lambda v: jnp.sum(loss_of(losses.td_mse(clip=0.2), Outputs((), v), data)))(
+        value
+    )
+    np.testing.assert_allclose(
+        gradient, [[-1.8, 0.0, -4.0]], rtol=1e-5
+    )  # stopped only where it ran towards the target
 
 
 # --- combinators ----------------------------------------------------------------------------------------------------
 
 
 def test_scale_takes_a_number_a_traced_one_and_a_schedule():
-    student, data = Outputs(Categorical(jnp.asarray(Z)), jnp.asarray(VALUE)), batch(teacher=Outputs((), jnp.asarray(OTHER)))
+    student, data = (
+        Outputs(Categorical(jnp.asarray(Z)), jnp.asarray(VALUE)),
+        batch(teacher=Outputs((), jnp.asarray(OTHER))),
+    )
     term, expected = losses.value_mse(), (VALUE - OTHER) ** 2
-    np.testing.assert_allclose(loss_of(losses.scale(0.5, term), student, data), 0.5 * expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        loss_of(losses.scale(0.5, term), student, data), 0.5 * expected, rtol=1e-5
+    )
     traced = jax.jit(lambda coef: loss_of(losses.scale(coef, term), student, data))
     np.testing.assert_allclose(traced(0.25), 0.25 * expected, rtol=1e-5)
     slope = jax.grad(lambda coef: jnp.sum(loss_of(losses.scale(coef, term), student, data)))(2.0)
     np.testing.assert_allclose(slope, expected.sum(), rtol=1e-5)
     halving = losses.scale(lambda update: 0.5**update, losses.scale(2.0, term))
     for update in (0, 3):
-        np.testing.assert_allclose(loss_of(halving, student, data, update), 2 * 0.5**update * expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            loss_of(halving, student, data, update), 2 * 0.5**update * expected, rtol=1e-5
+        )
 
 
 def test_scale_keeps_the_parameters_of_a_term():
-    term = LossTerm(lambda key, spec: {"w": jnp.full((), 3.0)}, lambda params, student, batch, context: params["w"] * student.value)
+    term = LossTerm(
+        lambda key, spec: {"w": jnp.full((), 3.0)},
+        lambda params, student, batch, context: params["w"] * student.value,
+    )
     for made in (losses.scale(2.0, term), losses.gate(lambda *_: 2.0, term)):
-        np.testing.assert_allclose(loss_of(made, Outputs((), jnp.asarray(VALUE)), batch()), 6 * VALUE, rtol=1e-6)
-    np.testing.assert_allclose(loss_of(losses.watch(term), Outputs((), jnp.asarray(VALUE)), batch()), 3 * VALUE, rtol=1e-6)
+        np.testing.assert_allclose(
+            loss_of(made, Outputs((), jnp.asarray(VALUE)), batch()), 6 * VALUE, rtol=1e-6
+        )
+    np.testing.assert_allclose(
+        loss_of(losses.watch(term), Outputs((), jnp.asarray(VALUE)), batch()), 3 * VALUE, rtol=1e-6
+    )
 
 
 def test_scale_takes_optax_schedules_with_traced_ends():
@@ -534,9 +764,16 @@ def test_scale_takes_optax_schedules_with_traced_ends():
             optax.linear_schedule(start, end, 100),
             optax.piecewise_constant_schedule(start, {20: 0.5, 50: 0.1}),
             optax.cosine_decay_schedule(start, 100, alpha=end),
-            optax.join_schedules([optax.constant_schedule(start), optax.constant_schedule(end)], [20]),
+            optax.join_schedules(
+                [optax.constant_schedule(start), optax.constant_schedule(end)], [20]
+            ),
         )
-        return jnp.stack([loss_of(losses.scale(schedule, losses.value_mse()), student, data, update=25) for schedule in schedules])
+        return jnp.stack(
+            [
+                loss_of(losses.scale(schedule, losses.value_mse()), student, data, update=25)
+                for schedule in schedules
+            ]
+        )
 
     cosine = 0.5 * (1 + np.cos(np.pi / 4))
     factors = [[0.75, 0.5, cosine, 0.0], [2.5, 1.5, 3 * cosine * (1 - 1) + 3 * 1, 1.0]]
@@ -547,7 +784,11 @@ def test_scale_takes_optax_schedules_with_traced_ends():
 def test_every_float_may_be_traced():
     """A grid over each factory's numbers in one vmap; two lanes against plain Python numbers."""
     p, q = Categorical(jnp.asarray(Z)), Categorical(jnp.asarray(V))
-    data = batch(teacher=Outputs(q, jnp.asarray(OTHER)), acting=Outputs(p.temper(2.0)), obs={"task": jnp.zeros((L, N), jnp.int32)})
+    data = batch(
+        teacher=Outputs(q, jnp.asarray(OTHER)),
+        acting=Outputs(p.temper(2.0)),
+        obs={"task": jnp.zeros((L, N), jnp.int32)},
+    )
 
     def everything(x):
         terms = (
@@ -560,18 +801,25 @@ def test_every_float_may_be_traced():
             losses.advantage_kl(x),
             losses.proximal(x, losses.forward_kl()),
             losses.gate(losses.agreement(x), losses.forward_kl()),
-            losses.gate(losses.performance_gate(teacher_return=10 * x, random_return=-x), losses.forward_kl()),
+            losses.gate(
+                losses.performance_gate(teacher_return=10 * x, random_return=-x),
+                losses.forward_kl(),
+            ),
             losses.jsd(lambda update: x, normalise=True),
             losses.skew_kl(lambda update: x),
             losses.ce_kd(lambda update: x, lambda update: 1 + x),
             losses.proximal(lambda update: x, losses.forward_kl()),
             losses.gate(losses.agreement(lambda update: x), losses.forward_kl()),
         )
-        return jnp.stack([term.loss((), Outputs(p, jnp.asarray(VALUE)), data, context()) for term in terms])
+        return jnp.stack(
+            [term.loss((), Outputs(p, jnp.asarray(VALUE)), data, context()) for term in terms]
+        )
 
     grid = jax.jit(jax.vmap(everything))(jnp.array([0.2, 0.7]))
     for lane, x in enumerate((0.2, 0.7)):
-        np.testing.assert_allclose(grid[lane], jax.jit(lambda x=x: everything(x))(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            grid[lane], jax.jit(lambda x=x: everything(x))(), rtol=1e-4, atol=1e-5
+        )
     assert np.abs(grid[0] - grid[1]).max((1, 2))[:9].min() > 1e-3
 
 
@@ -581,7 +829,9 @@ def test_proximal_keeps_a_share_and_passes_the_gradient_on():
     z = jnp.log(jnp.stack([probability, 1 - probability], -1))
     data = batch(shape=(1, 2), acting=Outputs(Categorical(jnp.zeros((1, 2, 2)))))
     term = losses.proximal(0.2, lambda student, batch: jnp.full((1, 2), 10.0))
-    loss, gradient = jax.value_and_grad(lambda z: jnp.sum(loss_of(term, Outputs(Categorical(z)), data)))(z)
+    loss, gradient = jax.value_and_grad(
+        lambda z: jnp.sum(loss_of(term, Outputs(Categorical(z)), data))
+    )(z)
     np.testing.assert_allclose(loss, 15 + 8, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[[15 * 0.25, -15 * 0.25], [0, 0]]], rtol=1e-5)
 
@@ -590,11 +840,22 @@ def test_for_task_counts_only_its_rows():
     task = RNG.integers(3, size=(L, N))
     data = batch(obs={"task": jnp.asarray(task)}, teacher=Outputs((), jnp.asarray(OTHER)))
     for number in range(3):
-        loss = loss_of(losses.for_task(number, losses.value_mse()), Outputs((), jnp.asarray(VALUE)), data)
-        np.testing.assert_allclose(loss, np.where(task == number, (VALUE - OTHER) ** 2, 0), rtol=1e-5)
-    for obs, message in ((jnp.zeros((L, N, 3)), "none, it is one array"), ({"grid": jnp.zeros((L, N))}, "fields: 'grid'")):
+        loss = loss_of(
+            losses.for_task(number, losses.value_mse()), Outputs((), jnp.asarray(VALUE)), data
+        )
+        np.testing.assert_allclose(
+            loss, np.where(task == number, (VALUE - OTHER) ** 2, 0), rtol=1e-5
+        )
+    for obs, message in (
+        (jnp.zeros((L, N, 3)), "none, it is one array"),
+        ({"grid": jnp.zeros((L, N))}, "fields: 'grid'"),
+    ):
         with pytest.raises(UsageError, match=message):
-            loss_of(losses.for_task(0, losses.value_mse()), Outputs((), jnp.asarray(VALUE)), data._replace(obs=obs))
+            loss_of(
+                losses.for_task(0, losses.value_mse()),
+                Outputs((), jnp.asarray(VALUE)),
+                data._replace(obs=obs),
+            )
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
@@ -615,15 +876,27 @@ def test_weights_in_float64():
     student = Outputs((), (), (), {"imitator": jnp.asarray(Z / 2)})
     np.testing.assert_allclose(weight_of(aux, student), np.exp(-kl(p, softmax(Z / 2))), rtol=1e-4)
     np.testing.assert_allclose(weight_of(losses.action_gap()), V.max(-1) - V.mean(-1), rtol=1e-5)
-    np.testing.assert_allclose(weight_of(losses.confidence()), 1 - entropy_of(p) / np.log(A), rtol=1e-4, atol=1e-6)
-    peaked = batch(teacher=Outputs(Categorical(jnp.asarray(np.eye(2, dtype=np.float32)[None] * 100))), shape=(1, 2))
+    np.testing.assert_allclose(
+        weight_of(losses.confidence()), 1 - entropy_of(p) / np.log(A), rtol=1e-4, atol=1e-6
+    )
+    peaked = batch(
+        teacher=Outputs(Categorical(jnp.asarray(np.eye(2, dtype=np.float32)[None] * 100))),
+        shape=(1, 2),
+    )
     np.testing.assert_allclose(weight_of(losses.confidence(), data=peaked), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     "student, expected",
     [(-500.0, 1.0), (-290.0, 0.5), (-80.0, 0.0), (-900.0, 1.0), (20.0, 0.0), (np.nan, 1.0)],
-    ids=["as random", "half way", "as the teacher", "below random", "above the teacher", "no episode yet"],
+    ids=[
+        "as random",
+        "half way",
+        "as the teacher",
+        "below random",
+        "above the teacher",
+        "no episode yet",
+    ],
 )
 def test_performance_gate(student, expected):
     gate = losses.performance_gate(teacher_return=-80.0, random_return=-500.0)
@@ -632,7 +905,9 @@ def test_performance_gate(student, expected):
 
 def test_performance_gate_of_the_paper():
     """G_R = 0: max(1 - G_S / G_T, 0)."""
-    np.testing.assert_allclose(weight_of(losses.performance_gate(teacher_return=200.0), episode_return=50.0), 0.75)
+    np.testing.assert_allclose(
+        weight_of(losses.performance_gate(teacher_return=200.0), episode_return=50.0), 0.75
+    )
 
 
 def test_burn_in_keeps_the_size_of_the_mean():
@@ -675,27 +950,48 @@ def test_v_gated_distillation_ends_no_worse_than_the_teacher():
         taught = jax.nn.softmax(teacher)
         teacher_value = evaluated(taught)[0]
         copy = losses.scale(3.0, losses.cross_entropy())
-        terms = {"rl": losses.scale(3.0, losses.policy_gradient()), "copy": losses.gate(losses.value_gate(), copy) if gated else copy}
+        terms = {
+            "rl": losses.scale(3.0, losses.policy_gradient()),
+            "copy": losses.gate(losses.value_gate(), copy) if gated else copy,
+        }
 
         def rows(x):
             return jnp.broadcast_to(x[:, None], (S, A, *x.shape[1:]))
 
         def descend(z, _):
             value, q, seen = evaluated(jax.nn.softmax(z))
-            weight = seen[:, None] * jax.nn.softmax(z)  # every state and action, as often as the student meets them
+            weight = seen[:, None] * jax.nn.softmax(
+                z
+            )  # every state and action, as often as the student meets them
             actions = jnp.broadcast_to(jnp.arange(A)[None], (S, A))
             out = Outputs(Categorical(rows(teacher)), rows(teacher_value))
-            data = batch(shape=(S, A), action=actions, advantage=q - value[:, None], weight=weight, teacher=out)
+            data = batch(
+                shape=(S, A),
+                action=actions,
+                advantage=q - value[:, None],
+                weight=weight,
+                teacher=out,
+            )
 
             def loss(z):
-                return optimize.total(terms, {"rl": (), "copy": ()}, Outputs(Categorical(rows(z)), rows(value)), data, context())[0]
+                return optimize.total(
+                    terms,
+                    {"rl": (), "copy": ()},
+                    Outputs(Categorical(rows(z)), rows(value)),
+                    data,
+                    context(),
+                )[0]
 
             return z - jax.grad(loss)(z), None
 
         z = jax.lax.scan(descend, jnp.zeros((S, A)), None, length=steps)[0]
         return evaluated(jax.nn.softmax(z))[0] - teacher_value
 
-    run = jax.jit(lambda teachers: tuple(jax.vmap(lambda t, g=gated: distilled(t, g))(teachers) for gated in (True, False)))
+    run = jax.jit(
+        lambda teachers: tuple(
+            jax.vmap(lambda t, g=gated: distilled(t, g))(teachers) for gated in (True, False)
+        )
+    )
     gated, ungated = map(np.asarray, run(teachers))
     assert gated.min() > 0
     assert gated[1].min() > 0.5 and gated[2].min() > 5  # measured 0.67 and 6.5
@@ -713,12 +1009,21 @@ def test_v_gated_distillation_ends_no_worse_than_the_teacher():
         (lambda: losses.ce_kd(0.5, 0.0), r"temperature must be in \(0, inf\], got 0"),
         (lambda: losses.standardised_kl(0.0), r"temperature must be in \(0, inf\], got 0"),
         (lambda: losses.advantage_kl(-1.0), r"temperature must be in \(0, inf\], got -1"),
-        (lambda: losses.proximal(1.2, losses.forward_kl()), r"epsilon must be in \[0, 1\], got 1.2"),
+        (
+            lambda: losses.proximal(1.2, losses.forward_kl()),
+            r"epsilon must be in \[0, 1\], got 1.2",
+        ),
         (lambda: losses.for_task(-1, losses.forward_kl()), r"task must be in \[0, inf\], got -1"),
         (lambda: losses.agreement(-1.0), r"alpha must be in \[0, inf\], got -1"),
-        (lambda: losses.performance_gate(teacher_return=1.0, random_return=1.0), r"above random_return, got 1 and 1"),
+        (
+            lambda: losses.performance_gate(teacher_return=1.0, random_return=1.0),
+            r"above random_return, got 1 and 1",
+        ),
         (lambda: losses.burn_in(0), r"steps must be a positive int"),
-        (lambda: losses.feature_mse({}), r"layers must map a layer of the student to one of the teacher"),
+        (
+            lambda: losses.feature_mse({}),
+            r"layers must map a layer of the student to one of the teacher",
+        ),
         (lambda: losses.feature_mse("features"), r"got 'features'"),
     ],
 )
@@ -730,19 +1035,30 @@ def test_plain_numbers_are_checked_at_the_call(make, message):
 def test_labels_say_how_a_term_was_made():
     assert check.label(losses.jsd(0.9)) == "jsd(beta=0.9, normalise=False, temperature=1.0)"
     gated = losses.gate(losses.performance_gate(teacher_return=9.0), losses.nll())
-    assert check.label(gated) == "gate(term=nll(), weight=performance_gate(random_return=0.0, teacher_return=9.0))"
+    assert (
+        check.label(gated)
+        == "gate(term=nll(), weight=performance_gate(random_return=0.0, teacher_return=9.0))"
+    )
 
 
 def test_gate_has_no_gradient_through_its_weight():
     """d/dv of stop(v) v is v, without the stop it were 2 v."""
-    term = losses.gate(lambda student, batch, context: student.value, lambda student, batch: student.value)
-    loss, gradient = jax.value_and_grad(lambda v: jnp.sum(loss_of(term, Outputs((), v), batch())))(jnp.asarray(VALUE))
+    term = losses.gate(
+        lambda student, batch, context: student.value, lambda student, batch: student.value
+    )
+    loss, gradient = jax.value_and_grad(lambda v: jnp.sum(loss_of(term, Outputs((), v), batch())))(
+        jnp.asarray(VALUE)
+    )
     np.testing.assert_allclose(loss, (VALUE**2).sum(), rtol=1e-5)
     np.testing.assert_allclose(gradient, VALUE, rtol=1e-6)
-    better = losses.gate(lambda student, batch, context: batch.teacher.value > student.value, losses.value_mse())
+    better = losses.gate(
+        lambda student, batch, context: batch.teacher.value > student.value, losses.value_mse()
+    )
     data = batch(teacher=Outputs((), jnp.asarray(OTHER)))
     expected = np.where(OTHER > VALUE, (VALUE - OTHER) ** 2, 0)
-    np.testing.assert_allclose(loss_of(better, Outputs((), jnp.asarray(VALUE)), data), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        loss_of(better, Outputs((), jnp.asarray(VALUE)), data), expected, rtol=1e-5
+    )
 
 
 def test_watch_reports_without_gradient():
@@ -750,7 +1066,13 @@ def test_watch_reports_without_gradient():
     loss = loss_of(term, Outputs((), jnp.asarray(VALUE)), batch())
     assert loss.dtype == jnp.float32
     np.testing.assert_array_equal(loss, VALUE > 0)
-    gradient = jax.grad(lambda v: jnp.sum(loss_of(losses.watch(losses.value_mse()), Outputs((), v), batch(teacher=Outputs((), v + 1)))))
+    gradient = jax.grad(
+        lambda v: jnp.sum(
+            loss_of(
+                losses.watch(losses.value_mse()), Outputs((), v), batch(teacher=Outputs((), v + 1))
+            )
+        )
+    )
     np.testing.assert_array_equal(gradient(jnp.asarray(VALUE)), 0)
 
 
@@ -765,13 +1087,20 @@ def test_bare_functions_take_two_or_three_arguments():
     student = Outputs((), jnp.asarray(VALUE))
     for two in (lambda student, batch: student.value, Callable(), defaults):
         np.testing.assert_array_equal(loss_of(two, student, batch()), VALUE)
-    np.testing.assert_allclose(loss_of(lambda s, b, context: s.value * context.update, student, batch(), update=3), 3 * VALUE, rtol=1e-6)
+    np.testing.assert_allclose(
+        loss_of(lambda s, b, context: s.value * context.update, student, batch(), update=3),
+        3 * VALUE,
+        rtol=1e-6,
+    )
 
 
 def test_the_engine_takes_the_weighted_mean_of_each_term_and_the_sum_of_terms():
     weight = np.zeros((L, N), np.float32)
     weight[0], weight[1, 0] = 1.0, 0.5
-    student, data = Outputs((), jnp.asarray(VALUE)), batch(weight=jnp.asarray(weight), reward=jnp.asarray(OTHER))
+    student, data = (
+        Outputs((), jnp.asarray(VALUE)),
+        batch(weight=jnp.asarray(weight), reward=jnp.asarray(OTHER)),
+    )
     terms = {
         "a": losses.stateless(lambda s, b: s.value),
         "b": LossTerm(lambda key, spec: jnp.float32(2), lambda params, s, b, c: params * b.reward),
@@ -786,7 +1115,9 @@ def test_the_engine_takes_the_weighted_mean_of_each_term_and_the_sum_of_terms():
     assert means["noise"] != means["other"]  # each has a key of its own
     without = optimize.total({"noise": terms["noise"]}, params, student, data, context())[1]
     assert without["noise"] == means["noise"]  # which no other term changes
-    gradient = jax.grad(lambda v: optimize.total(terms, params, Outputs((), v), data, context())[0])(student.value)
+    gradient = jax.grad(
+        lambda v: optimize.total(terms, params, Outputs((), v), data, context())[0]
+    )(student.value)
     np.testing.assert_allclose(gradient, weight / 4.5, rtol=1e-6)
 
 
@@ -794,10 +1125,17 @@ def test_a_minibatch_without_weight_teaches_nothing():
     """All weights 0 (no group finished): loss and gradient are 0, not 0 / 0, also through PPO's standardised advantage."""
     logits = jnp.zeros((L, N, 2))
     acting = Outputs(Categorical(logits), jnp.zeros((L, N)))
-    data = batch(weight=jnp.zeros((L, N)), acting=acting, advantage=jnp.asarray(OTHER), action=jnp.zeros((L, N), jnp.int32))
+    data = batch(
+        weight=jnp.zeros((L, N)),
+        acting=acting,
+        advantage=jnp.asarray(OTHER),
+        action=jnp.zeros((L, N), jnp.int32),
+    )
 
     def total(z):
-        return optimize.total({"policy": losses.ppo_clip()}, {"policy": ()}, Outputs(Categorical(z)), data, context())[0]
+        return optimize.total(
+            {"policy": losses.ppo_clip()}, {"policy": ()}, Outputs(Categorical(z)), data, context()
+        )[0]
 
     loss, gradient = jax.value_and_grad(total)(logits)
     assert loss == 0

@@ -18,11 +18,22 @@ from jaxkd import behavior, distill, losses, memory, networks, returns, rewards
 from jaxkd.base import Algorithm, Box, Discrete, Env, Memory, Outputs, Policy, TimeStep, UsageError
 from jaxkd.distributions import Categorical, Normal
 
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
+jit = partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 T, B, LIMIT, SEEDS = 4, 4, 3, 8
 X, OTHER_X = 0.2, 0.6  # the float of a row, and another one
-RECORD = Memory(init=lambda spec: (), add=lambda buffer, batch: batch, sample=lambda key, buffer, batch: batch)
-KL, SMALL = losses.forward_kl(), rewards.Predictor(hidden=(3,), features=2, learning_rate=0.1, batch_size=8, num_minibatches=1)
+RECORD = Memory(
+    init=lambda spec: (), add=lambda buffer, batch: batch, sample=lambda key, buffer, batch: batch
+)
+KL, SMALL = (
+    losses.forward_kl(),
+    rewards.Predictor(hidden=(3,), features=2, learning_rate=0.1, batch_size=8, num_minibatches=1),
+)
 
 # --- the tables: "<public name> <variant>" ---------------------------------------------------------------------------
 
@@ -60,7 +71,9 @@ LOSSES = {
     "scale schedule": lambda x: losses.scale(optax.linear_schedule(1.0, x, 2), KL),
     "gate": losses.gate(lambda student, batch, context: batch.teacher.policy.entropy(), KL),
     "value_gate": losses.gate(losses.value_gate(), KL),
-    "performance_gate": lambda x: losses.gate(losses.performance_gate(teacher_return=5 + 10 * x, random_return=-5.0), KL),
+    "performance_gate": lambda x: losses.gate(
+        losses.performance_gate(teacher_return=5 + 10 * x, random_return=-5.0), KL
+    ),
     "agreement": lambda x: losses.gate(losses.agreement(x), KL),
     "one_minus": lambda x: losses.gate(losses.one_minus(losses.agreement(x)), KL),
     "action_gap": losses.gate(losses.action_gap(), losses.nll()),
@@ -81,9 +94,13 @@ BEHAVIORS = {
     "mixture": lambda x: behavior.mixture(x),
     "mixture schedule": lambda x: behavior.mixture(lambda update: x * update),
     "epsilon_greedy": lambda x: behavior.epsilon_greedy(x),
-    "epsilon_greedy teacher": lambda x: behavior.epsilon_greedy(x, behavior.teacher_acts(greedy=True)),
+    "epsilon_greedy teacher": lambda x: behavior.epsilon_greedy(
+        x, behavior.teacher_acts(greedy=True)
+    ),
     "guide_then_student": lambda x: behavior.guide_then_student(LIMIT * x),
-    "guide_then_student schedule": lambda x: behavior.guide_then_student(lambda update, episode_return: LIMIT * x * update),
+    "guide_then_student schedule": lambda x: behavior.guide_then_student(
+        lambda update, episode_return: LIMIT * x * update
+    ),
     "tempered": lambda x: behavior.tempered(x, behavior.student_acts()),
     "tempered teacher": lambda x: behavior.tempered(x, behavior.teacher_acts()),
 }
@@ -109,7 +126,9 @@ REWARDS = {  # chained in this order: what is before `replace` is lost, and `nor
     "normalise": lambda x: rewards.normalise(x),
     "teacher_reward": lambda x: rewards.teacher_reward(x),
     "normalise continuing": lambda x: rewards.normalise(x, episodic=False),
-    "successor": lambda x: rewards.successor(lambda student, teacher: teacher.policy.cross_entropy(student.policy), gamma=x),
+    "successor": lambda x: rewards.successor(
+        lambda student, teacher: teacher.policy.cross_entropy(student.policy), gamma=x
+    ),
     "scale schedule": lambda x: rewards.scale(lambda update: 1 + x * update),
     "potential_shaping": lambda x: rewards.potential_shaping(x),
     "rnd": lambda x: rewards.rnd(x, predictor=SMALL),
@@ -123,7 +142,15 @@ REWARDS = {  # chained in this order: what is before `replace` is lost, and `nor
 }
 
 TABLES = {losses: LOSSES, behavior: BEHAVIORS, memory: MEMORIES, returns: RETURNS, rewards: REWARDS}
-NO_COMPONENTS = {"discounted_sum", "check_groups", "kept", "record", "restore", "Ring", "random_statistics"}  # public, but of another kind
+NO_COMPONENTS = {
+    "discounted_sum",
+    "check_groups",
+    "kept",
+    "record",
+    "restore",
+    "Ring",
+    "random_statistics",
+}  # public, but of another kind
 
 # --- what is refused, and why -----------------------------------------------------------------------------------------
 
@@ -132,10 +159,18 @@ DISCRETE = (  # it compares logits, which continuous actions do not have
     "advantage_mse, advantage_mse raw, advantage_kl, action_gap, confidence"
 ).split(", ")
 SEQUENCES = ["burn_in"]  # a feed-forward student's sequences have one row
-EARNING = "policy_gradient, ppo_clip, ppo_clip raw, td_mse, td_mse clip, q_mse".split(", ")  # without one a reward has no effect
-WHO_ACTED = [*EARNING, "proximal"]  # an older rollout has no advantage, no target, and not the policy that acted
+EARNING = "policy_gradient, ppo_clip, ppo_clip raw, td_mse, td_mse clip, q_mse".split(
+    ", "
+)  # without one a reward has no effect
+WHO_ACTED = [
+    *EARNING,
+    "proximal",
+]  # an older rollout has no advantage, no target, and not the policy that acted
 # What the learner computes, or a memory keeps, only for a loss that reads it.
-CHOSEN = frozenset(f"batch.{field}" for field in "action next_obs acting acting_next teacher teacher_next advantage target targets".split())
+CHOSEN = frozenset(
+    f"batch.{field}"
+    for field in "action next_obs acting acting_next teacher teacher_next advantage target targets".split()
+)
 
 
 class Cell(NamedTuple):
@@ -146,8 +181,12 @@ class Cell(NamedTuple):
 
     def refused(self) -> dict[str, str]:
         """The losses that do not exist here, with the words of the error."""
-        here = dict.fromkeys(DISCRETE if isinstance(self.space, Box) else (), "is for discrete actions")
-        return here | dict.fromkeys(() if self.recurrent else SEQUENCES, "leaves no row of a sequence")
+        here = dict.fromkeys(
+            DISCRETE if isinstance(self.space, Box) else (), "is for discrete actions"
+        )
+        return here | dict.fromkeys(
+            () if self.recurrent else SEQUENCES, "leaves no row of a sequence"
+        )
 
     def losses(self) -> dict:
         """The rows that do exist here."""
@@ -164,7 +203,10 @@ each_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 
 def made(table: dict, x: Any) -> dict:
     """A table's components; x is the float of every row that needs one, or a dict of them."""
-    return {name: row(x[name] if isinstance(x, dict) else x) if callable(row) else row for name, row in table.items()}
+    return {
+        name: row(x[name] if isinstance(x, dict) else x) if callable(row) else row
+        for name, row in table.items()
+    }
 
 
 # --- the smallest environment and networks ----------------------------------------------------------------------------
@@ -178,11 +220,18 @@ def tiny(space: Any) -> Env:
         return {"x": x, "task": jnp.arange(B) % 2}
 
     def reset(key):
-        state = {"time": jnp.zeros(B, jnp.int32), "place": jnp.repeat(0.5 * jax.random.normal(key, (B // 2,)), 2)}
+        state = {
+            "time": jnp.zeros(B, jnp.int32),
+            "place": jnp.repeat(0.5 * jax.random.normal(key, (B // 2,)), 2),
+        }
         return state, observe(state)
 
     def step(key, state, action):
-        push = action - 1.0 if isinstance(space, Discrete) else jnp.mean(jnp.clip(action, -1, 1), axis=-1)
+        push = (
+            action - 1.0
+            if isinstance(space, Discrete)
+            else jnp.mean(jnp.clip(action, -1, 1), axis=-1)
+        )
         after = {"time": state["time"] + 1, "place": state["place"] + 0.5 * push}
         terminated = after["place"] > 1
         truncated = (after["time"] == LIMIT) & ~terminated
@@ -190,7 +239,10 @@ def tiny(space: Any) -> Env:
         flags = terminated.astype(jnp.float32), truncated.astype(jnp.float32)
         return now, TimeStep(observe(now), observe(after), after["place"], *flags)
 
-    spec = {"x": jax.ShapeDtypeStruct((2,), jnp.float32), "task": jax.ShapeDtypeStruct((), jnp.int32)}
+    spec = {
+        "x": jax.ShapeDtypeStruct((2,), jnp.float32),
+        "task": jax.ShapeDtypeStruct((), jnp.int32),
+    }
     return Env(reset, step, B, spec, space, max_steps=LIMIT, group_size=2, name="Tiny")
 
 
@@ -209,7 +261,13 @@ def bare(cell: Cell) -> Policy:
 
     def outputs(y):
         head = y[..., :size]
-        return Outputs(Categorical(head) if isinstance(cell.space, Discrete) else Normal(head, jnp.zeros_like(head)), y[..., size], y)
+        return Outputs(
+            Categorical(head)
+            if isinstance(cell.space, Discrete)
+            else Normal(head, jnp.zeros_like(head)),
+            y[..., size],
+            y,
+        )
 
     carry = lambda num_envs: jnp.zeros((num_envs, 2)) if cell.recurrent else ()
     return Policy(lambda key: jax.random.normal(key, (2, size + 1)), carry, step, unroll)
@@ -217,19 +275,31 @@ def bare(cell: Cell) -> Policy:
 
 def network(cell: Cell, width: int, extra=()) -> Policy:
     """The library's own; its weights are plain normals, because a QR compiles slowly."""
-    policy = (networks.lstm if cell.recurrent else networks.mlp)(tiny(cell.space), (width,), select="x", extra=extra)
+    policy = (networks.lstm if cell.recurrent else networks.mlp)(
+        tiny(cell.space), (width,), select="x", extra=extra
+    )
     leaves, structure = jax.tree.flatten(jax.eval_shape(policy.init, jax.random.key(0)))
 
     def init(key):
         keys = jax.random.split(key, len(leaves))
-        return structure.unflatten([jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)])
+        return structure.unflatten(
+            [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
+        )
 
     return policy._replace(init=init)
 
 
 def build(cell: Cell, terms: dict, **keywords) -> Algorithm:
     """A learner of the smallest kind."""
-    return distill(tiny(cell.space), bare(cell), bare(cell), losses=terms, unroll_length=T, num_minibatches=2, **keywords)
+    return distill(
+        tiny(cell.space),
+        bare(cell),
+        bare(cell),
+        losses=terms,
+        unroll_length=T,
+        num_minibatches=2,
+        **keywords,
+    )
 
 
 def types(tree: Any) -> Any:
@@ -243,7 +313,11 @@ def types(tree: Any) -> Any:
 @pytest.mark.parametrize("module", TABLES, ids=lambda module: module.__name__)
 def test_the_tables_are_complete(module):
     """Each public factory is in the first word of some row, and nothing else is."""
-    here = [name for name, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__ and name[0] != "_"]
+    here = [
+        name
+        for name, thing in vars(module).items()
+        if getattr(thing, "__module__", "") == module.__name__ and name[0] != "_"
+    ]
     public = set(getattr(module, "__all__", here)) - NO_COMPONENTS
     assert public == {name.split()[0] for name in TABLES[module]}
 
@@ -260,15 +334,31 @@ def everything(cell: Cell, tables: dict, x: dict) -> Algorithm:
     terms, gains, paid = (made(table, x[kind]) for kind, table in tables.items())
     main, *streams = gains
     terms |= {f"td_mse {stream}": losses.td_mse(stream=stream) for stream in streams}
-    paid |= {f"into {stream}": rewards.add(lambda batch, context: batch.reward, stream=stream) for stream in streams}
+    paid |= {
+        f"into {stream}": rewards.add(lambda batch, context: batch.reward, stream=stream)
+        for stream in streams
+    }
     gains = {"": gains.pop(main)} | gains
     sizes = dict(unroll_length=T, num_epochs=4, num_minibatches=2, optimizer=optax.adam(0.1))
-    return distill(tiny(cell.space), network(cell, 3, streams), network(cell, 4), losses=terms, rewards=paid, returns=gains, **sizes)
+    return distill(
+        tiny(cell.space),
+        network(cell, 3, streams),
+        network(cell, 4),
+        losses=terms,
+        rewards=paid,
+        returns=gains,
+        **sizes,
+    )
 
 
 def one_float_a_lane(tables: dict) -> tuple[list, dict]:
     """The rows that have a float; its value by kind and name in each lane: X in the first and last, OTHER_X in one between them."""
-    rows = [(kind, name) for kind, table in tables.items() for name, row in table.items() if callable(row)]
+    rows = [
+        (kind, name)
+        for kind, table in tables.items()
+        for name, row in table.items()
+        if callable(row)
+    ]
     x = {kind: {} for kind in tables}
     for lane, (kind, name) in enumerate(rows, 1):
         x[kind][name] = np.where(np.arange(len(rows) + 2) == lane, OTHER_X, X).astype(np.float32)
@@ -282,12 +372,19 @@ def test_all_losses_rewards_and_returns_in_one_learner(cell, key):
 
     Returns that begin every update with a reset are left out: no carry would ever be handed on.
     """
-    tables = {"losses": cell.losses(), "returns": {name: RETURNS[name] for name, r in made(RETURNS, X).items() if not r.fresh}}
+    tables = {
+        "losses": cell.losses(),
+        "returns": {name: RETURNS[name] for name, r in made(RETURNS, X).items() if not r.fresh},
+    }
     tables |= {"rewards": REWARDS}
     rows, x = one_float_a_lane(tables)
     over = lambda fn, seeds, lanes: jit(jax.vmap(jax.vmap(fn, lanes), seeds))
     start = over(lambda key, x: everything(cell, tables, x).init(key), (0, None), (None, 0))
-    step = over(lambda state, x, taught: everything(cell, tables, x).step(state, taught), (0, None, None), (0, 0, None))
+    step = over(
+        lambda state, x, taught: everything(cell, tables, x).step(state, taught),
+        (0, None, None),
+        (0, 0, None),
+    )
     taught = jit(network(cell, 4).init)(jax.random.key(1))
     before = start(jax.random.split(key, SEEDS), x)
     once, _ = step(before, x, taught)
@@ -295,13 +392,21 @@ def test_all_losses_rewards_and_returns_in_one_learner(cell, key):
     assert step._cache_size() == 1
     assert types(before) == types(once) == types(after)
     trained = [(state.params, state.loss_params) for state in (before, after)]
-    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(trained[0]), jax.tree.leaves(trained[1])):
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(trained[0]), jax.tree.leaves(trained[1])
+    ):
         assert new.dtype == jnp.float32 and np.all(np.isfinite(new)), jax.tree_util.keystr(path)
-        assert np.all(np.any(old != new, axis=tuple(range(2, old.ndim)))), jax.tree_util.keystr(path)
+        assert np.all(np.any(old != new, axis=tuple(range(2, old.ndim)))), jax.tree_util.keystr(
+            path
+        )
     for name, values in metrics.items():
         assert np.all(np.isfinite(values)) and values.dtype == jnp.float32, name
-    assert {f"loss/{name}" for name in tables["losses"]} | {f"reward/{name}" for name in REWARDS} <= set(metrics)
-    learnt = np.concatenate([leaf.reshape(SEEDS, len(rows) + 2, -1) for leaf in jax.tree.leaves(after.params)], axis=2)
+    assert {f"loss/{name}" for name in tables["losses"]} | {
+        f"reward/{name}" for name in REWARDS
+    } <= set(metrics)
+    learnt = np.concatenate(
+        [leaf.reshape(SEEDS, len(rows) + 2, -1) for leaf in jax.tree.leaves(after.params)], axis=2
+    )
     moved = np.abs(learnt - learnt[:, :1]).max(axis=(0, 2))
     assert moved[-1] == 0
     assert not [row for row, far in zip(rows, moved[1:]) if far < 1e-5]
@@ -315,7 +420,10 @@ def test_all_behaviors_in_one_program(cell, key):
     algorithm = partial(build, cell, {"kl": KL}, memory=RECORD)
 
     def update(x, states):
-        return {name: algorithm(behavior=who).step(states[name], params) for name, who in made(BEHAVIORS, x).items()}
+        return {
+            name: algorithm(behavior=who).step(states[name], params)
+            for name, who in made(BEHAVIORS, x).items()
+        }
 
     step = jit(jax.vmap(update))
     state = jit(jax.vmap(lambda x: algorithm().init(key)))(x)
@@ -326,11 +434,22 @@ def test_all_behaviors_in_one_program(cell, key):
             acted[name].append(action)
             states[name] = after._replace(memory=())
             assert types(states[name]) == types(state), name
-            assert all(np.all(np.isfinite(value)) for value in jax.tree.leaves((after.params, metrics))), name
+            assert all(
+                np.all(np.isfinite(value)) for value in jax.tree.leaves((after.params, metrics))
+            ), name
             if isinstance(cell.space, Discrete):
-                assert action.shape == (2, T, B) and action.dtype == np.int32 and action.min() >= 0 and action.max() < 3, name
+                assert (
+                    action.shape == (2, T, B)
+                    and action.dtype == np.int32
+                    and action.min() >= 0
+                    and action.max() < 3
+                ), name
             else:
-                assert action.shape == (2, T, B, 2) and action.dtype == np.float32 and np.all(np.isfinite(action)), name
+                assert (
+                    action.shape == (2, T, B, 2)
+                    and action.dtype == np.float32
+                    and np.all(np.isfinite(action))
+                ), name
     assert step._cache_size() == 1
     for name, row in BEHAVIORS.items():
         one, other = np.concatenate(acted[name], axis=1)
@@ -357,7 +476,10 @@ def test_each_loss_with_each_behavior_memory_returns_and_reward(cell):
     What reads alike shares a learner, and the tables are walked through side by side: as many learners as the longest has rows.
     Of behaviours and returns only the first words are taken: their variants run above.
     """
-    who, gains = ([row for name, row in made(table, X).items() if " " not in name] for table in (BEHAVIORS, RETURNS))
+    who, gains = (
+        [row for name, row in made(table, X).items() if " " not in name]
+        for table in (BEHAVIORS, RETURNS)
+    )
     terms, transforms = made(cell.losses(), X), made(REWARDS, X)
     paid = alike(build(cell, {"td_mse": losses.td_mse()}, rewards=transforms), "reward")
     for names in alike(build(cell, terms), "loss"):
@@ -365,13 +487,19 @@ def test_each_loss_with_each_behavior_memory_returns_and_reward(cell):
         earns, replays = set(names) <= set(EARNING), not set(names) & set(WHO_ACTED)
         for i in range(max(len(who), len(gains), len(paid) * earns)):
             others = dict(behavior=who[i % len(who)], returns=gains[i % len(gains)])
-            others |= dict(rewards={name: transforms[name] for name in paid[i % len(paid)]}) if earns else {}
+            others |= (
+                dict(rewards={name: transforms[name] for name in paid[i % len(paid)]})
+                if earns
+                else {}
+            )
             others |= dict(memory=list(MEMORIES.values())[i % len(MEMORIES)]) if replays else {}
             algorithm = build(cell, group, **others)
             state = jax.eval_shape(algorithm.init, jax.random.key(0))
             after, metrics = jax.eval_shape(algorithm.step, state, state.params)
             assert types(state) == types(after), (names, i)
-            assert {(value.shape, value.dtype) for value in metrics.values()} == {((), jnp.dtype(jnp.float32))}, (names, i)
+            assert {(value.shape, value.dtype) for value in metrics.values()} == {
+                ((), jnp.dtype(jnp.float32))
+            }, (names, i)
 
 
 @each_cell

@@ -11,7 +11,9 @@ import jaxkd
 from jaxkd import presets
 from jaxkd.optimize import component_key
 
-PRESET = presets.preset("CartPole-v1")._replace(num_envs=8, unroll_length=8, num_epochs=1, num_minibatches=2, student_epochs=1)
+PRESET = presets.preset("CartPole-v1")._replace(
+    num_envs=8, unroll_length=8, num_epochs=1, num_minibatches=2, student_epochs=1
+)
 FAST = {"xla_backend_optimization_level": 0}
 
 
@@ -20,22 +22,34 @@ def test_every_method_learns_something_finite_from_its_teacher(method):
     env = presets.method_env(jaxkd.envs.make("CartPole-v1", 8, max_steps=12), method)
     teacher, key = jaxkd.networks.mlp(env, (8,)), jax.random.key(0)
     student = presets.student_network(env, PRESET, "mlp:4", 100, method)
-    algorithm, _ = presets.distillation(env, student, teacher, PRESET._replace(student_steps=512), method)
+    algorithm, _ = presets.distillation(
+        env, student, teacher, PRESET._replace(student_steps=512), method
+    )
     state = algorithm.init(key)
 
     def two_updates(state, params):
         once, _ = algorithm.step(state, params)
         return algorithm.step(once, params)
 
-    sure, other = (jax.tree.map(lambda x: 30 * x, teacher.init(jax.random.key(seed))) for seed in (1, 2))  # of what they do
+    sure, other = (
+        jax.tree.map(lambda x: 30 * x, teacher.init(jax.random.key(seed))) for seed in (1, 2)
+    )  # of what they do
     program = jax.jit(two_updates).lower(state, sure).compile(compiler_options=FAST)
     after, metrics = program(state, sure)
     chex.assert_tree_all_finite((after.params, {k: v for k, v in metrics.items() if "/" in k}))
     chex.assert_trees_all_equal_dtypes(after, state)
-    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(state.params), strict=True)]
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(state.params), strict=True)
+    ]
     assert max(moved) > 0
     differently, _ = program(state, other)
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(differently.params), strict=True))
+    assert any(
+        (a != b).any()
+        for a, b in zip(
+            jax.tree.leaves(after.params), jax.tree.leaves(differently.params), strict=True
+        )
+    )
 
 
 def test_an_unknown_method_names_the_nearest():
@@ -46,10 +60,14 @@ def test_an_unknown_method_names_the_nearest():
 def test_finetuning_starts_after_the_switch_and_weans_the_student():
     env = jaxkd.envs.make("CartPole-v1", 8)
     student, teacher = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (8,))
-    algorithm = jaxkd.methods.distil_then_finetune(env, student, teacher, switch=2, half_life=1.0, unroll_length=8, num_minibatches=1)
+    algorithm = jaxkd.methods.distil_then_finetune(
+        env, student, teacher, switch=2, half_life=1.0, unroll_length=8, num_minibatches=1
+    )
     _, metrics = jaxkd.run(algorithm, jax.random.key(0), 4, teacher.init(jax.random.key(1)))
     assert (metrics["loss/policy"][:2] == 0).all() and (metrics["loss/policy"][2:] != 0).all()
-    plain = jaxkd.methods.distil_then_finetune(env, student, teacher, switch=100, unroll_length=8, num_minibatches=1)
+    plain = jaxkd.methods.distil_then_finetune(
+        env, student, teacher, switch=100, unroll_length=8, num_minibatches=1
+    )
     _, full = jaxkd.run(plain, jax.random.key(0), 4, teacher.init(jax.random.key(1)))
     np.testing.assert_array_equal(metrics["loss/kl"][:2], full["loss/kl"][:2])
     assert (metrics["loss/kl"][2:] != full["loss/kl"][2:]).all()
@@ -63,7 +81,10 @@ def test_a_dagger_that_never_mixes_and_keeps_one_rollout_is_on_policy_distillati
         jaxkd.methods.dagger(env, student, teacher, capacity=1, **common),
         jaxkd.methods.on_policy_distillation(env, student, teacher, **common),
     )
-    after = [jaxkd.run(a, jax.random.key(0), 2, teacher.init(jax.random.key(1)))[0].params for a in algorithms]
+    after = [
+        jaxkd.run(a, jax.random.key(0), 2, teacher.init(jax.random.key(1)))[0].params
+        for a in algorithms
+    ]
     chex.assert_trees_all_close(*after, atol=1e-6)
     assert jnp.isfinite(jax.tree.leaves(after[0])[0]).all()
 

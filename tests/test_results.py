@@ -30,7 +30,9 @@ def named(request):
 
 def test_figures_belong_to_these_settings_and_reach_their_gates(named):
     name, result = named
-    assert result["settings"]["digest"] == gates.settings(name)["digest"], "settings changed: run benchmarks/gates.py again"
+    assert result["settings"]["digest"] == gates.settings(name)["digest"], (
+        "settings changed: run benchmarks/gates.py again"
+    )
     assert gates.gate(name, result) == result["failed"] == []
     number = 1 if PRESETS[name].channels else 10
     assert len(result["student"]["seeds"]) == len(result["control"]["seeds"]) == number
@@ -49,9 +51,7 @@ def test_readme_quotes_the_figures():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     for name in ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1"):
         r = json.loads((gates.RESULTS / f"{name}.json").read_text())
-        figures = (
-            f"{r['the_teacher']['return']:.1f} | {r['student']['mean']:.1f} ({r['student']['worst']:.1f}) | {r['control']['mean']:.1f}"
-        )
+        figures = f"{r['the_teacher']['return']:.1f} | {r['student']['mean']:.1f} ({r['student']['worst']:.1f}) | {r['control']['mean']:.1f}"
         assert f"| {name} | {figures} |" in readme
 
 
@@ -59,7 +59,9 @@ def test_readme_quotes_the_headline():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     for row in json.loads((gates.protocol.RESULTS / "headline.json").read_text())["rows"].values():
         low, high = row["interval"]
-        assert f"| {row['iqm']:.1f} [{low:.1f}, {high:.1f}] | {row['actor_parameters']:,} |" in readme
+        assert (
+            f"| {row['iqm']:.1f} [{low:.1f}, {high:.1f}] | {row['actor_parameters']:,} |" in readme
+        )
 
 
 def read(name: str) -> dict:
@@ -80,8 +82,12 @@ def test_what_is_compared_over_games_belongs_to_their_figures(name):
     results = by_game(name, module.GAMES)
     again = json.loads(json.dumps(module.compare(results), default=float))
     assert again == {key: found[key] for key in again}
-    assert found["failed"] == (module.gate(results, found) if name == "q_teacher" else module.gate(found))
-    assert {r["settings"]["digest"] for r in [found, *results.values()]} == {module.settings()["digest"]}
+    assert found["failed"] == (
+        module.gate(results, found) if name == "q_teacher" else module.gate(found)
+    )
+    assert {r["settings"]["digest"] for r in [found, *results.values()]} == {
+        module.settings()["digest"]
+    }
 
 
 @pytest.mark.parametrize("module", [partial, multitask], ids=lambda module: module.__name__)
@@ -94,7 +100,9 @@ def test_one_script_one_file(module):
 def test_finetuning():
     found, results = read("finetune"), by_game("finetune", finetune.GAMES)
     assert finetune.gate(results) == found["failed"]
-    assert {r["settings"]["digest"] for r in [found, *results.values()]} == {finetune.settings()["digest"]}
+    assert {r["settings"]["digest"] for r in [found, *results.values()]} == {
+        finetune.settings()["digest"]
+    }
     for r in results.values():
         for row in r["arms"].values():
             again = finetune.fall(np.mean(row["curve"], axis=0), r["random"])
@@ -123,7 +131,9 @@ def test_a_bonus_does_no_harm():
     found = read("no_harm")
     results = {name: read(f"no_harm/{name}") for name in no_harm.GAMES}
     assert no_harm.gate(results) == found["failed"] == []
-    assert {r["settings"]["digest"] for r in [found, *results.values()]} == {no_harm.settings()["digest"]}
+    assert {r["settings"]["digest"] for r in [found, *results.values()]} == {
+        no_harm.settings()["digest"]
+    }
     worse = copy.deepcopy(results)
     worse["MountainCar-v0"]["arms"]["rnd"]["mean"] -= 15
     assert len(no_harm.gate(worse)) == 1
@@ -143,4 +153,7 @@ def test_exploration(part):
     assert exploration.gate(part, found["arms"]) == found["failed"] == []
     for arm, made in found["arms"].items():
         assert made["settings"] == exploration.settings(part, arm)
-        assert exploration.row(np.array(made["steps"]), exploration.budget_of(part)).items() <= made.items()
+        assert (
+            exploration.row(np.array(made["steps"]), exploration.budget_of(part)).items()
+            <= made.items()
+        )

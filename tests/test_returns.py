@@ -28,7 +28,9 @@ FOLLOWING = np.where(TRUNCATED > 0, NEXT, VALUE[1:])
 
 
 def batch(terminated=TERMINATED, truncated=TRUNCATED) -> Batch:
-    none = dict.fromkeys(("obs", "next_obs", "action", "reward", "reset", "carry", "acting", "teacher"), ())
+    none = dict.fromkeys(
+        ("obs", "next_obs", "action", "reward", "reset", "carry", "acting", "teacher"), ()
+    )
     return Batch(**none, terminated=jnp.asarray(terminated), truncated=jnp.asarray(truncated))
 
 
@@ -63,13 +65,17 @@ def test_gae_as_rlax():
     ours = evaluate(returns.gae(0.9, 0.8), following=VALUE[1:], data=data)[0]
     discount = 0.9 * (1 - TERMINATED)
     for env in range(B):
-        theirs = rlax.truncated_generalized_advantage_estimation(REWARD[:, env], discount[:, env], 0.8, VALUE[:, env])
+        theirs = rlax.truncated_generalized_advantage_estimation(
+            REWARD[:, env], discount[:, env], 0.8, VALUE[:, env]
+        )
         np.testing.assert_allclose(ours[:, env], theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_lambda_zero_is_the_td_error():
     advantage, target = evaluate(returns.gae(0.9, 0.0))
-    np.testing.assert_allclose(target, REWARD + 0.9 * (1 - TERMINATED) * FOLLOWING, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        target, REWARD + 0.9 * (1 - TERMINATED) * FOLLOWING, rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_allclose(advantage, target - VALUE[:-1], rtol=1e-4, atol=1e-6)
 
 
@@ -109,14 +115,18 @@ def test_scale_scales_the_advantage_alone(coef):
     plain, scaled = evaluate(returns.gae()), evaluate(returns.scale(coef, returns.gae()))
     np.testing.assert_allclose(scaled[0], 3 * plain[0], rtol=1e-6)
     np.testing.assert_array_equal(scaled[1], plain[1])
-    weighted = returns.scale(coef, Returns(lambda reward, *_: (reward, reward, 0 * reward), fresh=True))
+    weighted = returns.scale(
+        coef, Returns(lambda reward, *_: (reward, reward, 0 * reward), fresh=True)
+    )
     assert weighted.fresh and len(evaluate(weighted)) == 3
     np.testing.assert_array_equal(evaluate(weighted)[2], 0)
 
 
 def test_gamma_and_lambda_may_be_traced():
     def target(gamma, lambda_):
-        return returns.gae(gamma, lambda_).evaluate(jnp.asarray(REWARD), jnp.asarray(VALUE), jnp.asarray(FOLLOWING), batch(), CONTEXT)[1]
+        return returns.gae(gamma, lambda_).evaluate(
+            jnp.asarray(REWARD), jnp.asarray(VALUE), jnp.asarray(FOLLOWING), batch(), CONTEXT
+        )[1]
 
     grid = jax.jit(jax.vmap(target))(jnp.array([0.9, 0.5]), jnp.array([0.8, 1.0]))
     np.testing.assert_allclose(grid[0], evaluate(returns.gae(0.9, 0.8))[1], rtol=1e-5, atol=1e-6)
@@ -129,7 +139,9 @@ def test_q_lambda_as_rlax(gamma, lambda_):
     data = batch(truncated=0 * TRUNCATED)
     ours = evaluate(returns.q_lambda(gamma, lambda_), following=VALUE[1:], data=data)[1]
     for env in range(B):
-        theirs = rlax.lambda_returns(REWARD[:, env], gamma * (1 - TERMINATED[:, env]), VALUE[1:, env], lambda_)
+        theirs = rlax.lambda_returns(
+            REWARD[:, env], gamma * (1 - TERMINATED[:, env]), VALUE[1:, env], lambda_
+        )
         np.testing.assert_allclose(ours[:, env], theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -145,7 +157,9 @@ def test_q_lambda_by_hand():
 
 
 def test_monte_carlo_is_gae_of_lambda_one():
-    for ours, theirs in zip(evaluate(returns.monte_carlo(0.9)), evaluate(returns.gae(0.9, 1.0)), strict=True):
+    for ours, theirs in zip(
+        evaluate(returns.monte_carlo(0.9)), evaluate(returns.gae(0.9, 1.0)), strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -157,11 +171,15 @@ def ended(*columns) -> Batch:
     rows = np.array([list(column) for column in columns]).T
     done = (rows != ".").astype(np.float32)
     reset = np.concatenate([np.ones_like(done[:1]), done[:-1]])
-    return batch((rows == "t").astype(np.float32), (rows == "c").astype(np.float32))._replace(reset=jnp.asarray(reset))
+    return batch((rows == "t").astype(np.float32), (rows == "c").astype(np.float32))._replace(
+        reset=jnp.asarray(reset)
+    )
 
 
 def compare(made, reward, data):
-    return jax.jit(lambda reward: made.evaluate(reward, (), (), data, CONTEXT))(jnp.asarray(reward, jnp.float32))
+    return jax.jit(lambda reward: made.evaluate(reward, (), (), data, CONTEXT))(
+        jnp.asarray(reward, jnp.float32)
+    )
 
 
 def test_groups_by_hand():
@@ -172,14 +190,25 @@ def test_groups_by_hand():
     Group 1: env 2 finishes 5, then -1 (one step), then 7; env 3 finishes 5, then nothing: equal returns, and twice nobody to compare with.
     """
     data = ended(".tt...", "..c..t", "..tt.t", "...c..")
-    reward = np.array([[1, 2, 2, 9, 9, 9], [1, -3, 3, 8, 1, -1], [5, 0, 0, -1, 3, 4], [1, 1, 1, 2, 6, 6]], np.float32).T
+    reward = np.array(
+        [[1, 2, 2, 9, 9, 9], [1, -3, 3, 8, 1, -1], [5, 0, 0, -1, 3, 4], [1, 1, 1, 2, 6, 6]],
+        np.float32,
+    ).T
     advantage, target, weight = compare(returns.group_relative(2), reward, data)
     one = 1 / (1 + 1e-6)
-    np.testing.assert_allclose(weight.T * 6, [[3, 3, 6, 0, 0, 0], [2] * 6, [2, 2, 2, 0, 0, 0], [1.5] * 4 + [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        weight.T * 6,
+        [[3, 3, 6, 0, 0, 0], [2] * 6, [2, 2, 2, 0, 0, 0], [1.5] * 4 + [0, 0]],
+        rtol=1e-6,
+    )
     np.testing.assert_allclose(advantage[:, 0], [one, one, -1, 0, 0, 0], rtol=1e-5)
     np.testing.assert_allclose(advantage[:, 1], [-one] * 3 + [1] * 3, rtol=1e-5)
     np.testing.assert_array_equal(advantage[:, 2:], 0)
-    np.testing.assert_allclose(target.T, [[2, 2, 5, 0, 0, 0], [2] * 3 + [5] * 3, [5] * 3 + [-1] + [7] * 2, [5] * 4 + [-1] * 2], rtol=1e-6)
+    np.testing.assert_allclose(
+        target.T,
+        [[2, 2, 5, 0, 0, 0], [2] * 3 + [5] * 3, [5] * 3 + [-1] + [7] * 2, [5] * 4 + [-1] * 2],
+        rtol=1e-6,
+    )
 
 
 def test_groups_are_a_python_loop():
@@ -191,24 +220,38 @@ def test_groups_are_a_python_loop():
     episodes = {}  # (env, n) -> rows
     for env in range(6):
         edges = [0, *(np.flatnonzero(rows[:, env] != ".") + 1)]
-        episodes |= {(env, n): slice(*pair) for n, pair in enumerate(zip(edges, edges[1:], strict=False))}
+        episodes |= {
+            (env, n): slice(*pair) for n, pair in enumerate(zip(edges, edges[1:], strict=False))
+        }
     totals = {who: reward[where, who[0]].sum() for who, where in episodes.items()}
     for standardise, leave_one_out, per_episode in [(1, 0, 1), (0, 0, 0), (0, 1, 0), (1, 1, 1)]:
         expected = np.zeros((3, length, 6))
         for (env, n), where in episodes.items():
-            group = [totals[i, n] for i in range(env // size * size, (env // size + 1) * size) if (i, n) in totals]
+            group = [
+                totals[i, n]
+                for i in range(env // size * size, (env // size + 1) * size)
+                if (i, n) in totals
+            ]
             gain = totals[env, n] - np.mean(group)
             gain = gain / (np.std(group) + 1e-6) if standardise else gain
-            gain = gain * len(group) / (len(group) - 1) if leave_one_out and len(group) > 1 else gain
+            gain = (
+                gain * len(group) / (len(group) - 1) if leave_one_out and len(group) > 1 else gain
+            )
             share = (len(group) > 1) / ((where.stop - where.start) if per_episode else 1)
             expected[:, where, env] = np.array([gain, np.mean(group), share])[:, None]
-        made = returns.group_relative(size, standardise=standardise, leave_one_out=leave_one_out, per_episode=per_episode)
+        made = returns.group_relative(
+            size, standardise=standardise, leave_one_out=leave_one_out, per_episode=per_episode
+        )
         advantage, target, weight = compare(made, reward, data)
         np.testing.assert_allclose(weight, expected[2], rtol=1e-6)
         counted = expected[2] > 0
         assert 0 < counted.sum() < counted.size and not counted[:, 5].any()
-        np.testing.assert_allclose(np.asarray(advantage)[counted], expected[0][counted], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(np.asarray(target)[counted], expected[1][counted], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            np.asarray(advantage)[counted], expected[0][counted], rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            np.asarray(target)[counted], expected[1][counted], rtol=1e-4, atol=1e-5
+        )
         assert np.all(np.isfinite(advantage)) and np.all(np.isfinite(target))
 
 
@@ -228,17 +271,24 @@ def test_what_changes_when_rewards_are_scaled_and_shifted():
     """Equal lengths, so that r -> 3 r + 2 is R -> 3 R + const: GRPO stays, Dr. GRPO is three times as large, RLOO is Dr. GRPO G / (G - 1)."""
     data, size = ended(*[".....t"] * 4), 4
     reward = RNG.normal(size=(6, 4)).astype(np.float32)
-    grpo, dr_grpo = returns.group_relative(size), returns.group_relative(size, standardise=False, per_episode=False)
+    grpo, dr_grpo = (
+        returns.group_relative(size),
+        returns.group_relative(size, standardise=False, per_episode=False),
+    )
     rloo = returns.group_relative(size, standardise=False, leave_one_out=True)
     before, after = (compare(grpo, r, data)[0] for r in (reward, 3 * reward + 2))
     np.testing.assert_allclose(before, after, rtol=1e-4)
     np.testing.assert_allclose(np.std(before, axis=1), 1, rtol=1e-4)
     before, after = (compare(dr_grpo, r, data)[0] for r in (reward, 3 * reward + 2))
     np.testing.assert_allclose(3 * before, after, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(compare(rloo, reward, data)[0], before * size / (size - 1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        compare(rloo, reward, data)[0], before * size / (size - 1), rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_array_equal(compare(dr_grpo, reward, data)[2], 1)
     totals = reward.sum(0)
-    np.testing.assert_allclose(compare(rloo, reward, data)[0][0, 0], totals[0] - totals[1:].mean(), rtol=1e-4)
+    np.testing.assert_allclose(
+        compare(rloo, reward, data)[0][0, 0], totals[0] - totals[1:].mean(), rtol=1e-4
+    )
 
 
 class Params(NamedTuple):
@@ -259,7 +309,13 @@ class Pays:
 
     def step_env(self, key, state, action, params):
         state = state | {"time": state["time"] + 1}
-        return jnp.stack([state["luck"], jnp.float32(1)]), state, state["luck"] * action, jax.random.uniform(key) < 0.2, {}
+        return (
+            jnp.stack([state["luck"], jnp.float32(1)]),
+            state,
+            state["luck"] * action,
+            jax.random.uniform(key) < 0.2,
+            {},
+        )
 
     def is_truncated(self, state, params):
         return state["time"] >= params.max_steps_in_episode if params else jnp.zeros((), bool)
@@ -273,8 +329,12 @@ def headless(params, carry, obs, reset):
 
 
 HEADLESS = Policy(lambda key: jax.random.normal(key, (2, 2)), lambda n: (), headless, headless)
-RECORD = Memory(init=lambda spec: (), add=lambda buffer, batch: batch, sample=lambda key, buffer, batch: batch)
-WHOLE = partial(distill, losses={"policy": losses.ppo_clip(normalise=False)}, unroll_length=6, num_minibatches=1)
+RECORD = Memory(
+    init=lambda spec: (), add=lambda buffer, batch: batch, sample=lambda key, buffer, batch: batch
+)
+WHOLE = partial(
+    distill, losses={"policy": losses.ppo_clip(normalise=False)}, unroll_length=6, num_minibatches=1
+)
 
 
 def reinforce(params, data, weight, advantage):
@@ -304,7 +364,9 @@ def test_on_policy_the_gradient_is_reinforce_with_the_groups_mean(key):
             edges = [0, *(np.flatnonzero(done[:, i]) + 1)]
             for n, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
                 rows[i, n], totals[i, n] = slice(a, b), float(np.sum(data.reward[a:b, i]))
-                np.testing.assert_array_equal(data.obs[a, i], begun.setdefault((i // 4, n), data.obs[a, i]))
+                np.testing.assert_array_equal(
+                    data.obs[a, i], begun.setdefault((i // 4, n), data.obs[a, i])
+                )
         for (i, n), where in rows.items():
             group = [totals[j, n] for j in range(i // 4 * 4, i // 4 * 4 + 4) if (j, n) in totals]
             if len(group) > 1:
@@ -340,15 +402,30 @@ def test_a_student_without_a_value_head_computes_no_successors():
 @pytest.mark.parametrize(
     ("make", "made", "keywords", "parts"),
     [
-        (partial(envs.make, Pays(), 8), returns.group_relative(4), {}, ["groups of 4", "'Pays' has group_size = 1", "group_size=4"]),
-        (partial(envs.make, Pays(), 8, group_size=2), returns.group_relative(4), {}, ["groups of 4", "has group_size = 2"]),
+        (
+            partial(envs.make, Pays(), 8),
+            returns.group_relative(4),
+            {},
+            ["groups of 4", "'Pays' has group_size = 1", "group_size=4"],
+        ),
+        (
+            partial(envs.make, Pays(), 8, group_size=2),
+            returns.group_relative(4),
+            {},
+            ["groups of 4", "has group_size = 2"],
+        ),
         (
             partial(envs.make, Pays(), 8, group_size=4),
             returns.scale(2.0, returns.group_relative(4)),
             {"unroll_length": 2},
             ["unroll_length = 2", "the 3 steps", "unroll_length=3", "max_steps=2"],
         ),
-        (partial(envs.make, Pays(limit=False), 8, group_size=4), returns.group_relative(4), {}, ["no time limit", "max_steps=6"]),
+        (
+            partial(envs.make, Pays(limit=False), 8, group_size=4),
+            returns.group_relative(4),
+            {},
+            ["no time limit", "max_steps=6"],
+        ),
         (partial(envs.make, Pays(), 8), returns.gae(), {}, ["loss 'policy'", "no value head"]),
     ],
     ids=["no groups", "other groups", "short rollout", "no limit", "gae without a head"],
@@ -372,7 +449,9 @@ def test_groups_teach(key):
     env = envs.make(Pays(), 64, group_size=8)
     algorithm = WHOLE(env, HEADLESS, returns=returns.group_relative(8), optimizer=optax.adam(0.1))
     params = run(algorithm, key, 40)[0].params
-    right = jax.nn.softmax(jnp.array([[1.0, 1], [-1, 1]]) @ params)[jnp.arange(2), jnp.array([1, 0])]
+    right = jax.nn.softmax(jnp.array([[1.0, 1], [-1, 1]]) @ params)[
+        jnp.arange(2), jnp.array([1, 0])
+    ]
     assert np.all(right > 0.95), right
 
 
@@ -381,23 +460,36 @@ def test_groups_teach(key):
 
 def test_moments_of_all_batches_together():
     """Unequal batches with far-away means, a pytree: as numpy on everything that was seen."""
-    batches = [{"a": RNG.normal(loc, 2, (t, 4, 3)), "b": RNG.normal(size=(t, 4))} for t, loc in ((2, 0), (5, 100), (1, -7))]
+    batches = [
+        {"a": RNG.normal(loc, 2, (t, 4, 3)), "b": RNG.normal(size=(t, 4))}
+        for t, loc in ((2, 0), (5, 100), (1, -7))
+    ]
     running = moments.empty({"a": jnp.zeros(3), "b": jnp.zeros((), jnp.int32)})
-    np.testing.assert_array_equal(moments.standardise(running, {"a": jnp.ones((2, 3)), "b": jnp.ones(2)}, 10.0)["a"], 1)
+    np.testing.assert_array_equal(
+        moments.standardise(running, {"a": jnp.ones((2, 3)), "b": jnp.ones(2)}, 10.0)["a"], 1
+    )
     update = jax.jit(moments.update)
     for samples in batches:
         running = update(running, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), samples))
     assert running.count == 32
     for name in ("a", "b"):
-        everything = np.concatenate([samples[name].reshape(-1, *samples[name].shape[2:]) for samples in batches])
+        everything = np.concatenate(
+            [samples[name].reshape(-1, *samples[name].shape[2:]) for samples in batches]
+        )
         np.testing.assert_allclose(running.mean[name], everything.mean(0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(running.var[name], everything.var(0), rtol=1e-4)
 
 
 def test_standardise_by_hand():
     seen = moments.Moments(jnp.float32(10), jnp.array([1.0, 2.0]), jnp.array([4.0, 0.25]))
-    np.testing.assert_allclose(moments.standardise(seen, jnp.array([[3.0, 2.5], [1.0, 99.0]]), 5.0), [[1, 1], [0, 5]], rtol=1e-5)
-    np.testing.assert_allclose(moments.standardise(seen, jnp.array([-99.0, 2]), 5.0), [-5, 0], rtol=1e-5)
+    np.testing.assert_allclose(
+        moments.standardise(seen, jnp.array([[3.0, 2.5], [1.0, 99.0]]), 5.0),
+        [[1, 1], [0, 5]],
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        moments.standardise(seen, jnp.array([-99.0, 2]), 5.0), [-5, 0], rtol=1e-5
+    )
 
 
 # --- rewards.normalise ----------------------------------------------------------------------------------------------
@@ -407,7 +499,9 @@ def test_standardise_by_hand():
 def test_normalise_over_two_rollouts(episodic):
     """R_t = gamma R_{t-1} + r_t forward in time, 0 at the start of an episode, carried from rollout to rollout."""
     transform = rewards.normalise(0.9, episodic=episodic)
-    state = transform.init(jax.random.key(0), (Outputs(()), batch()._replace(reward=jnp.zeros((T, B)))))
+    state = transform.init(
+        jax.random.key(0), (Outputs(()), batch()._replace(reward=jnp.zeros((T, B))))
+    )
     update = jax.jit(lambda reward, state, data: transform.update(reward, state, data, CONTEXT))
     running, seen = np.zeros(B), []
     for rollout in range(2):
@@ -426,10 +520,16 @@ def test_normalise_over_two_rollouts(episodic):
 def test_normalise_by_hand():
     """R = 2, 3 for gamma = 1/2: variance 1/4, so rewards double; the mean stays in. Then R = 4 + 1.5; an end empties it."""
     transform, reward = rewards.normalise(0.5), column(2, 2, 4)
-    state = transform.init(jax.random.key(0), (Outputs(()), batch()._replace(reward=jnp.zeros((3, 1)))))
-    paid, state = transform.update(jnp.asarray(reward[:2]), state, batch(column(0, 0), column(0, 0)), CONTEXT)
+    state = transform.init(
+        jax.random.key(0), (Outputs(()), batch()._replace(reward=jnp.zeros((3, 1))))
+    )
+    paid, state = transform.update(
+        jnp.asarray(reward[:2]), state, batch(column(0, 0), column(0, 0)), CONTEXT
+    )
     np.testing.assert_allclose(paid, 4, rtol=1e-5)
     np.testing.assert_allclose(state["actors"], 1.5)
-    paid, state = transform.update(jnp.asarray(reward[2:]), state, batch(column(1), column(0)), CONTEXT)
+    paid, state = transform.update(
+        jnp.asarray(reward[2:]), state, batch(column(1), column(0)), CONTEXT
+    )
     np.testing.assert_allclose(paid, 4 / np.std([2, 3, 5.5]), rtol=1e-5)
     np.testing.assert_allclose(state["actors"], 0)

@@ -24,7 +24,15 @@ CONTEXT = Context(jnp.int32(3), jnp.float32(0), (), jax.random.key(0))
 def batch(**fields) -> Batch:
     """[T, B] of zeros with `fields`; a shape is taken from the reward."""
     zeros = jnp.zeros(fields.get("reward", REWARD).shape)
-    empty = dict(obs=(), next_obs=(), carry=(), acting=(), teacher=(), action=zeros.astype(jnp.int32), reward=zeros)
+    empty = dict(
+        obs=(),
+        next_obs=(),
+        carry=(),
+        acting=(),
+        teacher=(),
+        action=zeros.astype(jnp.int32),
+        reward=zeros,
+    )
     return Batch(**dict(terminated=zeros, truncated=zeros, reset=zeros) | empty | fields)
 
 
@@ -46,15 +54,29 @@ def log_softmax(logits):
 
 def test_combinators_by_hand():
     bonus = RNG.normal(size=(T, B)).astype(np.float32)
-    np.testing.assert_allclose(paid(rewards.add(lambda batch, context: jnp.asarray(bonus))), REWARD + bonus, rtol=1e-6)
-    np.testing.assert_allclose(paid(rewards.add(lambda batch, context: jnp.asarray(bonus), -0.5)), REWARD - 0.5 * bonus, rtol=1e-5)
-    rising = rewards.add(lambda batch, context: jnp.asarray(bonus), lambda update: 1.0 * update)  # update 3
+    np.testing.assert_allclose(
+        paid(rewards.add(lambda batch, context: jnp.asarray(bonus))), REWARD + bonus, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        paid(rewards.add(lambda batch, context: jnp.asarray(bonus), -0.5)),
+        REWARD - 0.5 * bonus,
+        rtol=1e-5,
+    )
+    rising = rewards.add(
+        lambda batch, context: jnp.asarray(bonus), lambda update: 1.0 * update
+    )  # update 3
     np.testing.assert_allclose(paid(rising), REWARD + 3 * bonus, rtol=1e-5)
-    np.testing.assert_array_equal(paid(rewards.replace(lambda batch, context: jnp.asarray(bonus))), bonus)
+    np.testing.assert_array_equal(
+        paid(rewards.replace(lambda batch, context: jnp.asarray(bonus))), bonus
+    )
     np.testing.assert_allclose(paid(rewards.scale(0.1)), 0.1 * REWARD, rtol=1e-6)
-    np.testing.assert_allclose(paid(rewards.scale(lambda update: 2.0**update)), 8 * REWARD, rtol=1e-6)
+    np.testing.assert_allclose(
+        paid(rewards.scale(lambda update: 2.0**update)), 8 * REWARD, rtol=1e-6
+    )
     np.testing.assert_array_equal(paid(rewards.clip(-0.5, 0.25)), np.clip(REWARD, -0.5, 0.25))
-    coefs = jax.vmap(lambda coef: paid(rewards.add(lambda batch, context: jnp.asarray(bonus), coef)))(jnp.array([0.0, 2.0]))
+    coefs = jax.vmap(
+        lambda coef: paid(rewards.add(lambda batch, context: jnp.asarray(bonus), coef))
+    )(jnp.array([0.0, 2.0]))
     np.testing.assert_allclose(coefs, [REWARD, REWARD + 2 * bonus], rtol=1e-5)
 
 
@@ -65,7 +87,9 @@ MADE = {
     "clip": lambda stream: rewards.clip(-1.0, 1.0, stream=stream),
     "normalise": lambda stream: rewards.normalise(stream=stream),
     "teacher_reward": lambda stream: rewards.teacher_reward(stream=stream),
-    "successor": lambda stream: rewards.successor(lambda student, teacher: teacher.policy.entropy(), stream=stream),
+    "successor": lambda stream: rewards.successor(
+        lambda student, teacher: teacher.policy.entropy(), stream=stream
+    ),
     "potential_shaping": lambda stream: rewards.potential_shaping(stream=stream),
     "rnd": lambda stream: rewards.rnd(stream=stream),
     "drnd": lambda stream: rewards.drnd(stream=stream),
@@ -101,8 +125,14 @@ def test_a_bonus_of_another_shape_is_refused():
         (lambda: rewards.clip(1.0, -1.0), "low < high, got 1 and -1"),
         (lambda: rewards.add(1.0), r"fn must be a function \(batch, context\)"),
         (lambda: rewards.replace(None), r"fn must be a function \(batch, context\)"),
-        (lambda: rewards.successor(0.99), r"measure must be a function \(student Outputs, teacher Outputs\)"),
-        (lambda: rewards.successor(lambda s, t: 0, gamma=1.1), r"gamma must be in \[0, 1\], got 1.1"),
+        (
+            lambda: rewards.successor(0.99),
+            r"measure must be a function \(student Outputs, teacher Outputs\)",
+        ),
+        (
+            lambda: rewards.successor(lambda s, t: 0, gamma=1.1),
+            r"gamma must be in \[0, 1\], got 1.1",
+        ),
         (lambda: rewards.potential_shaping(2), r"gamma must be in \[0, 1\], got 2"),
     ],
 )
@@ -113,7 +143,10 @@ def test_mistakes(make, message):
 
 def test_labels():
     assert check.label(rewards.teacher_reward(0.5)) == "add(coef=0.5, fn=teacher_reward())"
-    assert check.label(rewards.potential_shaping(0.9)) == "add(coef=1.0, fn=potential_shaping(gamma=0.9))"
+    assert (
+        check.label(rewards.potential_shaping(0.9))
+        == "add(coef=1.0, fn=potential_shaping(gamma=0.9))"
+    )
 
 
 # --- what the teacher pays ------------------------------------------------------------------------------------------
@@ -123,9 +156,16 @@ def test_teacher_reward_is_the_log_probability_of_the_action():
     action = RNG.integers(A, size=(T, B))
     data = batch(action=jnp.asarray(action), teacher=Outputs(Categorical(jnp.asarray(V))))
     expected = REWARD + 0.5 * np.take_along_axis(log_softmax(V), action[..., None], -1)[..., 0]
-    np.testing.assert_allclose(paid(rewards.teacher_reward(0.5), data=data), expected, rtol=1e-5, atol=1e-6)
-    normal = batch(action=jnp.ones((T, B, 2)), teacher=Outputs(Normal(jnp.zeros((T, B, 2)), jnp.zeros((T, B, 2)))))
-    np.testing.assert_allclose(paid(rewards.teacher_reward(), 0 * REWARD, normal), -np.log(2 * np.pi) - 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        paid(rewards.teacher_reward(0.5), data=data), expected, rtol=1e-5, atol=1e-6
+    )
+    normal = batch(
+        action=jnp.ones((T, B, 2)),
+        teacher=Outputs(Normal(jnp.zeros((T, B, 2)), jnp.zeros((T, B, 2)))),
+    )
+    np.testing.assert_allclose(
+        paid(rewards.teacher_reward(), 0 * REWARD, normal), -np.log(2 * np.pi) - 1, rtol=1e-6
+    )
 
 
 def test_successor_pays_for_the_next_state_and_nothing_after_the_end():
@@ -143,7 +183,9 @@ def test_successor_pays_for_the_next_state_and_nothing_after_the_end():
     out = paid(rewards.successor(measure, gamma=0.9, coef=2.0), data=data)
     np.testing.assert_allclose(out, REWARD - 2 * 0.9 * cost * (1 - terminated), rtol=1e-5)
     assert out[1, 0] == REWARD[1, 0]
-    np.testing.assert_allclose(paid(rewards.successor(measure), data=data), REWARD - cost * (1 - terminated), rtol=1e-5)
+    np.testing.assert_allclose(
+        paid(rewards.successor(measure), data=data), REWARD - cost * (1 - terminated), rtol=1e-5
+    )
 
 
 def test_shaping_telescopes_through_termination_and_truncation():
@@ -161,7 +203,9 @@ def test_shaping_telescopes_through_termination_and_truncation():
         teacher=Outputs((), jnp.asarray(value)),
         teacher_next=Outputs((), jnp.asarray(following)),
     )
-    bonus = np.asarray(paid(rewards.potential_shaping(gamma), np.zeros((T, B), np.float32), data), np.float64)
+    bonus = np.asarray(
+        paid(rewards.potential_shaping(gamma), np.zeros((T, B), np.float32), data), np.float64
+    )
     for env in range(B):
         start = 0
         for t in range(T):
@@ -184,13 +228,23 @@ def test_shaping_leaves_the_greedy_policy_alone():
         game, params = gymnax.make("FourRooms-misc")
     free = np.argwhere(np.asarray(game.occupied_map) < 1).astype(np.int32)
     _, first = game.reset_env(jax.random.key(0), params)
-    cell, action = (x.ravel() for x in np.meshgrid(np.arange(len(free)), np.arange(4), indexing="ij"))
+    cell, action = (
+        x.ravel() for x in np.meshgrid(np.arange(len(free)), np.arange(4), indexing="ij")
+    )
     sure = params.replace(fail_prob=0.0)
-    move = lambda pos, action: game.step_env(jax.random.key(0), first.replace(pos=pos), action, sure)
-    _, after, reward, terminated, *_ = jax.jit(jax.vmap(move))(jnp.asarray(free[cell]), jnp.asarray(action, jnp.int32))
+    move = lambda pos, action: game.step_env(
+        jax.random.key(0), first.replace(pos=pos), action, sure
+    )
+    _, after, reward, terminated, *_ = jax.jit(jax.vmap(move))(
+        jnp.asarray(free[cell]), jnp.asarray(action, jnp.int32)
+    )
     number = np.full((side, side), -1)
     number[tuple(free.T)] = np.arange(len(free))
-    to, reward, ended = number[tuple(np.asarray(after.pos).T)], np.asarray(reward, np.float64), np.asarray(terminated, np.float64)
+    to, reward, ended = (
+        number[tuple(np.asarray(after.pos).T)],
+        np.asarray(reward, np.float64),
+        np.asarray(terminated, np.float64),
+    )
     assert ended.sum() >= 1
 
     def greedy(reward):
@@ -203,8 +257,14 @@ def test_shaping_leaves_the_greedy_policy_alone():
     assert plain.all(-1).sum() <= 1  # the goal itself
     for seed in range(5):
         potential = np.random.default_rng(seed).normal(size=len(free)).astype(np.float32)
-        opinion = lambda where, potential=potential: Outputs((), jnp.asarray(potential[where][None]))
-        data = batch(terminated=jnp.asarray(ended[None], jnp.float32), teacher=opinion(cell), teacher_next=opinion(to))
+        opinion = lambda where, potential=potential: Outputs(
+            (), jnp.asarray(potential[where][None])
+        )
+        data = batch(
+            terminated=jnp.asarray(ended[None], jnp.float32),
+            teacher=opinion(cell),
+            teacher_next=opinion(to),
+        )
         shaped = paid(rewards.potential_shaping(gamma), reward[None].astype(np.float32), data)[0]
         assert np.abs(np.asarray(shaped) - reward).max() > 0.5
         np.testing.assert_array_equal(greedy(np.asarray(shaped, np.float64)), plain)
@@ -225,7 +285,9 @@ OVER = STATES  # the outcome "the episode ends"
 def trajectories(transition, pi):
     """Every whole trajectory from state 0: states, actions [H, N], terminated, alive [H, N], next state [H, N], probability [N]."""
     rows = []
-    for moves in itertools.product(itertools.product(range(ACTIONS), range(STATES + 1)), repeat=HORIZON):
+    for moves in itertools.product(
+        itertools.product(range(ACTIONS), range(STATES + 1)), repeat=HORIZON
+    ):
         state, probability, rest = 0, 1.0, []
         for t, (action, outcome) in enumerate(moves):
             if state == OVER:
@@ -238,8 +300,17 @@ def trajectories(transition, pi):
             state = outcome
         if probability > 0:
             rows.append((rest, probability))
-    state, action, terminated, alive, following = np.moveaxis(np.array([rest for rest, _ in rows]), -1, 0).swapaxes(1, 2)
-    return state.astype(int), action.astype(int), terminated, alive, following.astype(int), np.array([p for _, p in rows])
+    state, action, terminated, alive, following = np.moveaxis(
+        np.array([rest for rest, _ in rows]), -1, 0
+    ).swapaxes(1, 2)
+    return (
+        state.astype(int),
+        action.astype(int),
+        terminated,
+        alive,
+        following.astype(int),
+        np.array([p for _, p in rows]),
+    )
 
 
 def exact_objective(z, transition, measure, teacher):
@@ -254,7 +325,9 @@ def exact_objective(z, transition, measure, teacher):
 
 def estimated_gradient(z, transition, measure, term, teacher, *, with_reward):
     """The same from the library's parts on every trajectory, each as often as the student meets it."""
-    state, action, terminated, alive, following, probability = trajectories(transition, np.asarray(jax.nn.softmax(z)))
+    state, action, terminated, alive, following, probability = trajectories(
+        transition, np.asarray(jax.nn.softmax(z))
+    )
 
     def out(logits, where):
         return Outputs(Categorical(jnp.asarray(np.asarray(logits)[where])))
@@ -267,7 +340,11 @@ def estimated_gradient(z, transition, measure, term, teacher, *, with_reward):
         acting_next=out(z, following),
         teacher_next=out(teacher, following),
     )
-    reward = paid(rewards.successor(measure, gamma=GAMMA), data.reward, data) if with_reward else data.reward
+    reward = (
+        paid(rewards.successor(measure, gamma=GAMMA), data.reward, data)
+        if with_reward
+        else data.reward
+    )
     zero = jnp.zeros((HORIZON + 1, state.shape[1]))
     advantage, _ = returns.gae(GAMMA, 1.0).evaluate(reward, zero, zero[1:], data, CONTEXT)
     data = data._replace(advantage=advantage)
@@ -275,7 +352,13 @@ def estimated_gradient(z, transition, measure, term, teacher, *, with_reward):
 
     def loss(z):
         student = Outputs(Categorical(z[jnp.asarray(state)]))
-        return jnp.sum(weight * (losses.policy_gradient().loss((), student, data, CONTEXT) + term.loss((), student, data, CONTEXT)))
+        return jnp.sum(
+            weight
+            * (
+                losses.policy_gradient().loss((), student, data, CONTEXT)
+                + term.loss((), student, data, CONTEXT)
+            )
+        )
 
     assert abs(probability.sum() - 1) < 1e-12
     return jax.jit(jax.grad(loss))(z)
@@ -284,8 +367,14 @@ def estimated_gradient(z, transition, measure, term, teacher, *, with_reward):
 @pytest.mark.parametrize(
     "measure, term",
     [
-        (lambda student, teacher: teacher.policy.cross_entropy(student.policy), losses.cross_entropy()),
-        (lambda student, teacher: student.policy.cross_entropy(teacher.policy), losses.reverse_cross_entropy()),
+        (
+            lambda student, teacher: teacher.policy.cross_entropy(student.policy),
+            losses.cross_entropy(),
+        ),
+        (
+            lambda student, teacher: student.policy.cross_entropy(teacher.policy),
+            losses.reverse_cross_entropy(),
+        ),
     ],
     ids=["N-distill", "expected entropy regularised"],
 )
@@ -296,7 +385,10 @@ def test_the_successor_reward_makes_distillation_a_gradient(measure, term):
     with jax.enable_x64(True):
         z, teacher = (jnp.asarray(rng.normal(size=(STATES, ACTIONS))) for _ in range(2))
         exact = jax.jit(jax.grad(lambda z: exact_objective(z, transition, measure, teacher)))(z)
-        ours, without = (estimated_gradient(z, transition, measure, term, teacher, with_reward=reward) for reward in (True, False))
+        ours, without = (
+            estimated_gradient(z, transition, measure, term, teacher, with_reward=reward)
+            for reward in (True, False)
+        )
         assert exact.dtype == jnp.float64
     np.testing.assert_allclose(ours, exact, atol=1e-6)
     assert np.abs(without - exact).max() > 0.02
@@ -326,10 +418,17 @@ def test_the_rollout_records_what_the_rewards_read(key):
         env,
         student,
         teacher,
-        losses={"policy": losses.policy_gradient(), "kl": losses.cross_entropy(), "value": losses.td_mse(), "off": losses.watch(off)},
+        losses={
+            "policy": losses.policy_gradient(),
+            "kl": losses.cross_entropy(),
+            "value": losses.td_mse(),
+            "off": losses.watch(off),
+        },
         rewards={
             "none": rewards.scale(0.0),
-            "next": rewards.successor(lambda student, teacher: teacher.policy.cross_entropy(student.policy), gamma=0.9),
+            "next": rewards.successor(
+                lambda student, teacher: teacher.policy.cross_entropy(student.policy), gamma=0.9
+            ),
             "said": rewards.teacher_reward(0.1),
             "bounds": rewards.clip(-10.0, 10.0),
             "shape": rewards.potential_shaping(0.9, stream="shape"),
@@ -341,13 +440,23 @@ def test_the_rollout_records_what_the_rewards_read(key):
     _, metrics = jaxkd.run(algorithm, key, 2, teacher.init(key))
     chex.assert_tree_all_finite({k: v for k, v in metrics.items() if k != "return"})
     np.testing.assert_allclose(metrics["loss/off"], 0, atol=1e-6)
-    assert np.all(metrics["reward/none"] == 0) and np.all(metrics["reward/next"] < 0) and np.all(metrics["reward/shape"] != 0)
+    assert (
+        np.all(metrics["reward/none"] == 0)
+        and np.all(metrics["reward/next"] < 0)
+        and np.all(metrics["reward/shape"] != 0)
+    )
 
 
 def test_rewards_of_a_teacher_need_one():
     env = jaxkd.envs.make("CartPole-v1", num_envs=2)
     with pytest.raises(UsageError, match="reward 'said' reads the teacher, but teacher=None"):
-        jaxkd.ppo(env, networks.mlp(env, (2,)), rewards={"said": rewards.teacher_reward()}, unroll_length=2, num_minibatches=1)
+        jaxkd.ppo(
+            env,
+            networks.mlp(env, (2,)),
+            rewards={"said": rewards.teacher_reward()},
+            unroll_length=2,
+            num_minibatches=1,
+        )
 
 
 # --- normalise before rewards vary ----------------------------------------------------------------------------------
@@ -366,7 +475,9 @@ def normalised(reward, terminated, rollouts_before=0):
 def test_normalise_leaves_a_constant_return_alone():
     """Every episode one step long and worth the same: no variance, and no factor of 1e4, also where float32 rounds the mean."""
     for constant in (0.0, 1.0, 0.3, -700.0):
-        np.testing.assert_allclose(normalised(jnp.full((T, B), constant), jnp.ones((T, B))), constant)
+        np.testing.assert_allclose(
+            normalised(jnp.full((T, B), constant), jnp.ones((T, B))), constant
+        )
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 1e3])

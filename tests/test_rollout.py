@@ -18,7 +18,13 @@ from jaxkd.distributions import Categorical, Normal
 from jaxkd.returns import gae
 
 B, LIMIT = 4, 5
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
+jit = partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
 
 class Params(NamedTuple):
@@ -40,7 +46,13 @@ class Clock:
 
     def step_env(self, key, state, action, params):
         state = state | {"time": state["time"] + 1}
-        return self._obs(state), state, 1.0 + 10.0 * action, jax.random.uniform(key) < params.end, {}
+        return (
+            self._obs(state),
+            state,
+            1.0 + 10.0 * action,
+            jax.random.uniform(key) < params.end,
+            {},
+        )
 
     def is_truncated(self, state, params):
         return state["time"] >= params.max_steps_in_episode
@@ -49,7 +61,9 @@ class Clock:
         return Discrete(2)
 
     def _obs(self, state):
-        return jnp.stack([state["time"].astype(jnp.float32), state["luck"], state["time"] * state["luck"]])
+        return jnp.stack(
+            [state["time"].astype(jnp.float32), state["luck"], state["time"] * state["luck"]]
+        )
 
 
 def accumulator(width):
@@ -79,7 +93,10 @@ def plain(width):
 
     def init(key):
         keys = jax.random.split(key)
-        return {"W": jax.random.normal(keys[0], (3, width)), "out": jax.random.normal(keys[1], (width, 3))}
+        return {
+            "W": jax.random.normal(keys[0], (3, width)),
+            "out": jax.random.normal(keys[1], (width, 3)),
+        }
 
     def step(params, carry, obs, reset):
         out = jnp.tanh(obs @ params["W"]) @ params["out"]
@@ -93,12 +110,16 @@ def always(action):
 
     def step(params, carry, obs, reset):
         logits = jnp.where(jnp.arange(2) == action, 1e3, params)
-        return carry, Outputs(Categorical(jnp.broadcast_to(logits, (*obs.shape[:-1], 2))), obs[..., 0])
+        return carry, Outputs(
+            Categorical(jnp.broadcast_to(logits, (*obs.shape[:-1], 2))), obs[..., 0]
+        )
 
     return Policy(lambda key: jnp.zeros(2), lambda n: (), step, step)
 
 
-RECORD = Memory(init=lambda spec: (), add=lambda buffer, batch: batch, sample=lambda key, buffer, batch: batch)
+RECORD = Memory(
+    init=lambda spec: (), add=lambda buffer, batch: batch, sample=lambda key, buffer, batch: batch
+)
 
 
 def rollouts(env, student, teacher, loss, number=1, key=0, **keywords):
@@ -119,7 +140,11 @@ def rollouts(env, student, teacher, loss, number=1, key=0, **keywords):
 def read_all(student, batch):
     """A loss that reads the successors of both, and the true successor observation."""
     seen = batch.acting.value + batch.acting_next.value + batch.next_obs[..., 0]
-    return student.value + seen + (batch.teacher.value + batch.teacher_next.value if batch.teacher != () else 0)
+    return (
+        student.value
+        + seen
+        + (batch.teacher.value + batch.teacher_next.value if batch.teacher != () else 0)
+    )
 
 
 def replayed(policy, params, batches):
@@ -144,8 +169,12 @@ def replayed(policy, params, batches):
 def test_the_value_of_the_true_successor_is_exact(kind, length):
     """Every row that did not terminate, in two rollouts: K = 1, 1 and 3 slots; the first obs of the next episode is never taken."""
     env = envs.make(Clock(), B)
-    student, teacher = (plain(6), plain(7)) if kind == "feedforward" else (accumulator(6), accumulator(7))
-    teacher_params, params, batches, _ = rollouts(env, student, teacher, read_all, 2, unroll_length=length)
+    student, teacher = (
+        (plain(6), plain(7)) if kind == "feedforward" else (accumulator(6), accumulator(7))
+    )
+    teacher_params, params, batches, _ = rollouts(
+        env, student, teacher, read_all, 2, unroll_length=length
+    )
     ours, theirs = replayed(student, params, batches), replayed(teacher, teacher_params, batches)
     cut = np.concatenate([batch.truncated for batch in batches])
     assert cut.sum() >= B and np.concatenate([batch.terminated for batch in batches]).sum() > 0
@@ -153,14 +182,23 @@ def test_the_value_of_the_true_successor_is_exact(kind, length):
         alive = np.asarray(batch.terminated) == 0
         np.testing.assert_allclose(batch.acting.value, ours[0][i], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(batch.teacher.value, theirs[0][i], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(batch.acting_next.value[alive], ours[1][i][alive], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(batch.teacher_next.value[alive], theirs[1][i][alive], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            batch.acting_next.value[alive], ours[1][i][alive], rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            batch.teacher_next.value[alive], theirs[1][i][alive], rtol=1e-4, atol=1e-5
+        )
         np.testing.assert_array_equal(
-            batch.obs[1:][np.asarray(batch.reset[1:]) == 0], batch.next_obs[:-1][np.asarray(batch.reset[1:]) == 0]
+            batch.obs[1:][np.asarray(batch.reset[1:]) == 0],
+            batch.next_obs[:-1][np.asarray(batch.reset[1:]) == 0],
         )
         # What would be seen if a cut took the next row: the test can fail.
         rows = np.asarray(batch.truncated[:-1]) > 0
-        assert not rows.any() or np.abs(batch.acting_next.value[:-1][rows] - batch.acting.value[1:][rows]).max() > 1e-3
+        assert (
+            not rows.any()
+            or np.abs(batch.acting_next.value[:-1][rows] - batch.acting.value[1:][rows]).max()
+            > 1e-3
+        )
 
 
 def test_the_target_is_computed_from_the_true_successor():
@@ -170,9 +208,13 @@ def test_the_target_is_computed_from_the_true_successor():
     def loss(student, batch):
         return student.value + batch.target + batch.next_obs[..., 0]
 
-    _, params, (batch,), _ = rollouts(env, student, None, loss, unroll_length=7, returns=gae(0.9, 0.0))
+    _, params, (batch,), _ = rollouts(
+        env, student, None, loss, unroll_length=7, returns=gae(0.9, 0.0)
+    )
     following = replayed(student, params, [batch])[1][0]
-    np.testing.assert_allclose(batch.target, batch.reward + 0.9 * (1 - batch.terminated) * following, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        batch.target, batch.reward + 0.9 * (1 - batch.terminated) * following, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["feedforward", "recurrent"])
@@ -192,7 +234,9 @@ def test_the_teacher_says_the_same_inside_and_outside_of_the_scan(kind):
     for one, other in zip(inside, outside, strict=True):
         np.testing.assert_array_equal(one.obs, other.obs)
         np.testing.assert_allclose(one.teacher.value, other.teacher.value, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(one.teacher.policy.logits, other.teacher.policy.logits, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            one.teacher.policy.logits, other.teacher.policy.logits, rtol=1e-5, atol=1e-6
+        )
 
 
 # --- who acts -------------------------------------------------------------------------------------------------------
@@ -213,8 +257,16 @@ def test_the_teacher_says_the_same_inside_and_outside_of_the_scan(kind):
 def test_share_of_the_teachers_actions(acts, share, key):
     """Teacher plays 1, student 0, both for certain: the action says who acted. The schedule is asked at update 1."""
     n = 4000
-    ours, theirs = (Outputs(Categorical(jnp.tile(jnp.array(logits), (n, 1)))) for logits in ([1e3, 0.0], [0.0, 1e3]))
-    action = acts.act(key, ours, theirs if acts.needs_teacher else (), Context(jnp.int32(1), jnp.float32(0), jnp.zeros(n, jnp.int32), key))
+    ours, theirs = (
+        Outputs(Categorical(jnp.tile(jnp.array(logits), (n, 1))))
+        for logits in ([1e3, 0.0], [0.0, 1e3])
+    )
+    action = acts.act(
+        key,
+        ours,
+        theirs if acts.needs_teacher else (),
+        Context(jnp.int32(1), jnp.float32(0), jnp.zeros(n, jnp.int32), key),
+    )
     assert action.dtype == jnp.int32 and action.shape == (n,)
     mean = np.mean(action)
     assert mean == share if share in (0.0, 1.0) else abs(mean - share) < 5 * 0.5 / np.sqrt(n)
@@ -227,13 +279,19 @@ def test_mixture_of_one_samples_as_the_teacher(key):
     student = Outputs(Categorical(jnp.zeros((n, 3))))
     for acts in (behavior.mixture(1.0), behavior.teacher_acts()):
         action = acts.act(key, student, teacher, Context(jnp.int32(0), jnp.float32(0), (), key))
-        assert np.all(np.abs(np.bincount(action, minlength=3) / n - p) < 5 * np.sqrt(p * (1 - p) / n))
+        assert np.all(
+            np.abs(np.bincount(action, minlength=3) / n - p) < 5 * np.sqrt(p * (1 - p) / n)
+        )
 
 
 def test_mixture_of_continuous_actions(key):
     """Whole actions [D] come from one of both, never a part from each."""
-    ours, theirs = (Outputs(Normal(jnp.full((100, 2), mean), jnp.full((100, 2), -20.0))) for mean in (0.0, 1.0))
-    action = behavior.mixture(0.5).act(key, ours, theirs, Context(jnp.int32(0), jnp.float32(0), (), key))
+    ours, theirs = (
+        Outputs(Normal(jnp.full((100, 2), mean), jnp.full((100, 2), -20.0))) for mean in (0.0, 1.0)
+    )
+    action = behavior.mixture(0.5).act(
+        key, ours, theirs, Context(jnp.int32(0), jnp.float32(0), (), key)
+    )
     assert {tuple(row) for row in np.round(action, 3).tolist()} == {(0.0, 0.0), (1.0, 1.0)}
 
 
@@ -241,7 +299,15 @@ def test_the_mixture_acts_in_the_environment():
     """beta = 1 at update 0, then 0: DAgger's schedule, seen in the recorded actions and in the reward that they earned."""
     env = envs.make(Clock(), B)
     acts = behavior.mixture(lambda update: 1.0 * (update == 0))
-    _, _, batches, _ = rollouts(env, always(0), always(1), lambda s, b: s.value + b.reward, 2, unroll_length=6, behavior=acts)
+    _, _, batches, _ = rollouts(
+        env,
+        always(0),
+        always(1),
+        lambda s, b: s.value + b.reward,
+        2,
+        unroll_length=6,
+        behavior=acts,
+    )
     np.testing.assert_array_equal(batches[0].action, 1)
     np.testing.assert_array_equal(batches[1].action, 0)
     np.testing.assert_array_equal(batches[0].reward, 11)
@@ -254,12 +320,18 @@ def test_the_mixture_acts_in_the_environment():
 def test_return_is_nan_before_the_first_episode_ends():
     """No natural ends, a limit of 5, four steps an update: the first ends in the second update, all with return 5."""
     env = envs.make(Clock(end=0.0), B)
-    _, _, batches, metrics = rollouts(env, always(0), None, lambda s, b: s.value + b.reward, 3, unroll_length=4)
+    _, _, batches, metrics = rollouts(
+        env, always(0), None, lambda s, b: s.value + b.reward, 3, unroll_length=4
+    )
     assert np.isnan(metrics[0]["return"]) and metrics[0]["episodes"] == 0
     for update in (1, 2):
         assert metrics[update]["return"] == 5 and metrics[update]["episodes"] == B
-    np.testing.assert_array_equal(np.concatenate([b.reset[:, 0] for b in batches]), [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0])
-    np.testing.assert_array_equal(np.concatenate([b.truncated[:, 0] for b in batches]), [0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(
+        np.concatenate([b.reset[:, 0] for b in batches]), [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([b.truncated[:, 0] for b in batches]), [0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0]
+    )
     assert not np.any([b.terminated for b in batches])
 
 
@@ -271,7 +343,9 @@ def test_return_is_the_mean_of_each_environments_last_episode():
         return (context.episode_step % 2).astype(jnp.int32)  # so that the reward tells the step
 
     acts = behavior.student_acts()._replace(act=act)
-    _, _, batches, metrics = rollouts(env, always(0), None, lambda s, b: s.value + b.reward, 3, unroll_length=6, behavior=acts)
+    _, _, batches, metrics = rollouts(
+        env, always(0), None, lambda s, b: s.value + b.reward, 3, unroll_length=6, behavior=acts
+    )
     running, last = np.zeros(B), np.full(B, np.nan)
     for batch, reported in zip(batches, metrics, strict=True):
         np.testing.assert_array_equal(batch.action, batch.obs[..., 0] % 2)
@@ -296,7 +370,9 @@ def test_sequences_replay_what_acted(length, shuffle):
 
     def difference(student, batch):
         assert batch.reward.shape[0] == length
-        return jnp.abs(student.value - batch.acting.value) + jnp.abs(batch.obs[..., 0] - batch.acting.extra["time"])
+        return jnp.abs(student.value - batch.acting.value) + jnp.abs(
+            batch.obs[..., 0] - batch.acting.extra["time"]
+        )
 
     inner = accumulator(6)
 
@@ -321,17 +397,28 @@ def test_arrange_and_pick_keep_rows_together(length, shuffle):
     time, env = jnp.meshgrid(jnp.arange(6), jnp.arange(3), indexing="ij")
     row = 100 * env + time
     none = dict.fromkeys(("next_obs", "terminated", "truncated", "reset", "acting", "teacher"), ())
-    batch = Batch(**none, obs={"row": jnp.stack([row, row], -1)}, action=row, reward=row, carry=row[::length, :, None])
+    batch = Batch(
+        **none,
+        obs={"row": jnp.stack([row, row], -1)},
+        action=row,
+        reward=row,
+        carry=row[::length, :, None],
+    )
     units = optimize.arrange(batch, length, shuffle)
     per_env = 6 // length
-    assert units.reward.shape == ((length, per_env, 3) if shuffle == "env" else (length, 1, 3 * per_env))
+    assert units.reward.shape == (
+        (length, per_env, 3) if shuffle == "env" else (length, 1, 3 * per_env)
+    )
     seen = []
     for unit in range(units.reward.shape[2]):
         minibatch = optimize.pick(units, jnp.array([unit]))
         rows = np.asarray(minibatch.reward)
         np.testing.assert_array_equal(np.diff(rows, axis=0), 1)
         np.testing.assert_array_equal(rows[0], minibatch.carry[:, 0])
-        assert np.all(rows[0] % 100 % length == 0) and minibatch.obs["row"].shape == (*rows.shape, 2)
+        assert np.all(rows[0] % 100 % length == 0) and minibatch.obs["row"].shape == (
+            *rows.shape,
+            2,
+        )
         np.testing.assert_array_equal(minibatch.obs["row"][..., 1], rows)
         if shuffle == "env":
             assert len(set(rows.ravel() // 100)) == 1  # one environment, all of it
@@ -339,5 +426,7 @@ def test_arrange_and_pick_keep_rows_together(length, shuffle):
     assert sorted(seen) == sorted(np.asarray(row).ravel())
     both = optimize.pick(units, jnp.array([2, 0]))
     apart = [optimize.pick(units, jnp.array([i])) for i in (2, 0)]
-    assert {tuple(column) for column in both.reward.T.tolist()} == {tuple(column) for one in apart for column in one.reward.T.tolist()}
+    assert {tuple(column) for column in both.reward.T.tolist()} == {
+        tuple(column) for one in apart for column in one.reward.T.tolist()
+    }
     np.testing.assert_array_equal(both.reward[0], both.carry[:, 0])

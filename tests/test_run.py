@@ -30,7 +30,9 @@ def ppo():
 def test_deterministic_is_the_same_run(ppo, key):
     plain, _ = jaxkd.run(ppo, key, 2)
     once, again = (jaxkd.run(ppo, key, 2, deterministic=True)[0] for _ in range(2))
-    for a, b, c in zip(*(jax.tree.leaves(state.params) for state in (plain, once, again)), strict=True):
+    for a, b, c in zip(
+        *(jax.tree.leaves(state.params) for state in (plain, once, again)), strict=True
+    ):
         np.testing.assert_array_equal(b, c)
         np.testing.assert_allclose(a, b, atol=1e-6)
 
@@ -44,7 +46,8 @@ def test_deterministic_inside_a_jit_is_refused(ppo, key):
 def test_lanes_in_groups_are_the_same_lanes(ppo):
     """5 seeds, 2 at once (which does not divide them): all lanes' numbers, and among 3 the same bits."""
     few, many, whole = (
-        jaxkd.run(jaxkd.lanes(ppo, at_once=size), jaxkd.seeds(0, n), 1)[0].params for size, n in ((2, 3), (2, 5), (None, 5))
+        jaxkd.run(jaxkd.lanes(ppo, at_once=size), jaxkd.seeds(0, n), 1)[0].params
+        for size, n in ((2, 3), (2, 5), (None, 5))
     )
     for a, b, c in zip(*map(jax.tree.leaves, (few, many, whole)), strict=True):
         np.testing.assert_array_equal(a[:2], b[:2])
@@ -55,7 +58,10 @@ def test_lanes_in_groups_are_the_same_lanes(ppo):
 
 def test_programs_are_kept_for_the_next_process(tmp_path):
     found = [
-        subprocess.run([sys.executable, "-c", COMPILES, tmp_path], capture_output=True, text=True, check=True).stdout.split() for _ in "12"
+        subprocess.run(
+            [sys.executable, "-c", COMPILES, tmp_path], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in "12"
     ]
     (folder, first), (same, second) = found
     assert folder == same and os.stat(folder).st_mode & 0o777 == 0o700

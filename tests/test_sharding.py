@@ -24,7 +24,13 @@ def children(code: str, number: int = 1) -> list[dict]:
         port = free.getsockname()[1]
     start = lambda i: f"index, port = {i}, {port}; from test_sharding import *; {code}"
     running = [
-        subprocess.Popen([sys.executable, "-c", start(i)], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", start(i)],
+            cwd=HERE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for i in range(number)
     ]
     ended = [(process.communicate(timeout=400), process.returncode) for process in running]
@@ -36,11 +42,29 @@ def children(code: str, number: int = 1) -> list[dict]:
 def algorithms() -> dict:
     """Everything that keeps something an environment, or a statistic of all of them; with the teacher, if there is one."""
     env = jaxkd.envs.make("CartPole-v1", 16)
-    big, kl, common = networks.mlp(env, (16,)), {"kl": losses.forward_kl()}, dict(unroll_length=8, num_minibatches=2)
-    small, recurrent = networks.mlp(env, (8,), normalise=True), networks.lstm(env, (8,), units=8, normalise=True)
+    big, kl, common = (
+        networks.mlp(env, (16,)),
+        {"kl": losses.forward_kl()},
+        dict(unroll_length=8, num_minibatches=2),
+    )
+    small, recurrent = (
+        networks.mlp(env, (8,), normalise=True),
+        networks.lstm(env, (8,), units=8, normalise=True),
+    )
     paid = {"normalise": rewards.normalise(0.99)}
     return {
-        "replayed": (jaxkd.distill(env, small, big, losses=kl, behavior=behavior.mixture(0.5), memory=memory.ring(2), **common), big),
+        "replayed": (
+            jaxkd.distill(
+                env,
+                small,
+                big,
+                losses=kl,
+                behavior=behavior.mixture(0.5),
+                memory=memory.ring(2),
+                **common,
+            ),
+            big,
+        ),
         "recurrent": (jaxkd.ppo(env, recurrent, rewards=paid, **common), None),
         "full shuffle": (jaxkd.ppo(env, small, big, losses=kl, shuffle="full", **common), big),
     }
@@ -53,7 +77,9 @@ def trained(wrap, key, names=("replayed", "recurrent", "full shuffle")) -> dict:
         algorithm, teacher = algorithms()[name]
         inputs = () if teacher is None else (teacher.init(jax.random.key(1)),)
         state, metrics = jaxkd.run(wrap(algorithm), key, 1, *inputs)
-        found[name] = np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves((state.params, metrics))]).tolist()
+        found[name] = np.concatenate(
+            [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves((state.params, metrics))]
+        ).tolist()
     return found
 
 
@@ -61,9 +87,14 @@ def on_meshes() -> None:
     """Prints the results of every mesh."""
     jax.config.update("jax_num_cpu_devices", 8)
     key, keys = jaxkd.seeds(0, 1)[0], jaxkd.seeds(0, 8)
-    on = lambda wrap, key, *names, **sizes: trained(lambda x: sharding.shard(wrap(x), sharding.mesh(**sizes)), key, names)
+    on = lambda wrap, key, *names, **sizes: trained(
+        lambda x: sharding.shard(wrap(x), sharding.mesh(**sizes)), key, names
+    )
     alone = lambda x: x
-    found = {"alone": trained(alone, key), "lanes": trained(jaxkd.lanes, keys, ("replayed", "recurrent"))}
+    found = {
+        "alone": trained(alone, key),
+        "lanes": trained(jaxkd.lanes, keys, ("replayed", "recurrent")),
+    }
     found["eight"] = on(alone, key, *found["alone"], envs=8)
     found |= {"two": on(alone, key, "replayed", envs=2), "four": on(alone, key, "replayed", envs=4)}
     found["seeds"] = on(jaxkd.lanes, keys, "replayed", seeds=8)
@@ -75,7 +106,11 @@ def in_processes(index: int, port: int) -> None:
     """Prints the results of environments over two processes."""
     jax.distributed.initialize(f"localhost:{port}", 2, index)
     names = ("replayed", "recurrent")
-    print(json.dumps(trained(lambda x: sharding.shard(x, sharding.mesh(envs=2)), jaxkd.seeds(0, 1)[0], names)))
+    print(
+        json.dumps(
+            trained(lambda x: sharding.shard(x, sharding.mesh(envs=2)), jaxkd.seeds(0, 1)[0], names)
+        )
+    )
 
 
 def communication() -> None:
@@ -84,13 +119,20 @@ def communication() -> None:
     env = jaxkd.envs.make("CartPole-v1", 16)
     small, big = networks.mlp(env, (11,)), networks.mlp(env, (16,))
     kd = sharding.shard(
-        jaxkd.distill(env, small, big, losses={"kl": losses.forward_kl()}, unroll_length=8, num_minibatches=2), sharding.mesh(envs=8)
+        jaxkd.distill(
+            env, small, big, losses={"kl": losses.forward_kl()}, unroll_length=8, num_minibatches=2
+        ),
+        sharding.mesh(envs=8),
     )
     state = jax.jit(kd.init)(jax.random.key(0))
     text = jax.jit(kd.step).lower(state, big.init(jax.random.key(1))).compile().as_text()
     print(
         json.dumps(
-            {"text": text, "obs": str(state.actors.obs.sharding.spec), "params": str(jax.tree.leaves(state.params)[0].sharding.spec)}
+            {
+                "text": text,
+                "obs": str(state.actors.obs.sharding.spec),
+                "params": str(jax.tree.leaves(state.params)[0].sharding.spec),
+            }
         )
     )
 
@@ -121,30 +163,48 @@ def test_a_device_learns_from_its_share_only():
     assert "envs" in found["obs"]
     assert "envs" not in found["params"]
     # A minibatch is 8 steps x 8 environments; each of 8 devices has 8 of its 64 rows, and what is acted is 2 environments.
-    rows = {line.split("f32[")[1].split(",")[0] for line in found["text"].splitlines() if " dot(" in line and ",11]" in line}
+    rows = {
+        line.split("f32[")[1].split(",")[0]
+        for line in found["text"].splitlines()
+        if " dot(" in line and ",11]" in line
+    }
     assert "8" in rows and "64" not in rows
 
 
 def test_one_device_is_a_mesh_too(key):
     algorithm, teacher = algorithms()["replayed"]
-    state, _ = jaxkd.run(sharding.shard(algorithm, sharding.mesh(envs=1)), key, 1, teacher.init(key))
+    state, _ = jaxkd.run(
+        sharding.shard(algorithm, sharding.mesh(envs=1)), key, 1, teacher.init(key)
+    )
     plain, _ = jaxkd.run(algorithm, key, 1, teacher.init(key))
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(plain.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_what_cannot_be_spread_is_refused():
-    with pytest.raises(jaxkd.UsageError, match=r"64 seeds takes 64 devices, and there are \d+\. On a CPU, jax.config"):
+    with pytest.raises(
+        jaxkd.UsageError,
+        match=r"64 seeds takes 64 devices, and there are \d+\. On a CPU, jax.config",
+    ):
         sharding.mesh(seeds=64)
     with pytest.raises(jaxkd.UsageError, match="needs seeds= or envs="):
         sharding.mesh()
     with pytest.raises(jaxkd.UsageError, match="axes among"):
-        sharding.shard(algorithms()["recurrent"][0], jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,)))
+        sharding.shard(
+            algorithms()["recurrent"][0],
+            jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,)),
+        )
     with pytest.raises(jaxkd.UsageError, match="wrap the algorithm in lanes"):
-        jaxkd.run(sharding.shard(algorithms()["recurrent"][0], sharding.mesh(seeds=1)), jax.random.key(0), 1)
+        jaxkd.run(
+            sharding.shard(algorithms()["recurrent"][0], sharding.mesh(seeds=1)),
+            jax.random.key(0),
+            1,
+        )
 
 
 def test_environments_that_do_not_divide_are_refused():
     spec = jax.sharding.AbstractMesh((3,), ("envs",), axis_types=(jax.sharding.AxisType.Auto,))
-    with pytest.raises(jaxkd.UsageError, match=r"\(16, 4\) cannot be divided among 3 devices along 'envs'"):
+    with pytest.raises(
+        jaxkd.UsageError, match=r"\(16, 4\) cannot be divided among 3 devices along 'envs'"
+    ):
         sharding.spread(spec, {"actors": jnp.zeros((16, 4))})

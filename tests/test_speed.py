@@ -33,6 +33,8 @@ def test_the_engine_stays_near_its_floor():
     """Measured alone: see benchmarks/results/throughput.json; here beside other tests, so far below that is a regression."""
     sources = throughput.parts(jaxkd.envs.make("CartPole-v1", 64), 1)
     wanted = {name for floor in throughput.FLOOR.values() for name in floor} | set(throughput.FLOOR)
-    seconds, _ = throughput.measure({name: source for name, source in sources.items() if name in wanted})
+    seconds, _ = throughput.measure(
+        {name: source for name, source in sources.items() if name in wanted}
+    )
     for name, floor in throughput.FLOOR.items():
         assert throughput.ratio(sum(seconds[part] for part in floor), seconds[name]) > 0.5, name

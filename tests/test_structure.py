@@ -40,7 +40,10 @@ FRONT = ("cli", "report", "__main__")  # may draw; the rest is the engine
 DRAWING = {"rich", "tyro", "matplotlib"}
 HEAVY = ("gymnax", "orbax", "matplotlib", "rich", "tyro")
 SERIALISERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-NOT_CODE = {getattr(tokenize, name) for name in "COMMENT NL NEWLINE INDENT DEDENT ENCODING ENDMARKER".split()}
+NOT_CODE = {
+    getattr(tokenize, name)
+    for name in "COMMENT NL NEWLINE INDENT DEDENT ENCODING ENDMARKER".split()
+}
 SHAPELESS_NAMES = {"utils", "util", "common", "helpers", "helper", "types"}
 
 
@@ -52,7 +55,9 @@ def walk(node: ast.AST, into_functions: bool = True) -> Iterator[ast.AST]:
     """Every node below `node`; without the bodies of functions, what runs at import."""
     for child in ast.iter_child_nodes(node):
         yield child
-        if into_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if into_functions or not isinstance(
+            child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+        ):
             yield from walk(child, into_functions)
 
 
@@ -67,10 +72,19 @@ def code_lines(source: str) -> set[int]:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(source)):
         body = getattr(node, "body", None)
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not body:
+        if (
+            not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            or not body
+        ):
             continue
-        if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-            lines.difference_update(range(body[0].lineno, (body[0].end_lineno or body[0].lineno) + 1))
+        if (
+            isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
+            lines.difference_update(
+                range(body[0].lineno, (body[0].end_lineno or body[0].lineno) + 1)
+            )
     return lines
 
 
@@ -89,13 +103,19 @@ def size_violations(source: str, name: str) -> list[str]:
             continue
         length = len(lines & set(range(node.lineno, (node.end_lineno or node.lineno) + 1)))
         if length > MAX_FUNCTION_LINES:
-            violations.append(f"{name}:{node.lineno}: {node.name} has {length} lines of code, at most {MAX_FUNCTION_LINES}")
+            violations.append(
+                f"{name}:{node.lineno}: {node.name} has {length} lines of code, at most {MAX_FUNCTION_LINES}"
+            )
         if num_arguments(node) > MAX_ARGUMENTS:
-            violations.append(f"{name}:{node.lineno}: {node.name} has {num_arguments(node)} arguments, at most {MAX_ARGUMENTS}")
+            violations.append(
+                f"{name}:{node.lineno}: {node.name} has {num_arguments(node)} arguments, at most {MAX_ARGUMENTS}"
+            )
     return violations
 
 
-@pytest.mark.parametrize("path", sources("jaxkd", "benchmarks"), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sources("jaxkd", "benchmarks"), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_size(path: Path):
     violations = size_violations(path.read_text(), str(path.relative_to(ROOT)))
     assert violations == []
@@ -113,7 +133,10 @@ def test_size_gate_counts_code_only():
     "source, message",
     [
         ("def f():\n" + "    x = 1\n" * 40, "f has 41 lines"),
-        ("def outer():\n    def inner():\n" + "        x = 1\n" * 39 + "    return inner\n", "outer has 42 lines"),
+        (
+            "def outer():\n    def inner():\n" + "        x = 1\n" * 39 + "    return inner\n",
+            "outer has 42 lines",
+        ),
         ("x = 1\n" * 301, "301 lines of code"),
         (f"def f({', '.join(f'a{i}' for i in range(15))}): pass\n", "15 arguments"),
         (f"def f(*, {', '.join(f'a{i}' for i in range(14))}, **more): pass\n", "15 arguments"),
@@ -137,8 +160,15 @@ def imported(node: ast.AST, package: tuple[str, ...]) -> list[str]:
         origin = ".".join((*parent, node.module) if node.module else parent)
         # `from jaxkd import losses` imports a module, `from jaxkd.losses import forward_kl` need not: the layer is the same.
         return [f"{origin}.{alias.name}" for alias in node.names]
-    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
-        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if (
+        isinstance(node, ast.Call)
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+        and isinstance(node.args[0].value, str)
+    ):
+        function = (
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        )
         return [node.args[0].value] if function in ("import_module", "__import__") else []
     return []
 
@@ -155,7 +185,9 @@ def import_violations(source: str, name: str) -> list[str]:
     package, tree = path.parent.parts, ast.parse(source)
     module = path.parts[1] if len(path.parts) > 2 else path.stem
     if module not in LAYER:
-        return [f"{name}: no layer for '{module}'; give it one in LAYERS of tests/test_structure.py"]
+        return [
+            f"{name}: no layer for '{module}'; give it one in LAYERS of tests/test_structure.py"
+        ]
     violations = []
     for node in walk(tree):
         for target in imported(node, package):
@@ -168,7 +200,9 @@ def import_violations(source: str, name: str) -> list[str]:
         for node in walk(tree, into_functions=False):
             for target in imported(node, package):
                 if target.split(".")[0] in DRAWING:
-                    violations.append(f"{name}:{getattr(node, 'lineno', 0)}: the engine imports {target} at module level")
+                    violations.append(
+                        f"{name}:{getattr(node, 'lineno', 0)}: the engine imports {target} at module level"
+                    )
     return violations
 
 
@@ -187,10 +221,22 @@ def test_imports_point_one_way(path: Path):
         ("jaxkd/losses/__init__.py", "from jaxkd import rollout", "above 'losses'"),
         ("jaxkd/learner.py", "def f():\n    from jaxkd.cli import main", "above 'learner'"),
         ("jaxkd/learner.py", "import jaxkd", "above 'learner'"),
-        ("jaxkd/learner.py", "import importlib\nimportlib.import_module('jaxkd.report')", "above 'learner'"),
+        (
+            "jaxkd/learner.py",
+            "import importlib\nimportlib.import_module('jaxkd.report')",
+            "above 'learner'",
+        ),
         ("jaxkd/networks/mlp.py", "import gymnax", "only jaxkd/envs/gymnax.py"),
-        ("jaxkd/envs/combine.py", "def f():\n    from gymnax.environments import spaces", "only jaxkd/envs/gymnax.py"),
-        ("jaxkd/run.py", "try:\n    import rich.live\nexcept ImportError:\n    pass", "at module level"),
+        (
+            "jaxkd/envs/combine.py",
+            "def f():\n    from gymnax.environments import spaces",
+            "only jaxkd/envs/gymnax.py",
+        ),
+        (
+            "jaxkd/run.py",
+            "try:\n    import rich.live\nexcept ImportError:\n    pass",
+            "at module level",
+        ),
         ("jaxkd/evaluate.py", "class A:\n    from matplotlib import pyplot", "at module level"),
         ("jaxkd/common_sense.py", "import jax", "no layer"),
     ],
@@ -203,7 +249,10 @@ def test_import_gate_can_fail(name, source, message):
 @pytest.mark.parametrize(
     "name, source",
     [
-        ("jaxkd/losses/policy.py", "from ..base import LossTerm\nfrom .combine import stateless\nfrom jaxkd import rewards"),
+        (
+            "jaxkd/losses/policy.py",
+            "from ..base import LossTerm\nfrom .combine import stateless\nfrom jaxkd import rewards",
+        ),
         ("jaxkd/envs/gymnax.py", "import gymnax\nfrom gymnax.environments import spaces"),
         ("jaxkd/envs/combine.py", "from . import gymnax\nfrom jaxkd.envs.gymnax import make"),
         ("jaxkd/run.py", "def f():\n    import rich.live"),
@@ -221,7 +270,9 @@ def safety_violations(source: str, name: str) -> list[str]:
     """Nothing that executes data: no pickle and its kin, no eval, no exec, no allow_pickle other than False."""
     violations = []
     for node in walk(ast.parse(source)):
-        found = [target for target in imported(node, ("jaxkd",)) if SERIALISERS & set(target.split("."))]
+        found = [
+            target for target in imported(node, ("jaxkd",)) if SERIALISERS & set(target.split("."))
+        ]
         if isinstance(node, ast.Name) and node.id in ("eval", "exec"):
             found.append(node.id)
         if (
@@ -237,7 +288,9 @@ def safety_violations(source: str, name: str) -> list[str]:
     return violations
 
 
-@pytest.mark.parametrize("path", sources("jaxkd", "benchmarks"), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sources("jaxkd", "benchmarks"), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_nothing_executes_data(path: Path):
     violations = safety_violations(path.read_text(), str(path.relative_to(ROOT)))
     assert violations == []
@@ -263,18 +316,28 @@ def test_safety_gate_can_fail(source):
 
 
 def test_safety_gate_can_pass():
-    assert not safety_violations("import jax\njax.eval_shape(f)\nnumpy.load('f', allow_pickle=False)\nmodel.eval()\n", "good")
+    assert not safety_violations(
+        "import jax\njax.eval_shape(f)\nnumpy.load('f', allow_pickle=False)\nmodel.eval()\n", "good"
+    )
 
 
 def name_violations(paths: list[Path]) -> list[str]:
-    return [str(path) for path in paths if SHAPELESS_NAMES & {part.removesuffix(".py").strip("_") for part in path.parts}]
+    return [
+        str(path)
+        for path in paths
+        if SHAPELESS_NAMES & {part.removesuffix(".py").strip("_") for part in path.parts}
+    ]
 
 
 def test_no_room_for_everything_else():
-    assert not name_violations([path.relative_to(ROOT) for path in sources("jaxkd", "benchmarks", "tests")])
+    assert not name_violations(
+        [path.relative_to(ROOT) for path in sources("jaxkd", "benchmarks", "tests")]
+    )
 
 
-@pytest.mark.parametrize("name", ["jaxkd/utils.py", "jaxkd/losses/_common.py", "jaxkd/helpers/tree.py", "tests/types.py"])
+@pytest.mark.parametrize(
+    "name", ["jaxkd/utils.py", "jaxkd/losses/_common.py", "jaxkd/helpers/tree.py", "tests/types.py"]
+)
 def test_name_gate_can_fail(name):
     assert name_violations([Path(name)]) == [name]
 
@@ -291,7 +354,11 @@ def public_violations(module: ModuleType) -> list[str]:
             continue
         thing = getattr(module, name)
         doc = thing.__doc__ if isinstance(thing, ModuleType) or callable(thing) else "a constant"
-        generated = isinstance(thing, type) and issubclass(thing, tuple) and (doc or "").startswith(f"{thing.__name__}(")
+        generated = (
+            isinstance(thing, type)
+            and issubclass(thing, tuple)
+            and (doc or "").startswith(f"{thing.__name__}(")
+        )
         if not (doc or "").strip() or generated:
             violations.append(f"{name} has no docstring")
     return violations
@@ -314,9 +381,15 @@ def test_public_gate_can_fail():
         x: int
 
     module = ModuleType("bad")
-    module.__dict__.update(Bare=Bare, Good=Good, bare=lambda: None, good=public_violations, VERSION="0", path=Path)
+    module.__dict__.update(
+        Bare=Bare, Good=Good, bare=lambda: None, good=public_violations, VERSION="0", path=Path
+    )
     module.__dict__["__all__"] = ["missing", "bare", "good", "Bare", "Good", "VERSION", "path"]
-    assert public_violations(module) == ["missing is in __all__ but not there", "bare has no docstring", "Bare has no docstring"]
+    assert public_violations(module) == [
+        "missing is in __all__ but not there",
+        "bare has no docstring",
+        "Bare has no docstring",
+    ]
 
 
 # --- warnings -------------------------------------------------------------------------------------------------------
@@ -346,7 +419,13 @@ def heavy_imports(statement: str) -> list[str]:
         after = {{name.split(".")[0] for name in sys.modules}}
         print(*sorted((after - before) & set({HEAVY!r})))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

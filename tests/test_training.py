@@ -15,15 +15,25 @@ from jax.flatten_util import ravel_pytree
 from jaxkd import distill, envs, losses, networks, ppo, pqn, presets, run, seeds
 
 # Compiled quickly, run slowly.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
+jit = partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
 
 def small(env, width):
     """A tiny network of the kind that the environment's preset has; its weights are plain normals, because a QR compiles slowly."""
     grid = presets.preset(env.name).channels
     policy = networks.cnn(env, (2,), (width,)) if grid else networks.mlp(env, (width,))
-    flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape), jax.eval_shape(policy.init, jax.random.key(0))))
-    return policy._replace(init=lambda key: unravel(0.1 * jax.random.normal(key, flat.shape)), description=())
+    flat, unravel = ravel_pytree(
+        jax.tree.map(lambda x: jnp.zeros(x.shape), jax.eval_shape(policy.init, jax.random.key(0)))
+    )
+    return policy._replace(
+        init=lambda key: unravel(0.1 * jax.random.normal(key, flat.shape)), description=()
+    )
 
 
 # --- every environment ----------------------------------------------------------------------------------------------
@@ -37,7 +47,10 @@ def teach_and_distil(env, keywords, key):
     key_teacher, key_student = jax.random.split(key)
     expert, taught = run(teaching, key_teacher, 2)
     pupil, distilled = run(distillation, key_student, 2, expert.params)
-    starts = (algorithm.init(key).params for algorithm, key in ((teaching, key_teacher), (distillation, key_student)))
+    starts = (
+        algorithm.init(key).params
+        for algorithm, key in ((teaching, key_teacher), (distillation, key_student))
+    )
     return tuple(zip(starts, (expert.params, pupil.params), (taught, distilled), strict=True))
 
 
@@ -46,7 +59,10 @@ FEW = 2, dict(unroll_length=8, num_minibatches=1, optimizer=optax.sgd(0.01))
 MANY = 2048, dict(unroll_length=4, num_minibatches=4)
 
 
-@pytest.mark.parametrize("num_envs, keywords", [pytest.param(*FEW, id="2"), pytest.param(*MANY, id="2048", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "num_envs, keywords",
+    [pytest.param(*FEW, id="2"), pytest.param(*MANY, id="2048", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("name", envs.ids())
 def test_trains_with_ppo_and_distils_in_one_program(name, num_envs, keywords, key):
     """All that is trained moves and stays finite; the return is nan until the first episode has ended, and only until then."""
@@ -54,8 +70,12 @@ def test_trains_with_ppo_and_distils_in_one_program(name, num_envs, keywords, ke
     with jax.numpy_rank_promotion("allow") if name == "Swimmer-misc" else contextlib.nullcontext():
         env = presets.make_env(name, presets.Preset(num_envs=num_envs))
         phases = jit(partial(teach_and_distil, env, keywords))(key)
-    for untrained, (before, after, metrics) in zip(((), ("value",)), phases, strict=True):  # the KL reads no value
-        for (path, old), new in zip(jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=True):
+    for untrained, (before, after, metrics) in zip(
+        ((), ("value",)), phases, strict=True
+    ):  # the KL reads no value
+        for (path, old), new in zip(
+            jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=True
+        ):
             assert np.all(np.isfinite(new)), jax.tree_util.keystr(path)
             assert np.any(new != old) != (path[1].key in untrained), jax.tree_util.keystr(path)
         for metric, values in metrics.items():
@@ -75,12 +95,22 @@ def test_a_grid_is_one_call_of_one_program():
 
     def experiment(key, learning_rate, temperature):
         terms = {"kl": losses.forward_kl(temperature)}
-        algorithm = distill(env, student, teacher, losses=terms, optimizer=optax.sgd(learning_rate), unroll_length=4, num_minibatches=1)
+        algorithm = distill(
+            env,
+            student,
+            teacher,
+            losses=terms,
+            optimizer=optax.sgd(learning_rate),
+            unroll_length=4,
+            num_minibatches=1,
+        )
         state, metrics = run(algorithm, key, 2, teacher_params)
         return ravel_pytree(state.params)[0], metrics["loss/kl"]
 
     chex.clear_trace_counter()
-    traced_once = jax.vmap(chex.assert_max_traces(experiment, n=1), (0, None, None))  # chex refuses names that contain "vmap."
+    traced_once = jax.vmap(
+        chex.assert_max_traces(experiment, n=1), (0, None, None)
+    )  # chex refuses names that contain "vmap."
     grid = jit(jax.vmap(jax.vmap(traced_once, (None, None, 0)), (None, 0, None)))
     keys, rates, temperatures = seeds(0, 4), jnp.array([0.1, 0.2, 0.4]), jnp.array([0.5, 1.0, 2.0])
     params, kl = grid(keys, rates, temperatures)
@@ -111,7 +141,9 @@ DOTS["0.11"] = DOTS["0.10"]
 def dots_by_loop_depth(program, *args):
     """The dots in the optimised HLO of `program(*args)` under 0, 1 and 2 loops; only the program text counts, not how often it runs."""
     text = jax.jit(program).lower(*args).compile().as_text()
-    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    bodies = dict(
+        re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    )
     counts = [0, 0, 0]
 
     def visit(name, depth):
@@ -139,7 +171,10 @@ def recipes():
         "ppo": (ppo(env, teacher, **sizes), ()),
         "pqn": (pqn(env, teacher, **sizes), ()),
         "distill": (distill(env, student, teacher, losses={"kl": kl}, **sizes), (spec,)),
-        "wasteful": (distill(env, student, teacher, losses={"kl": kl, "again": again}, **sizes), (spec,)),
+        "wasteful": (
+            distill(env, student, teacher, losses={"kl": kl, "again": again}, **sizes),
+            (spec,),
+        ),
     }
 
 

@@ -48,11 +48,21 @@ class Size(NamedTuple):
 
 
 FULL = Size(
-    (1024, 4096, 16384), (1, 8, 32, 64), {"CartPole-v1": 2**20, "Breakout-MinAtar": 2**18, "Asterix-MinAtar": 2**17}, 0.4, 8192, 4096, 64
+    (1024, 4096, 16384),
+    (1, 8, 32, 64),
+    {"CartPole-v1": 2**20, "Breakout-MinAtar": 2**16, "Asterix-MinAtar": 2**16},
+    0.4,
+    8192,
+    4096,
+    64,
 )
 TINY = Size((16, 32), (1, 2), dict.fromkeys(FULL.most, 32), 0.01, 256, 16, 16)
 SIZES = {"tiny": TINY, "full": FULL}
-SAMPLE = (("distillation", "CartPole-v1"), ("ppo", "CartPole-v1"), ("distillation", "Breakout-MinAtar"))
+SAMPLE = (
+    ("distillation", "CartPole-v1"),
+    ("ppo", "CartPole-v1"),
+    ("distillation", "Breakout-MinAtar"),
+)
 Entries = Iterator[dict[str, Any]]
 
 
@@ -72,7 +82,13 @@ class Program(NamedTuple):
 
 
 def build(
-    algorithm: Any, num_envs: int, num_seeds: int, inputs: tuple = (), updates: int = 4, keys: Any = None, options: Any = None
+    algorithm: Any,
+    num_envs: int,
+    num_seeds: int,
+    inputs: tuple = (),
+    updates: int = 4,
+    keys: Any = None,
+    options: Any = None,
 ) -> Callable[[], Program]:
     """Traces at once, and returns what compiles: that part may run in a thread."""
     import jax
@@ -84,7 +100,9 @@ def build(
     keys = keys if num_seeds > 1 else keys[0]
 
     def chunk(state, *inputs):
-        return jax.lax.scan(lambda state, _: (many.step(state, *inputs)[0], None), state, None, updates)[0]
+        return jax.lax.scan(
+            lambda state, _: (many.step(state, *inputs)[0], None), state, None, updates
+        )[0]
 
     began = time.perf_counter()
     start = jax.jit(many.init).lower(keys)
@@ -96,24 +114,53 @@ def build(
         ready = step.compile(compiler_options=options)
         seconds = traced + time.perf_counter() - began
         memory = ready.memory_analysis()
-        needs = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-        return Program(ready, start.compile()(keys), inputs, updates, T * num_envs * num_seeds * updates, seconds, needs)
+        needs = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+        return Program(
+            ready,
+            start.compile()(keys),
+            inputs,
+            updates,
+            T * num_envs * num_seeds * updates,
+            seconds,
+            needs,
+        )
 
     return compiled
 
 
-def side_by_side(sources: dict[Any, Callable[[], Callable[[], Program]]], deadline: float) -> dict[Any, Program | str]:
+def side_by_side(
+    sources: dict[Any, Callable[[], Callable[[], Program]]], deadline: float
+) -> dict[Any, Program | str]:
     """Traces one after the other and compiles at once; what is not ready at the deadline is a reason instead of a program."""
     pool = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) - 2))
     futures: dict[Any, Future | str] = {}
     for name, source in sources.items():
-        futures[name] = pool.submit(source()) if time.perf_counter() < deadline else "left out: the row's time was over"
+        futures[name] = (
+            pool.submit(source())
+            if time.perf_counter() < deadline
+            else "left out: the row's time was over"
+        )
     found: dict[Any, Program | str] = {}
     for name, future in futures.items():
         try:
-            found[name] = future if isinstance(future, str) else future.result(max(1.0, deadline - time.perf_counter()))
-        except Exception as error:  # too large for the device, or a compiler's fault: the others go on
-            found[name] = f"{type(error).__name__}: {str(error)[:300]}" if str(error) else "left out: not compiled in time"
+            found[name] = (
+                future
+                if isinstance(future, str)
+                else future.result(max(1.0, deadline - time.perf_counter()))
+            )
+        except (
+            Exception
+        ) as error:  # too large for the device, or a compiler's fault: the others go on
+            found[name] = (
+                f"{type(error).__name__}: {str(error)[:300]}"
+                if str(error)
+                else "left out: not compiled in time"
+            )
     pool.shutdown(wait=False, cancel_futures=True)
     return found
 
@@ -160,7 +207,9 @@ def networks(env: Any, **keywords: Any) -> tuple:
 
     if env.name.endswith("MinAtar"):
         return jaxkd.networks.cnn(env, **keywords), jaxkd.networks.cnn(env, (4,), (32,), **keywords)
-    return jaxkd.networks.mlp(env, (64, 64), separate=True, **keywords), jaxkd.networks.mlp(env, (44,), **keywords)
+    return jaxkd.networks.mlp(env, (64, 64), separate=True, **keywords), jaxkd.networks.mlp(
+        env, (44,), **keywords
+    )
 
 
 def work(kind: str, game: str, num_envs: int, **keywords: Any) -> tuple[Any, tuple]:
@@ -175,7 +224,9 @@ def work(kind: str, game: str, num_envs: int, **keywords: Any) -> tuple[Any, tup
     if kind == "ppo":
         return jaxkd.ppo(env, teacher, learning_rate=2.5e-4, unroll_length=T), ()
     losses = {"kl": jaxkd.losses.forward_kl()}
-    kd = jaxkd.distill(env, student, teacher, losses=losses, optimizer=optax.adam(1e-3), unroll_length=T)
+    kd = jaxkd.distill(
+        env, student, teacher, losses=losses, optimizer=optax.adam(1e-3), unroll_length=T
+    )
     return kd, (jax.jit(teacher.init)(jax.random.key(1)),)
 
 
@@ -213,7 +264,10 @@ def device(size: Size) -> Entries:
     wide = jnp.tile(x, (4, 1))
     yield {"what": "copy", "gigabytes_per_second": 2e-9 * wide.nbytes / rate(lambda x: -x, wide)}
     small = jnp.ones(128)
-    yield {"what": "one small kernel, called", "microseconds": 1e6 * rate(lambda x: x + 1, small, times=1000)}
+    yield {
+        "what": "one small kernel, called",
+        "microseconds": 1e6 * rate(lambda x: x + 1, small, times=1000),
+    }
     looped = rate(lambda x: jax.lax.fori_loop(0, 1000, lambda i, x: jnp.cumsum(x) * 0.5, x), small)
     yield {"what": "one small kernel, in a loop of 1000", "microseconds": 1e3 * looped}
 
@@ -229,13 +283,20 @@ def tiny_works() -> dict[str, tuple[Any, tuple]]:
     teacher, student = jaxkd.networks.mlp(env, (8, 8), separate=True), jaxkd.networks.mlp(env, (8,))
     memory = jaxkd.networks.lstm(env, (8,), units=8)
     common = dict(unroll_length=16, optimizer=optax.sgd(0.1))
-    novelty = {"rnd": jaxkd.rewards.rnd(predictor=jaxkd.rewards.Predictor(hidden=(8, 8), features=4, batch_size=32))}
+    novelty = {
+        "rnd": jaxkd.rewards.rnd(
+            predictor=jaxkd.rewards.Predictor(hidden=(8, 8), features=4, batch_size=32)
+        )
+    }
     params = (jax.jit(teacher.init)(jax.random.key(1)),)
     losses = {"kl": jaxkd.losses.forward_kl()}
     return {
         "ppo": (jaxkd.ppo(env, teacher, **common), ()),
         "kl": (jaxkd.distill(env, student, teacher, losses=losses, **common), params),
-        "lstm": (jaxkd.distill(env, memory, teacher, losses=losses, sequence_length=8, **common), params),
+        "lstm": (
+            jaxkd.distill(env, memory, teacher, losses=losses, sequence_length=8, **common),
+            params,
+        ),
         "rnd": (jaxkd.ppo(env, teacher, rewards=novelty, **common), ()),
     }
 
@@ -252,9 +313,20 @@ def changes(algorithm: Any, inputs: tuple) -> dict[str, list[float]]:
         before = jax.jit(algorithm.init)(key)
     after, metrics = jaxkd.run(algorithm, key, 1, *inputs, deterministic=True)
     learnt = lambda state: (state.params, [rewards["params"] for rewards in state.rewards.values()])
-    moved = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b, np.float64), learnt(after), learnt(before))
-    means = [float(value[0]) for name, value in sorted(metrics.items()) if name.startswith(("loss/", "reward/"))]
-    return {"changes": np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]).tolist(), "losses": means}
+    moved = jax.tree.map(
+        lambda a, b: np.asarray(a, np.float64) - np.asarray(b, np.float64),
+        learnt(after),
+        learnt(before),
+    )
+    means = [
+        float(value[0])
+        for name, value in sorted(metrics.items())
+        if name.startswith(("loss/", "reward/"))
+    ]
+    return {
+        "changes": np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]).tolist(),
+        "losses": means,
+    }
 
 
 def correct(size: Size) -> Entries:
@@ -270,15 +342,36 @@ def correct(size: Size) -> Entries:
         apart = {}
         for part in ("changes", "losses"):
             here, there = np.array(found[part]), np.array(reference[name][part])
-            apart[part] = float(np.linalg.norm(here - there) / np.linalg.norm(there)) if here.shape == there.shape else math.inf
-        yield {"what": name, "relative_error": apart["changes"], "of_losses": apart["losses"], "right": max(apart.values()) <= 1e-4}
+            apart[part] = (
+                float(np.linalg.norm(here - there) / np.linalg.norm(there))
+                if here.shape == there.shape
+                else math.inf
+            )
+        yield {
+            "what": name,
+            "relative_error": apart["changes"],
+            "of_losses": apart["losses"],
+            "right": max(apart.values()) <= 1e-4,
+        }
     for kind, game in (("ppo", "CartPole-v1"), ("distillation", "Breakout-MinAtar")):
         algorithm, inputs = work(kind, game, size.few)
         same = {}
         for deterministic in (True, False):
-            runs = [jaxkd.run(algorithm, jax.random.key(0), 3, *inputs, deterministic=deterministic)[0].params for _ in range(2)]
-            same[deterministic] = all(bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, runs), strict=True))
-        yield {"what": f"{kind}, {game}: same bits twice", "deterministic": same[True], "plain": same[False], "right": same[True]}
+            runs = [
+                jaxkd.run(algorithm, jax.random.key(0), 3, *inputs, deterministic=deterministic)[
+                    0
+                ].params
+                for _ in range(2)
+            ]
+            same[deterministic] = all(
+                bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, runs), strict=True)
+            )
+        yield {
+            "what": f"{kind}, {game}: same bits twice",
+            "deterministic": same[True],
+            "plain": same[False],
+            "right": same[True],
+        }
 
 
 def grid(kind: str, game: str) -> Callable[[Size], Entries]:
@@ -286,7 +379,12 @@ def grid(kind: str, game: str) -> Callable[[Size], Entries]:
 
     def row(size: Size) -> Entries:
         deadline, algorithms = time.perf_counter() + ROW_SECONDS, {}
-        points = [(envs, seeds) for seeds in size.seeds for envs in size.envs if envs * seeds <= size.most[game]]
+        points = [
+            (envs, seeds)
+            for seeds in size.seeds
+            for envs in size.envs
+            if envs * seeds <= size.most[game]
+        ]
         points.sort(key=lambda point: (point[0] not in (size.envs[1], size.envs[-1]), -point[1]))
 
         def source(envs, seeds):
@@ -295,7 +393,9 @@ def grid(kind: str, game: str) -> Callable[[Size], Entries]:
             algorithm, inputs = algorithms[envs]
             return build(algorithm, envs, seeds, inputs, updates=1 if envs * seeds > 2**17 else 4)
 
-        programs = side_by_side({point: lambda point=point: source(*point) for point in points}, deadline)
+        programs = side_by_side(
+            {point: lambda point=point: source(*point) for point in points}, deadline
+        )
         for envs, seeds in sorted(points):
             yield {"num_envs": envs, "seeds": seeds} | measured(programs.pop((envs, seeds)), size)
 
@@ -311,9 +411,15 @@ def seeds(size: Size) -> Entries:
     import jaxkd
 
     n = 32 if size is FULL else 2
-    works = {(kind, envs): work(kind, "CartPole-v1", envs) for kind in ("distillation", "ppo") for envs in (size.few, size.envs[0])}
+    works = {
+        (kind, envs): work(kind, "CartPole-v1", envs)
+        for kind in ("distillation", "ppo")
+        for envs in (size.few, size.envs[0])
+    }
     points = {(*name, number): (*made, number) for name, made in works.items() for number in (1, n)}
-    sources = {name: lambda p=p, name=name: build(p[0], name[1], p[2], p[1]) for name, p in points.items()}
+    sources = {
+        name: lambda p=p, name=name: build(p[0], name[1], p[2], p[1]) for name, p in points.items()
+    }
     programs = side_by_side(sources, time.perf_counter() + ROW_SECONDS)
     for kind, envs in works:
         one, many = (measured(programs[kind, envs, number], size) for number in (1, n))
@@ -322,14 +428,26 @@ def seeds(size: Size) -> Entries:
             yield entry | {"skipped": one.get("skipped", many.get("skipped"))}
             continue
         times = many["milliseconds_an_update"] / one["milliseconds_an_update"]
-        yield entry | {"one_ms": one["milliseconds_an_update"], "all_ms": many["milliseconds_an_update"], "times": times}
+        yield entry | {
+            "one_ms": one["milliseconds_an_update"],
+            "all_ms": many["milliseconds_an_update"],
+            "times": times,
+        }
     with jax.default_matmul_precision("highest"):
         for (kind, envs), (algorithm, inputs) in works.items():
             keys = jaxkd.seeds(0, n)
             alone = jaxkd.run(algorithm, keys[n - 1], 1, *inputs, deterministic=True)[0].params
-            among = jaxkd.run(jaxkd.lanes(algorithm), keys, 1, *inputs, deterministic=True)[0].params
-            apart = [np.abs(np.asarray(a) - np.asarray(b)[-1]).max() for a, b in zip(*map(jax.tree.leaves, (alone, among)), strict=True)]
-            yield {"what": f"{kind}, {envs} environments: a seed alone and among {n}", "largest_difference": float(max(apart))}
+            among = jaxkd.run(jaxkd.lanes(algorithm), keys, 1, *inputs, deterministic=True)[
+                0
+            ].params
+            apart = [
+                np.abs(np.asarray(a) - np.asarray(b)[-1]).max()
+                for a, b in zip(*map(jax.tree.leaves, (alone, among)), strict=True)
+            ]
+            yield {
+                "what": f"{kind}, {envs} environments: a seed alone and among {n}",
+                "largest_difference": float(max(apart)),
+            }
 
 
 def added(size: Size) -> Entries:
@@ -341,21 +459,36 @@ def added(size: Size) -> Entries:
 
     for envs in (size.few, size.envs[1]):
         env = jaxkd.envs.make("CartPole-v1", envs)
-        big, curious = (jaxkd.networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",)))
+        big, curious = (
+            jaxkd.networks.mlp(env, (64, 64), separate=True, extra=extra)
+            for extra in ((), ("bonus",))
+        )
         given = dict(learning_rate=2.5e-4, unroll_length=T)
 
         def rnd(width, env=env, envs=envs, curious=curious, given=given):
-            predictor = rewards.Predictor(hidden=(width, width), features=width, batch_size=T * envs // 8, num_minibatches=2)
-            return methods.exploration(env, curious, bonus=rewards.rnd(predictor=predictor, stream="bonus"), **given)
+            predictor = rewards.Predictor(
+                hidden=(width, width), features=width, batch_size=T * envs // 8, num_minibatches=2
+            )
+            return methods.exploration(
+                env, curious, bonus=rewards.rnd(predictor=predictor, stream="bonus"), **given
+            )
 
         sources = {"ppo": (jaxkd.ppo(env, big, **given), ())}
-        sources["kl 64"] = jaxkd.ppo(env, big, big, losses={"kl": jaxkd.losses.forward_kl()}, **given), (big.init(jax.random.key(1)),)
+        sources["kl 64"] = (
+            jaxkd.ppo(env, big, big, losses={"kl": jaxkd.losses.forward_kl()}, **given),
+            (big.init(jax.random.key(1)),),
+        )
         sources |= {f"rnd {width}": (rnd(width), ()) for width in (64, 512)}
-        traced = {name: lambda made=made, envs=envs: build(made[0], envs, 1, made[1]) for name, made in sources.items()}
+        traced = {
+            name: lambda made=made, envs=envs: build(made[0], envs, 1, made[1])
+            for name, made in sources.items()
+        }
         programs = side_by_side(traced, time.perf_counter() + ROW_SECONDS / 2)
         found = {name: measured(program, size) for name, program in programs.items()}
         for name, figures in found.items():
-            share = figures.get("milliseconds_an_update", math.nan) / found["ppo"].get("milliseconds_an_update", math.nan)
+            share = figures.get("milliseconds_an_update", math.nan) / found["ppo"].get(
+                "milliseconds_an_update", math.nan
+            )
             yield {"what": name, "num_envs": envs, "added": share - 1} | figures
 
 
@@ -366,7 +499,15 @@ def raw(size: Size) -> Entries:
 
     import jaxkd
 
-    games = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "Breakout-MinAtar", "Asterix-MinAtar", "SpaceInvaders-MinAtar", "Freeway-MinAtar")
+    games = (
+        "CartPole-v1",
+        "Acrobot-v1",
+        "Pendulum-v1",
+        "Breakout-MinAtar",
+        "Asterix-MinAtar",
+        "SpaceInvaders-MinAtar",
+        "Freeway-MinAtar",
+    )
 
     def source(game, envs):
         env = jaxkd.envs.make(game, envs)
@@ -385,12 +526,18 @@ def raw(size: Size) -> Entries:
 
         def step(state):
             key, own = jax.random.split(state["key"])
-            return {"env": jax.lax.scan(one, state["env"], jax.random.split(own, T))[0], "key": key}, {}
+            return {
+                "env": jax.lax.scan(one, state["env"], jax.random.split(own, T))[0],
+                "key": key,
+            }, {}
 
         return build(jaxkd.Algorithm(init, step), envs, 1)
 
     points = [(game, envs) for envs in sorted({size.envs[1], size.envs[-1]}) for game in games]
-    programs = side_by_side({point: lambda point=point: source(*point) for point in points}, time.perf_counter() + ROW_SECONDS)
+    programs = side_by_side(
+        {point: lambda point=point: source(*point) for point in points},
+        time.perf_counter() + ROW_SECONDS,
+    )
     for game, envs in points:
         yield {"env": game, "num_envs": envs} | measured(programs[game, envs], size)
 
@@ -438,8 +585,13 @@ def profile(size: Size) -> Entries:
         teacher, student = networks(env)
         if kind == "ppo":
             return build(jaxkd.ppo(env, teacher, unroll_length=length), size.sample, 1, updates=1)
-        losses, inputs = {"kl": jaxkd.losses.forward_kl()}, (jax.jit(teacher.init)(jax.random.key(1)),)
-        kd = jaxkd.distill(env, student, teacher, losses=losses, optimizer=optax.adam(1e-3), unroll_length=length)
+        losses, inputs = (
+            {"kl": jaxkd.losses.forward_kl()},
+            (jax.jit(teacher.init)(jax.random.key(1)),),
+        )
+        kd = jaxkd.distill(
+            env, student, teacher, losses=losses, optimizer=optax.adam(1e-3), unroll_length=length
+        )
         return build(kd, size.sample, 1, inputs, updates=1)
 
     points = [(*work, length) for work in SAMPLE for length in (T, 2 * T)]
@@ -451,7 +603,9 @@ def profile(size: Size) -> Entries:
             seconds, program = timed(programs[kind, game, length], 0.1)
             counts[length] = kernels(program) | {"wall": 1e6 * seconds}
         first, second = counts[T], counts[2 * T]
-        per_step = {key: (second[key] - first[key]) / T for key in ("kernels", "microseconds", "wall")}
+        per_step = {
+            key: (second[key] - first[key]) / T for key in ("kernels", "microseconds", "wall")
+        }
         yield {
             "what": f"{kind}, {game}, {size.sample} environments",
             "kernels_an_update": first["kernels"],
@@ -491,9 +645,15 @@ def device_events(folder: Path) -> Iterator[tuple[str, float]]:
     for file in folder.rglob("*.trace.json.gz"):
         events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
         planes = {e["pid"]: e["args"]["name"] for e in events if e.get("name") == "process_name"}
-        threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e.get("name") == "thread_name"}
+        threads = {
+            (e["pid"], e["tid"]): e["args"]["name"]
+            for e in events
+            if e.get("name") == "thread_name"
+        }
         for e in events:
-            on_device = "/device:GPU" in planes.get(e.get("pid"), "") and "Stream" in threads.get((e.get("pid"), e.get("tid")), "")
+            on_device = "/device:GPU" in planes.get(e.get("pid"), "") and "Stream" in threads.get(
+                (e.get("pid"), e.get("tid")), ""
+            )
             if e.get("ph") == "X" and on_device:
                 yield e["name"], float(e.get("dur", 0))
 
@@ -502,14 +662,24 @@ def compiling(size: Size) -> Entries:
     """Seconds from the start of a process to its first update: nothing cached, then from the cache."""
     with tempfile.TemporaryDirectory() as folder:
         for cached in (False, True):
-            given = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+            given = os.environ | {
+                "JAX_COMPILATION_CACHE_DIR": folder,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            }
             began = time.perf_counter()
-            done = subprocess.run([sys.executable, __file__, "--first-update"], env=given | _SHARED_MEMORY, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, __file__, "--first-update"],
+                env=given | _SHARED_MEMORY,
+                capture_output=True,
+                text=True,
+            )
             whole = time.perf_counter() - began
             if done.returncode:
                 yield {"cached": cached, "skipped": done.stderr[-300:]}
                 return
-            yield {"cached": cached, "process_seconds": whole} | json.loads(done.stdout.splitlines()[-1])
+            yield {"cached": cached, "process_seconds": whole} | json.loads(
+                done.stdout.splitlines()[-1]
+            )
 
 
 def in_a_child(row: str, size: Size, **environment: str) -> Entries:
@@ -518,12 +688,16 @@ def in_a_child(row: str, size: Size, **environment: str) -> Entries:
         out = Path(folder) / "row.json"
         label = next(name for name, value in SIZES.items() if value is size)
         command = [sys.executable, __file__, "--rows", row, "--size", label, "--out", str(out)]
-        done = subprocess.run(command, env=os.environ | _SHARED_MEMORY | environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=os.environ | _SHARED_MEMORY | environment, capture_output=True, text=True
+        )
         entries = json.loads(out.read_text())["rows"][row]["entries"] if out.exists() else []
     yield from entries or [{"skipped": (done.stderr or done.stdout)[-400:]}]
 
 
-_SHARED_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # a child beside this process, which holds most of the device's memory
+_SHARED_MEMORY = {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false"
+}  # a child beside this process, which holds most of the device's memory
 
 
 def print_first_update() -> None:
@@ -540,7 +714,15 @@ def print_first_update() -> None:
     assembled = time.perf_counter()
     jax.block_until_ready(jaxkd.run(algorithm, jax.random.key(0), 4, *inputs))
     done = time.perf_counter()
-    print(json.dumps({"importing": imported - began, "assembling": assembled - imported, "compiling_and_first_update": done - assembled}))
+    print(
+        json.dumps(
+            {
+                "importing": imported - began,
+                "assembling": assembled - imported,
+                "compiling_and_first_update": done - assembled,
+            }
+        )
+    )
 
 
 # --- what could make it faster, and others --------------------------------------------------------------------------------------
@@ -581,12 +763,16 @@ def levers_of() -> dict[str, tuple[Callable[[], Any], dict]]:
     from jaxkd import returns
     from jaxkd.distributions import Categorical
 
-    cnn = import_module("jaxkd.networks.cnn")  # the module; the package's name for it is the factory
+    cnn = import_module(
+        "jaxkd.networks.cnn"
+    )  # the module; the package's name for it is the factory
 
     def inverted(self, key):
         """One uniform number a row instead of one Gumbel number a logit."""
         share = jnp.cumsum(jax.nn.softmax(self.logits), axis=-1)[..., :-1]
-        return jnp.sum(jax.random.uniform(key, share.shape[:-1] + (1,)) >= share, axis=-1).astype(jnp.int32)
+        return jnp.sum(jax.random.uniform(key, share.shape[:-1] + (1,)) >= share, axis=-1).astype(
+            jnp.int32
+        )
 
     def associated(x, decay):
         join = lambda later, row: (row[0] * later[0], row[1] + row[0] * later[1])
@@ -597,11 +783,20 @@ def levers_of() -> dict[str, tuple[Callable[[], Any], dict]]:
         "scan unrolled 2": (unrolled(2), {}),
         "scan unrolled 4": (unrolled(4), {}),
         "scan unrolled 8": (unrolled(8), {}),
-        "one uniform number an action": (lambda: mock.patch.object(Categorical, "sample", inverted), {}),
-        "no random numbers in choosing": (lambda: mock.patch.object(Categorical, "sample", lambda self, key: self.mode()), {}),
+        "one uniform number an action": (
+            lambda: mock.patch.object(Categorical, "sample", inverted),
+            {},
+        ),
+        "no random numbers in choosing": (
+            lambda: mock.patch.object(Categorical, "sample", lambda self, key: self.mode()),
+            {},
+        ),
         "bfloat16": (contextlib.nullcontext, {"dtype": jnp.bfloat16}),
         "banded convolution": (lambda: mock.patch.object(cnn, "convolve", cnn.banded), {}),
-        "advantages by an associative scan": (lambda: mock.patch.object(returns, "discounted_sum", associated), {}),
+        "advantages by an associative scan": (
+            lambda: mock.patch.object(returns, "discounted_sum", associated),
+            {},
+        ),
         "rbg keys": (contextlib.nullcontext, {}),
     }
 
@@ -617,16 +812,26 @@ def levers(size: Size) -> Entries:
         change, keywords = levers_of()[name]
         with change():
             algorithm, inputs = work(kind, game, size.sample, **keywords)
-            keys = jax.random.split(jax.random.key(0, impl="rbg"), 1) if name == "rbg keys" else None
+            keys = (
+                jax.random.split(jax.random.key(0, impl="rbg"), 1) if name == "rbg keys" else None
+            )
             return build(algorithm, size.sample, 1, inputs, keys=keys)
 
     for kind, game in SAMPLE:
-        names = [name for name in levers_of() if any(word in f"{kind} {game}" for word in apply.get(name, ("",)))]
-        sources = {name: lambda name=name, kind=kind, game=game: source(name, kind, game) for name in names}
+        names = [
+            name
+            for name in levers_of()
+            if any(word in f"{kind} {game}" for word in apply.get(name, ("",)))
+        ]
+        sources = {
+            name: lambda name=name, kind=kind, game=game: source(name, kind, game) for name in names
+        }
         programs = side_by_side(sources, time.perf_counter() + ROW_SECONDS)
         for name in names:
             found[name] = measured(programs[name], size)
-            gain = found["as it is"].get("milliseconds_an_update", math.nan) / found[name].get("milliseconds_an_update", math.nan)
+            gain = found["as it is"].get("milliseconds_an_update", math.nan) / found[name].get(
+                "milliseconds_an_update", math.nan
+            )
             yield {"lever": name, "what": f"{kind}, {game}", "gain": gain} | found[name]
 
 
@@ -637,7 +842,9 @@ def flags(size: Size) -> Entries:
         given = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
         for entry in in_a_child("sample", size, XLA_FLAGS=given):
             before = plain.setdefault(entry.get("what"), entry)
-            gain = before.get("milliseconds_an_update", math.nan) / entry.get("milliseconds_an_update", math.nan)
+            gain = before.get("milliseconds_an_update", math.nan) / entry.get(
+                "milliseconds_an_update", math.nan
+            )
             yield {"flags": name, "xla": flag, "gain": gain} | entry
 
 
@@ -649,11 +856,25 @@ def rejax(size: Size) -> Entries:
         return
     for envs in (size.few, size.envs[1]):
         updates = 64
-        given = os.environ | _SHARED_MEMORY | {"PEER_ENVS": str(envs), "PYTHONPATH": f"{site}:{os.environ.get('PYTHONPATH', '')}"}
-        command = [sys.executable, str(HERE.parent / "peers" / "with_rejax.py"), "ppo", str(updates)]
+        given = (
+            os.environ
+            | _SHARED_MEMORY
+            | {"PEER_ENVS": str(envs), "PYTHONPATH": f"{site}:{os.environ.get('PYTHONPATH', '')}"}
+        )
+        command = [
+            sys.executable,
+            str(HERE.parent / "peers" / "with_rejax.py"),
+            "ppo",
+            str(updates),
+        ]
         program = build(work("ppo", "CartPole-v1", envs)[0], envs, 1, updates=updates)()
         with subprocess.Popen(
-            command, env=given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            env=given,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         ) as child:
             ready = json.loads(child.stdout.readline() or '{"compile_seconds": null}')  # pyright: ignore[reportOptionalMemberAccess]
             ours, theirs = [], []
@@ -668,11 +889,18 @@ def rejax(size: Size) -> Entries:
             yield {"num_envs": envs, "skipped": "rejax did not start"}
             continue
         ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-        figures = {"ours": statistics.median(ours), "theirs": statistics.median(theirs), "ratio": ratio}
+        figures = {
+            "ours": statistics.median(ours),
+            "theirs": statistics.median(theirs),
+            "ratio": ratio,
+        }
         yield (
             {"num_envs": envs}
             | figures
-            | {"our_compile_seconds": program.compile_seconds, "their_compile_seconds": ready["compile_seconds"]}
+            | {
+                "our_compile_seconds": program.compile_seconds,
+                "their_compile_seconds": ready["compile_seconds"],
+            }
         )
 
 
@@ -681,7 +909,9 @@ def sample(size: Size) -> Entries:
     sources = {}
     for kind, game in SAMPLE:
         algorithm, inputs = work(kind, game, size.sample)
-        sources[f"{kind}, {game}"] = lambda algorithm=algorithm, inputs=inputs: build(algorithm, size.sample, 1, inputs)
+        sources[f"{kind}, {game}"] = lambda algorithm=algorithm, inputs=inputs: build(
+            algorithm, size.sample, 1, inputs
+        )
     programs = side_by_side(sources, time.perf_counter() + ROW_SECONDS)
     for what, program in programs.items():
         yield {"what": what} | measured(program, size)
@@ -718,7 +948,9 @@ def write(out: Path, result: dict) -> None:
     """As one whole: a cut leaves the file before it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_suffix(".part")
-    rounded = json.loads(json.dumps(result, default=float), parse_float=lambda x: float(f"{float(x):.5g}"))
+    rounded = json.loads(
+        json.dumps(result, default=float), parse_float=lambda x: float(f"{float(x):.5g}")
+    )
     part.write_text(json.dumps(rounded, indent=1) + "\n")
     part.replace(out)
 
@@ -731,8 +963,17 @@ def run_rows(rows: tuple[str, ...], size: Size, out: Path, minutes: float) -> di
 
     began = time.perf_counter()
     card = jax.devices()[0]
-    made = {"device": card.device_kind, "platform": card.platform, "cores": len(os.sched_getaffinity(0)), "date": str(date.today())}
-    result: dict = json.loads(out.read_text()) if out.exists() else {"made": made | {"versions": versions()}, "rows": {}}
+    made = {
+        "device": card.device_kind,
+        "platform": card.platform,
+        "cores": len(os.sched_getaffinity(0)),
+        "date": str(date.today()),
+    }
+    result: dict = (
+        json.loads(out.read_text())
+        if out.exists()
+        else {"made": made | {"versions": versions()}, "rows": {}}
+    )
     for name in rows:
         if time.perf_counter() - began > 60 * minutes:
             print(f"{name}: left out, {minutes:g} minutes are over", flush=True)

@@ -21,7 +21,9 @@ def choose(wanted: str) -> Device:
     if wanted == "cpu":
         jax.config.update("jax_platforms", "cpu")
     elif wanted in _EXTRAS:
-        jax.config.update("jax_platforms", "")  # asked for by name, it outweighs JAX_PLATFORMS in the environment
+        jax.config.update(
+            "jax_platforms", ""
+        )  # asked for by name, it outweighs JAX_PLATFORMS in the environment
     try:
         device = (jax.devices() if wanted == "auto" else jax.devices(wanted))[0]
     except RuntimeError as error:

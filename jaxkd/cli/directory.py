@@ -38,7 +38,10 @@ class Directory:
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file by its path below the directory."""
         files = sorted(path for path in self.path.rglob("*") if path.is_file())
-        return {path.relative_to(self.path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return {
+            path.relative_to(self.path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+        }
 
 
 def make(env: str, out: Path | None) -> Directory:
@@ -49,12 +52,18 @@ def make(env: str, out: Path | None) -> Directory:
     """
     if out is None:
         stem = f"{env}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-        return next(found for n in count(1) if (found := _new(Path("runs") / (stem if n == 1 else f"{stem}-{n}"))))
+        return next(
+            found
+            for n in count(1)
+            if (found := _new(Path("runs") / (stem if n == 1 else f"{stem}-{n}")))
+        )
     made = _new(out)
     if made is None and out.is_dir() and not any(out.iterdir()):
         made = Directory(out)
     if made is None:
-        raise UsageError(f"--out {out} exists and is not an empty directory, and a run overwrites nothing. Name another.")
+        raise UsageError(
+            f"--out {out} exists and is not an empty directory, and a run overwrites nothing. Name another."
+        )
     return made
 
 
@@ -67,7 +76,9 @@ def _new(path: Path) -> Directory | None:
             return None
         path.mkdir()
     except OSError as error:
-        raise UsageError(f"cannot make the directory {path}: {error.strerror}. Name another with --out.") from error
+        raise UsageError(
+            f"cannot make the directory {path}: {error.strerror}. Name another with --out."
+        ) from error
     return Directory(path)
 
 

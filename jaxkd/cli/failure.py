@@ -19,7 +19,12 @@ class Interrupted(RuntimeError):
 def explain(error: Exception) -> tuple[int | None, str]:
     """(exit code, cause) of an error that is the user's to mend; (None, "") of a bug."""
     text = " ".join(str(error).split())
-    for kind, code in ((UsageError, USAGE), (DeviceError, DEVICE), (ArtifactError, ARTIFACT), (Diverged, DIVERGED)):
+    for kind, code in (
+        (UsageError, USAGE),
+        (DeviceError, DEVICE),
+        (ArtifactError, ARTIFACT),
+        (Diverged, DIVERGED),
+    ):
         if isinstance(error, kind):
             return code, text
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:

@@ -33,10 +33,19 @@ def envs() -> int:
     for name in environments.ids():
         env = environments.make(name, 1)
         obs, action = check.spaces(env.obs_spec, env.action_space)
-        seen = ", ".join(f"{path + ' ' if path else ''}{'x'.join(map(str, shape)) or 'scalar'} {dtype}" for path, shape, dtype in obs)
+        seen = ", ".join(
+            f"{path + ' ' if path else ''}{'x'.join(map(str, shape)) or 'scalar'} {dtype}"
+            for path, shape, dtype in obs
+        )
         acts = f"{action[1]} actions" if action[0] == "discrete" else f"{action[1]} in [-1, 1]"
         gate = getattr(presets.PRESETS.get(name), "gate", None)
-        known = "-" if name not in presets.PRESETS else "yes" if gate is None else f"yes, return {gate:g}"
+        known = (
+            "-"
+            if name not in presets.PRESETS
+            else "yes"
+            if gate is None
+            else f"yes, return {gate:g}"
+        )
         table.add_row(name, seen, acts, str(env.max_steps or "none (presets cut at 1000)"), known)
     console().print(table)
     return 0
@@ -55,10 +64,16 @@ def doctor(settings: Doctor) -> int:
     """Prints versions and device, distils for two updates, and names the extras that are not installed."""
     device = devices.choose(settings.device)
     print(f"device: {devices.describe(device)}", flush=True)
-    print(f"python {platform.python_version()}, " + ", ".join(f"{name} {number}" for name, number in versions().items()), flush=True)
+    print(
+        f"python {platform.python_version()}, "
+        + ", ".join(f"{name} {number}" for name, number in versions().items()),
+        flush=True,
+    )
     started = time.monotonic()
     sound = _self_test()
-    print(f"self-test: {'passed' if sound else 'FAILED'} (two updates of a distillation, {time.monotonic() - started:.1f} s)")
+    print(
+        f"self-test: {'passed' if sound else 'FAILED'} (two updates of a distillation, {time.monotonic() - started:.1f} s)"
+    )
     for extra, module in _EXTRAS.items():
         if importlib.util.find_spec(module) is None:
             print(f'extra {extra}: not installed; pip install "jaxkd-rl[{extra}]"')

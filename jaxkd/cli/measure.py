@@ -22,14 +22,27 @@ from jaxkd.run import lanes
 _WARM_CALLS, _TIMED_CALLS = 20, 300
 
 
-def returns(env: Env, policy: Policy, params: Any, keys: jax.Array, *, episodes: int, shared: bool, greedy: bool = True) -> Evaluation:
+def returns(
+    env: Env,
+    policy: Policy,
+    params: Any,
+    keys: jax.Array,
+    *,
+    episodes: int,
+    shared: bool,
+    greedy: bool = True,
+) -> Evaluation:
     """Episodes [n, E] of a policy acting alone; the seed's key is folded with "evaluation", so that all policies meet equal starts."""
-    return jax.device_get(_returns(env, policy, params, phase_keys(keys, "evaluation"), episodes, shared, greedy))
+    return jax.device_get(
+        _returns(env, policy, params, phase_keys(keys, "evaluation"), episodes, shared, greedy)
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1, 4, 5, 6))
 def _returns(env, policy, params, keys, episodes, shared, greedy):
-    one = lambda params, key: evaluate(env, policy, params, key, num_episodes=episodes, greedy=greedy)
+    one = lambda params, key: evaluate(
+        env, policy, params, key, num_episodes=episodes, greedy=greedy
+    )
     return jax.vmap(one, (None if shared else 0, 0))(params, keys)
 
 
@@ -53,11 +66,24 @@ def cost(env: Env, policy: Policy, params: Any) -> dict[str, Any]:
         seconds.append(time.perf_counter() - started)
     latency = statistics.median(seconds[_WARM_CALLS:])
     weight = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return dict(actor_parameters=size, actor_bytes=size * weight, flops_per_action=flops, latency_us=round(1e6 * latency, 2))
+    return dict(
+        actor_parameters=size,
+        actor_bytes=size * weight,
+        flops_per_action=flops,
+        latency_us=round(1e6 * latency, 2),
+    )
 
 
 def likeness(
-    env: Env, student: Policy, teacher: Policy, keys: jax.Array, trained: State, teacher_params: Any, *, shared: bool, length: int
+    env: Env,
+    student: Policy,
+    teacher: Policy,
+    keys: jax.Array,
+    trained: State,
+    teacher_params: Any,
+    *,
+    shared: bool,
+    length: int,
 ) -> dict[str, jax.Array]:
     """Student against teacher on one more rollout of the student, from where its training ended; means [n].
 
@@ -76,11 +102,24 @@ def likeness(
     compared = agreement if isinstance(env.action_space, Discrete) else action_distance
     terms = {"kl": losses.watch(losses.forward_kl()), compared.__name__: losses.watch(compared)}
     still = optax.set_to_zero()
-    probe = lanes(distill(env, student, teacher, losses=terms, optimizer=still, unroll_length=length, num_minibatches=1), shared=shared)
+    probe = lanes(
+        distill(
+            env,
+            student,
+            teacher,
+            losses=terms,
+            optimizer=still,
+            unroll_length=length,
+            num_minibatches=1,
+        ),
+        shared=shared,
+    )
 
     @jax.jit
     def measured(keys, trained, teacher_params):
-        return probe.step(probe.init(keys)._replace(params=trained.params, actors=trained.actors), teacher_params)[1]
+        return probe.step(
+            probe.init(keys)._replace(params=trained.params, actors=trained.actors), teacher_params
+        )[1]
 
     metrics = jax.device_get(measured(phase_keys(keys, "likeness"), trained, teacher_params))
     return {name: metrics[f"loss/{name}"] for name in terms}

@@ -21,9 +21,19 @@ class Progress:
         self.phase, self.printed = phase, time.monotonic()
         self._show(f"{phase}: {text}", last=True)
 
-    def advance(self, done: int, total: int, *, steps_per_second: float, mean_return: float, remaining: float) -> None:
+    def advance(
+        self,
+        done: int,
+        total: int,
+        *,
+        steps_per_second: float,
+        mean_return: float,
+        remaining: float,
+    ) -> None:
         text = f"{self.phase}: {done}/{total} updates, {_short(steps_per_second)} steps/s, return {mean_return:.4g}"
-        self._show(text + (f", {_clock(remaining)} left" if done < total else ""), last=done == total)
+        self._show(
+            text + (f", {_clock(remaining)} left" if done < total else ""), last=done == total
+        )
 
     def close(self) -> None:
         if self.status is not None:

@@ -27,7 +27,9 @@ class Result(NamedTuple):
     compile_seconds: float
 
 
-def summarise(results: dict[str, Result], random: Evaluation, likeness: dict[str, Any]) -> dict[str, Any]:
+def summarise(
+    results: dict[str, Result], random: Evaluation, likeness: dict[str, Any]
+) -> dict[str, Any]:
     """What summary.json holds beside the settings: a row for teacher, student and control, and what compares them."""
     floor = float(np.mean(random.returns))
     rows = {name: _row(result) for name, result in results.items()}

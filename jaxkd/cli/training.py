@@ -49,7 +49,9 @@ def phase_keys(keys: jax.Array, phase: str) -> jax.Array:
     return jax.vmap(lambda key: component_key(key, phase))(keys)
 
 
-def train(job: Job, phase: str, algorithm: Algorithm, num_updates: int, *inputs: Any, alive: np.ndarray) -> Trained:
+def train(
+    job: Job, phase: str, algorithm: Algorithm, num_updates: int, *inputs: Any, alive: np.ndarray
+) -> Trained:
     """Runs a phase. Updates are dispatched one by one, without waiting, in chunks of about a second: only one program is compiled.
 
     Raises:
@@ -63,32 +65,53 @@ def train(job: Job, phase: str, algorithm: Algorithm, num_updates: int, *inputs:
 
     job.progress.begin(phase, "compiling")
     state, done, chunk, chunk_size, looked = None, 0, [], 1, 0.0
-    for state, metrics in stream(algorithm, phase_keys(job.keys, phase), num_updates, *inputs, chunk_size=1):
+    for state, metrics in stream(
+        algorithm, phase_keys(job.keys, phase), num_updates, *inputs, chunk_size=1
+    ):
         chunk.append(metrics)
         done += 1
         if len(chunk) < chunk_size and done < num_updates:
             continue
-        values = {name: np.concatenate([row[name] for row in chunk]) for name in metrics}  # [updates, n], waits for the device
+        values = {
+            name: np.concatenate([row[name] for row in chunk]) for name in metrics
+        }  # [updates, n], waits for the device
         wall, compiling = seconds()
         rate = len(chunk) / max(wall - looked, 1e-3)
         _record(job, phase, done, num_updates, values, elapsed=wall + compiling, rate=rate)
         alive = _survivors(phase, done, values, _finite(state.params), alive)
-        chunk, chunk_size, looked = [], max(1, min(2 * len(chunk), round(_CHUNK_SECONDS * rate))), wall
+        chunk, chunk_size, looked = (
+            [],
+            max(1, min(2 * len(chunk), round(_CHUNK_SECONDS * rate))),
+            wall,
+        )
         if job.stop():
             break
     assert state is not None  # num_updates is positive
     return Trained(state, alive, done, done * job.steps_per_update, *seconds())
 
 
-def _record(job: Job, phase: str, done: int, total: int, values: dict, *, elapsed: float, rate: float) -> None:
+def _record(
+    job: Job, phase: str, done: int, total: int, values: dict, *, elapsed: float, rate: float
+) -> None:
     """The chunk's line in metrics.jsonl, and on the terminal."""
     means = {name: mean(rows, axis=0) for name, rows in values.items()}
     job.directory.append(
-        "metrics.jsonl", phase=phase, updates=done, env_steps=done * job.steps_per_update, elapsed=round(elapsed, 3), seeds=means
+        "metrics.jsonl",
+        phase=phase,
+        updates=done,
+        env_steps=done * job.steps_per_update,
+        elapsed=round(elapsed, 3),
+        seeds=means,
     )
     steps_per_second = rate * job.steps_per_update * len(job.keys)
     shown = float(mean(means["return"]))
-    job.progress.advance(done, total, steps_per_second=steps_per_second, mean_return=shown, remaining=(total - done) / rate)
+    job.progress.advance(
+        done,
+        total,
+        steps_per_second=steps_per_second,
+        mean_return=shown,
+        remaining=(total - done) / rate,
+    )
 
 
 def mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
@@ -101,16 +124,25 @@ def mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 @jax.jit
 def _finite(params: Any) -> jax.Array:
     """Whether all parameters of each seed are finite [n]."""
-    leaves = [jnp.all(jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(params)]
+    leaves = [
+        jnp.all(jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1)
+        for leaf in jax.tree.leaves(params)
+    ]
     return jnp.all(jnp.stack(leaves), axis=0)
 
 
-def _survivors(phase: str, done: int, values: dict[str, np.ndarray], finite: jax.Array, alive: np.ndarray) -> np.ndarray:
+def _survivors(
+    phase: str, done: int, values: dict[str, np.ndarray], finite: jax.Array, alive: np.ndarray
+) -> np.ndarray:
     """`alive` without the seeds that have become non-finite, which are named; "return" may be nan before an episode ends."""
-    rows = np.all([np.isfinite(x) for name, x in values.items() if "/" in name], axis=0)  # [updates, n]
+    rows = np.all(
+        [np.isfinite(x) for name, x in values.items() if "/" in name], axis=0
+    )  # [updates, n]
     sound = rows.all(axis=0)
     dead = alive & ~(sound & np.asarray(finite))
-    first = np.where(sound, done, done - rows.shape[0] + 1 + np.argmin(rows, axis=0))  # the update at which it was seen
+    first = np.where(
+        sound, done, done - rows.shape[0] + 1 + np.argmin(rows, axis=0)
+    )  # the update at which it was seen
     for update in sorted(set(first[dead].tolist())):
         seeds = ", ".join(str(seed) for seed in np.flatnonzero(dead & (first == update)))
         cause = f"run diverged: seeds {seeds} not finite at update {update} ({phase})."

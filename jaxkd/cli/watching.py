@@ -15,7 +15,9 @@ def compilation() -> Iterator[Callable[[], float]]:
 
     def record(event: str, start_time: float, end_time: float, **kwargs: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            while spans and spans[-1][0] >= start_time:  # an inner span is reported before the one around it
+            while (
+                spans and spans[-1][0] >= start_time
+            ):  # an inner span is reported before the one around it
                 spans.pop()
             spans.append((start_time, end_time))
 
@@ -37,7 +39,9 @@ def signals() -> Iterator[Callable[[], str]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    with contextlib.suppress(ValueError):  # only the main thread may; in another one signals are not ours
+    with contextlib.suppress(
+        ValueError
+    ):  # only the main thread may; in another one signals are not ours
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: seen[0] if seen else ""

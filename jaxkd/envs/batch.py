@@ -69,14 +69,22 @@ def batch(start, transition, observe, num_envs, group_size, counts_time, own_ste
 
     def restart(key, ended, after):
         _, key_reset = jax.random.split(key)
-        first = begin(key_reset, after.episode + 1 if grouped else (), after.group_key if grouped else ())
+        first = begin(
+            key_reset, after.episode + 1 if grouped else (), after.group_key if grouped else ()
+        )
         done = jnp.logical_or(ended.terminated, ended.truncated)
-        return jax.tree.map(lambda new, old: jax.lax.select(done, new, old), first, (ended.obs, after))
+        return jax.tree.map(
+            lambda new, old: jax.lax.select(done, new, old), first, (ended.obs, after)
+        )
 
     def reset(key):
         if grouped:
-            group_keys = jax.random.split(key, num_envs // group_size)[jnp.arange(num_envs) // group_size]
-            obs, env_state = jax.vmap(begin, (None, 0, 0))(key, jnp.zeros(num_envs, jnp.int32), group_keys)
+            group_keys = jax.random.split(key, num_envs // group_size)[
+                jnp.arange(num_envs) // group_size
+            ]
+            obs, env_state = jax.vmap(begin, (None, 0, 0))(
+                key, jnp.zeros(num_envs, jnp.int32), group_keys
+            )
         else:
             obs, env_state = jax.vmap(begin)(jax.random.split(unrolled(key), num_envs))
         return env_state, jax.vmap(observe)(obs)
@@ -88,9 +96,13 @@ def batch(start, transition, observe, num_envs, group_size, counts_time, own_ste
         if pool is not None:
             obs, after = _pooled(begin, pool, keys[-1], done, (obs, after))
         elif not resets_itself:
-            obs, after = where_any(done, lambda: jax.vmap(restart)(keys, ended, after), (obs, after))
+            obs, after = where_any(
+                done, lambda: jax.vmap(restart)(keys, ended, after), (obs, after)
+            )
         flags = (flag.astype(jnp.float32) for flag in (ended.terminated, ended.truncated))
-        return after, TimeStep(jax.vmap(observe)(obs), jax.vmap(observe)(ended.next_obs), ended.reward, *flags)
+        return after, TimeStep(
+            jax.vmap(observe)(obs), jax.vmap(observe)(ended.next_obs), ended.reward, *flags
+        )
 
     return reset, step
 
@@ -109,6 +121,10 @@ def _pooled(begin, pool, key, done, state):
         def give(new, old):
             return jnp.where(served.reshape(served.shape + (1,) * (old.ndim - 1)), new[index], old)
 
-        return key, jnp.logical_and(waiting, jnp.logical_not(served)), jax.tree.map(give, fresh, state)
+        return (
+            key,
+            jnp.logical_and(waiting, jnp.logical_not(served)),
+            jax.tree.map(give, fresh, state),
+        )
 
     return jax.lax.while_loop(lambda loop: jnp.any(loop[1]), serve, (key, done, state))[2]

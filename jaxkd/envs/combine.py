@@ -41,22 +41,32 @@ def concat(*envs: Env) -> Env:
     groups = {env.group_size for env in envs}
     if len(groups) > 1:
         raise UsageError(f"concat needs one group_size, got {sorted(groups)}.")
-    sizes: dict[str, Any] = dict(obs_size=max(_size(env) for env in envs), num_actions=max(env.action_space.n for env in envs))
+    sizes: dict[str, Any] = dict(
+        obs_size=max(_size(env) for env in envs),
+        num_actions=max(env.action_space.n for env in envs),
+    )
     parts = [pad(env, task=i, **sizes) for i, env in enumerate(envs)]
-    limits, cuts = [env.max_steps for env in envs if env.max_steps], [env.cut_steps or env.max_steps or 1 for env in envs if env.truncates]
+    limits, cuts = (
+        [env.max_steps for env in envs if env.max_steps],
+        [env.cut_steps or env.max_steps or 1 for env in envs if env.truncates],
+    )
     names = [env.name for env in envs]
 
     def keys(key):
         return [jax.random.fold_in(key, i) for i in range(len(parts))]
 
     def reset(key):
-        states, obs = zip(*[part.reset(own) for part, own in zip(parts, keys(key), strict=True)], strict=True)
+        states, obs = zip(
+            *[part.reset(own) for part, own in zip(parts, keys(key), strict=True)], strict=True
+        )
         return states, _joined(*obs)
 
     def step(key, env_state, action):
         actions = jnp.split(action, _ends(parts)[:-1])
         rows = zip(parts, keys(key), env_state, actions, strict=True)
-        states, steps = zip(*[part.step(own, state, chosen) for part, own, state, chosen in rows], strict=True)
+        states, steps = zip(
+            *[part.step(own, state, chosen) for part, own, state, chosen in rows], strict=True
+        )
         return states, _joined(*steps)
 
     return parts[0]._replace(
@@ -67,11 +77,20 @@ def concat(*envs: Env) -> Env:
         cut_steps=min(cuts, default=None),
         truncates=any(env.truncates for env in envs),
         name="+".join(names),
-        tasks=tuple(name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)),
+        tasks=tuple(
+            name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)
+        ),
     )
 
 
-def pad(env: Env, *, like: Env | None = None, obs_size: int | None = None, num_actions: int | None = None, task: int = 0) -> Env:
+def pad(
+    env: Env,
+    *,
+    like: Env | None = None,
+    obs_size: int | None = None,
+    num_actions: int | None = None,
+    task: int = 0,
+) -> Env:
     """One task in the form of several: obs = {"obs": float32 [O], "task": int32 [], "mask": bool [A]}.
 
     "obs" is flattened and filled up with zeros, "mask" says which actions the task has; an action beyond is its last one.
@@ -94,10 +113,14 @@ def pad(env: Env, *, like: Env | None = None, obs_size: int | None = None, num_a
     number, legal = num_actions or env.action_space.n, env.action_space.n
     length = obs_size or _size(env)
     if length < _size(env) or number < legal:
-        raise UsageError(f"{env.name!r} has {_size(env)} numbers and {legal} actions, more than obs_size={length} or num_actions={number}.")
+        raise UsageError(
+            f"{env.name!r} has {_size(env)} numbers and {legal} actions, more than obs_size={length} or num_actions={number}."
+        )
 
     def observe(obs):
-        flat = jnp.concatenate([x.reshape(env.num_envs, -1).astype(jnp.float32) for x in jax.tree.leaves(obs)], axis=1)
+        flat = jnp.concatenate(
+            [x.reshape(env.num_envs, -1).astype(jnp.float32) for x in jax.tree.leaves(obs)], axis=1
+        )
         mask = jnp.broadcast_to(jnp.arange(number) < legal, (env.num_envs, number))
         return {
             "obs": jnp.pad(flat, ((0, 0), (0, length - flat.shape[1]))),
@@ -111,7 +134,9 @@ def pad(env: Env, *, like: Env | None = None, obs_size: int | None = None, num_a
         "mask": jax.ShapeDtypeStruct((number,), jnp.bool_),
     }
     padded = _observed(env, observe, spec)
-    step = lambda key, env_state, action: padded.step(key, env_state, jnp.minimum(action, legal - 1))
+    step = lambda key, env_state, action: padded.step(
+        key, env_state, jnp.minimum(action, legal - 1)
+    )
     return padded._replace(step=step, action_space=Discrete(number))
 
 
@@ -134,7 +159,9 @@ def view(env: Env, **fields: Callable) -> Env:
     def one(obs):
         return {name: field(obs) for name, field in fields.items()}
 
-    return _observed(env, jax.vmap(one), jax.eval_shape(one, env.obs_spec))._replace(tasks=env.tasks if "task" in fields else ())
+    return _observed(env, jax.vmap(one), jax.eval_shape(one, env.obs_spec))._replace(
+        tasks=env.tasks if "task" in fields else ()
+    )
 
 
 def _observed(env: Env, observe: Callable, obs_spec: Any) -> Env:
@@ -167,7 +194,9 @@ def _size(env: Env) -> int:
 def _check_single(env: Any) -> None:
     check.kind("env", env, Env, "an Env (jaxkd.envs.make)")
     if not isinstance(env.action_space, Discrete):
-        raise UsageError(f"{env.name!r} has continuous actions ({env.action_space}); concat and pad need discrete ones.")
+        raise UsageError(
+            f"{env.name!r} has continuous actions ({env.action_space}); concat and pad need discrete ones."
+        )
     if env.tasks:
         raise UsageError(f"{env.name!r} is several tasks already: give all of them to one concat.")
 
@@ -175,6 +204,10 @@ def _check_single(env: Any) -> None:
 def _check_like(like: Any, task: int) -> None:
     check.kind("like", like, Env, "the Env that envs.concat returned")
     if not like.tasks:
-        raise UsageError(f"like={like.name!r} has no tasks; give the Env that envs.concat returned.")
+        raise UsageError(
+            f"like={like.name!r} has no tasks; give the Env that envs.concat returned."
+        )
     if not 0 <= task < len(like.tasks):
-        raise UsageError(f"task must be in [0, {len(like.tasks) - 1}] ({', '.join(like.tasks)}), got {task}.")
+        raise UsageError(
+            f"task must be in [0, {len(like.tasks) - 1}] ({', '.join(like.tasks)}), got {task}."
+        )

@@ -95,13 +95,21 @@ def make(
     _check_environment(environment, name)
     own_step = _has_own_step(environment)
     if reset_pool is not None and (own_step or group_size > 1):
-        why = "resets itself in its own step" if own_step else f"begins episodes alike in groups of {group_size}"
-        raise UsageError(f"{name!r} {why}, so no pool can give it beginnings: leave reset_pool out.")
+        why = (
+            "resets itself in its own step"
+            if own_step
+            else f"begins episodes alike in groups of {group_size}"
+        )
+        raise UsageError(
+            f"{name!r} {why}, so no pool can give it beginnings: leave reset_pool out."
+        )
     params = _with_limit(params, max_steps)
 
     @_given(params)
     def begin(params, key):
-        return First(*(environment.reset(key, params) if own_step else environment.reset_env(key, params)))
+        return First(
+            *(environment.reset(key, params) if own_step else environment.reset_env(key, params))
+        )
 
     like = jax.eval_shape(lambda: begin(jax.random.key(0)))
     limit = _time_limit(environment, params, like.env_state, max_steps, name)
@@ -109,12 +117,16 @@ def make(
     start = lambda key: _cast(begin(key), like, name)
     transition = _transition(environment, params, to_action, limit, like, own_step, name)
     observe = _observation(environment, params, like.obs)
-    reset, step = batch(start, transition, observe, num_envs, group_size, limit.counted, own_step, reset_pool)
+    reset, step = batch(
+        start, transition, observe, num_envs, group_size, limit.counted, own_step, reset_pool
+    )
     return Env(
         reset=reset,
         step=step,
         num_envs=int(num_envs),
-        obs_spec=jax.tree.map(_strong, jax.eval_shape(lambda: observe(start(jax.random.key(0)).obs))),
+        obs_spec=jax.tree.map(
+            _strong, jax.eval_shape(lambda: observe(start(jax.random.key(0)).obs))
+        ),
         action_space=space,
         max_steps=limit.max_steps,
         truncates=hasattr(environment, "is_truncated") or limit.max_steps is not None,
@@ -139,7 +151,9 @@ def _check_environment(environment, name):
     """The object itself has gymnax's methods; a wrapper that only forwards them would be passed by in silence."""
     for method in ("reset_env", "step_env"):
         if isinstance(environment, type) or not hasattr(environment, method):
-            raise UsageError(f"{name!r} is no environment: give one of jaxkd.envs.ids(), or an object with reset_env and step_env")
+            raise UsageError(
+                f"{name!r} is no environment: give one of jaxkd.envs.ids(), or an object with reset_env and step_env"
+            )
         if not hasattr(type(environment), method) and method not in vars(environment):
             raise UsageError(
                 f"{name!r} forwards {method} to the environment it wraps, so what the wrapper does would be lost: "
@@ -147,7 +161,9 @@ def _check_environment(environment, name):
             )
 
 
-def _construct(id_or_environment: Any, env_params: Any, env_kwargs: dict[str, Any]) -> tuple[Any, Any, str]:
+def _construct(
+    id_or_environment: Any, env_params: Any, env_kwargs: dict[str, Any]
+) -> tuple[Any, Any, str]:
     """-> (environment, params, name), with every keyword used."""
     by_name = isinstance(id_or_environment, str)
     if by_name:
@@ -190,7 +206,9 @@ def _by_id(name, arguments):
     """The environment that gymnax makes under this name, its arrays concrete even while something is being traced."""
     gymnax = _gymnax()
     if name == _NEEDS_DOWNLOAD:
-        raise UsageError(f"{name!r} downloads MNIST when it is made, which jaxkd never does: make the object yourself and pass it")
+        raise UsageError(
+            f"{name!r} downloads MNIST when it is made, which jaxkd never does: make the object yourself and pass it"
+        )
     if name not in gymnax.registered_envs:
         lower = {known.lower(): known for known in ids()}
         close = difflib.get_close_matches(name.lower(), lower, n=1)
@@ -215,7 +233,11 @@ def _default_params(environment) -> Any:
 
 def _fields(params):
     """Names of the parameters; none where they are no dataclass."""
-    return tuple(field.name for field in dataclasses.fields(params)) if dataclasses.is_dataclass(params) else ()
+    return (
+        tuple(field.name for field in dataclasses.fields(params))
+        if dataclasses.is_dataclass(params)
+        else ()
+    )
 
 
 def _listed(names):
@@ -243,7 +265,10 @@ def _with_limit(params: Any, max_steps: int | None) -> Any:
     """The parameters with `max_steps` where they hold a time limit."""
     if max_steps is not None:
         old = {name: getattr(params, name) for name in _CLOCKS if name in _fields(params)}
-        new = {name: float(max_steps) if isinstance(value, float) else int(max_steps) for name, value in old.items()}
+        new = {
+            name: float(max_steps) if isinstance(value, float) else int(max_steps)
+            for name, value in old.items()
+        }
         params = dataclasses.replace(params, **new) if new else params
     return params
 
@@ -264,7 +289,9 @@ def _time_limit(environment, params, inner, max_steps, name):
     if max_steps is None:
         value = getattr(params, field)
         if isinstance(value, Tracer):
-            raise UsageError(f"{field} of {name!r} is traced, but the time limit must be known before compilation: give max_steps=")
+            raise UsageError(
+                f"{field} of {name!r} is traced, but the time limit must be known before compilation: give max_steps="
+            )
         max_steps = int(value)
     return _Limit(int(max_steps), False, field)
 
@@ -278,7 +305,9 @@ def _ends(environment, params, inner, done, time, limit):
     if limit.field is None or limit.max_steps is None:
         return done, jnp.logical_and(at_limit, jnp.logical_not(done))
     if not limit.counted:
-        at_limit = jnp.logical_and(done, getattr(inner, _CLOCKS[limit.field]) >= getattr(params, limit.field))
+        at_limit = jnp.logical_and(
+            done, getattr(inner, _CLOCKS[limit.field]) >= getattr(params, limit.field)
+        )
     # An environment that reads the limit itself reports it as `done`, and which of the two it was cannot be told.
     return jnp.logical_and(done, jnp.logical_not(at_limit)), at_limit
 
@@ -295,14 +324,19 @@ def _actions(environment, params, name):
     if isinstance(space, Box):
         return space, lambda action: jnp.clip(action, -1.0, 1.0)
     if not (hasattr(space, "low") and hasattr(space, "high")):
-        raise UsageError(f"{name!r} has the action space {space!r}; jaxkd acts in Discrete and Box spaces: wrap it into one of them")
+        raise UsageError(
+            f"{name!r} has the action space {space!r}; jaxkd acts in Discrete and Box spaces: wrap it into one of them"
+        )
     return Box((int(np.prod(space.shape)),)), _scaling(space)
 
 
 def _scaling(space) -> Callable:
     """-> function from [-1, 1]^D to the bounds of a Box: float32 [D] -> the space's shape."""
     with _concrete((space.low, space.high)):
-        low, high = (jnp.broadcast_to(jnp.asarray(bound, jnp.float32), space.shape) for bound in (space.low, space.high))
+        low, high = (
+            jnp.broadcast_to(jnp.asarray(bound, jnp.float32), space.shape)
+            for bound in (space.low, space.high)
+        )
         finite = jnp.logical_and(jnp.isfinite(low), jnp.isfinite(high))
         middle = jnp.where(finite, (high + low) / 2, 0.0)
         half = jnp.where(finite, (high - low) / 2, 1.0)
@@ -336,9 +370,13 @@ def _cast(tree, like, name):
         if jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key):
             return leaf
         given = jnp.result_type(leaf)
-        if not jnp.issubdtype(wanted.dtype, jnp.floating) and not np.can_cast(given, wanted.dtype, "same_kind"):
+        if not jnp.issubdtype(wanted.dtype, jnp.floating) and not np.can_cast(
+            given, wanted.dtype, "same_kind"
+        ):
             where = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise UsageError(f"{where} of {name!r} is {wanted.dtype} after a reset, {given} after a step: make reset_env return {given}")
+            raise UsageError(
+                f"{where} of {name!r} is {wanted.dtype} after a reset, {given} after a step: make reset_env return {given}"
+            )
         return jax.lax.convert_element_type(leaf, wanted.dtype)
 
     return jax.tree_util.tree_map_with_path(cast, tree, like)
@@ -347,7 +385,9 @@ def _cast(tree, like, name):
 def _scalar(value, dtype, what, name):
     """`value` as a strongly typed scalar []."""
     if jnp.shape(value) != ():
-        raise UsageError(f"{what} of {name!r} has shape {jnp.shape(value)}, but must be a scalar: squeeze it in step_env")
+        raise UsageError(
+            f"{what} of {name!r} has shape {jnp.shape(value)}, but must be a scalar: squeeze it in step_env"
+        )
     return jnp.asarray(value, dtype)
 
 
@@ -360,12 +400,18 @@ def _given(params: Any) -> Callable[[Callable], Callable[..., Any]]:
     That is how gymnax gets them. Closed over, Python's doubles would meet before float32 does, and XLA would fuse, and so round, otherwise.
     """
     leaves, structure = jax.tree.flatten(params)
-    numbers = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, int | float | np.ndarray | jax.Array)}
+    numbers = {
+        i: leaf
+        for i, leaf in enumerate(leaves)
+        if isinstance(leaf, int | float | np.ndarray | jax.Array)
+    }
 
     def decorate(function):
         @jax.jit
         def with_numbers(numbers, *args):
-            return function(structure.unflatten([numbers.get(i, leaf) for i, leaf in enumerate(leaves)]), *args)
+            return function(
+                structure.unflatten([numbers.get(i, leaf) for i, leaf in enumerate(leaves)]), *args
+            )
 
         return lambda *args: with_numbers(numbers, *args)
 
@@ -381,16 +427,28 @@ def _transition(environment, params, to_action, limit, like, own_step, name):
         if own_step:
             obs, inner, reward, done, cut, info = environment.step(key, inner, action, params)
             next_obs = info["final_observation"]
-            done, cut = _scalar(done, bool, "terminated", name), _scalar(cut, bool, "truncated", name)
+            done, cut = (
+                _scalar(done, bool, "terminated", name),
+                _scalar(cut, bool, "truncated", name),
+            )
             cut = jnp.logical_or(cut, time >= limit.max_steps) if limit.counted else cut
             cut = jnp.logical_and(cut, jnp.logical_not(done))
         else:
             key_step, _ = jax.random.split(key)
             next_obs, inner, reward, done, _ = environment.step_env(key_step, inner, action, params)
             obs = next_obs
-            done, cut = _ends(environment, params, inner, _scalar(done, bool, "done", name), time, limit)
+            done, cut = _ends(
+                environment, params, inner, _scalar(done, bool, "done", name), time, limit
+            )
         next_obs, _ = _cast(First(next_obs, inner), like, name)
         obs, inner = _cast(First(obs, inner), like, name)
-        return Ended(next_obs, obs, inner, _scalar(reward, jnp.float32, "reward", name), done, _scalar(cut, bool, "truncated", name))
+        return Ended(
+            next_obs,
+            obs,
+            inner,
+            _scalar(reward, jnp.float32, "reward", name),
+            done,
+            _scalar(cut, bool, "truncated", name),
+        )
 
     return transition

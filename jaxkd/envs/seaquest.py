@@ -19,7 +19,9 @@ def compact(entities: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]
     place, count = jnp.arange(len(keep)), jnp.sum(keep, dtype=jnp.int32)
 
     def close(loop):
-        after = place >= jnp.min(jnp.where(loop[1], len(keep), place))  # the first that goes, and all behind it
+        after = place >= jnp.min(
+            jnp.where(loop[1], len(keep), place)
+        )  # the first that goes, and all behind it
         moved = jax.tree.map(lambda x: jnp.concatenate([x[1:], jnp.zeros_like(x[:1])]), loop)
         return jnp.where(after[:, None], moved[0], loop[0]), jnp.where(after, moved[1], loop[1])
 
@@ -47,14 +49,22 @@ class ShortLists:
     def step_env(self, key: Any, state: Any, action: Any, params: Any) -> tuple:
         with self._room():
             obs, state, reward, done, info = self._environment.step_env(key, state, action, params)
-        counts = state.f_bullet_count, state.e_bullet_count, state.e_fish_count, state.e_subs_count, state.divers_count
+        counts = (
+            state.f_bullet_count,
+            state.e_bullet_count,
+            state.e_fish_count,
+            state.e_subs_count,
+            state.divers_count,
+        )
         full = jnp.any(jnp.stack(counts) >= self._entities)
         return obs, state, jnp.where(full, jnp.nan, reward), done, info
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
         ours = {"MAX_ENTITIES": self._entities, "compact": compact}
-        before = [(module, name, getattr(module, name)) for module in self._modules for name in ours]
+        before = [
+            (module, name, getattr(module, name)) for module in self._modules for name in ours
+        ]
         try:
             for module, name, _ in before:
                 setattr(module, name, ours[name])

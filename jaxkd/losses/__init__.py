@@ -18,7 +18,15 @@ from jaxkd.losses.policy import (
 )
 from jaxkd.losses.rl import entropy, policy_gradient, ppo_clip, td_mse
 from jaxkd.losses.value import advantage_kl, advantage_mse, q_mse, value_mse
-from jaxkd.losses.weights import action_gap, agreement, burn_in, confidence, one_minus, performance_gate, value_gate
+from jaxkd.losses.weights import (
+    action_gap,
+    agreement,
+    burn_in,
+    confidence,
+    one_minus,
+    performance_gate,
+    value_gate,
+)
 
 __all__ = [
     "action_gap",

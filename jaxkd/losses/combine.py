@@ -25,8 +25,12 @@ def stateless(fn: Callable) -> LossTerm:
     ()
     """
     if not callable(fn):
-        raise UsageError(f"a loss is a function (student, batch[, context]) -> [L, N] or a LossTerm, got {type(fn).__name__}.")
-    names = getattr(getattr(fn, "__code__", None), "co_varnames", ())[: getattr(getattr(fn, "__code__", None), "co_argcount", 2)]
+        raise UsageError(
+            f"a loss is a function (student, batch[, context]) -> [L, N] or a LossTerm, got {type(fn).__name__}."
+        )
+    names = getattr(getattr(fn, "__code__", None), "co_varnames", ())[
+        : getattr(getattr(fn, "__code__", None), "co_argcount", 2)
+    ]
 
     def loss(params, student, batch, context):
         return fn(student, batch, context) if len(names) > 2 else fn(student, batch)
@@ -86,8 +90,12 @@ def proximal(epsilon: float | jax.Array | Callable, term: LossTerm | Callable) -
     term = term if isinstance(term, LossTerm) else stateless(term)
 
     def loss(params, student, batch, context):
-        ratio = jnp.exp(student.policy.log_prob(batch.action) - batch.acting.policy.log_prob(batch.action))
-        return jnp.maximum(ratio, 1 - at(epsilon, context)) * term.loss(params, student, batch, context)
+        ratio = jnp.exp(
+            student.policy.log_prob(batch.action) - batch.acting.policy.log_prob(batch.action)
+        )
+        return jnp.maximum(ratio, 1 - at(epsilon, context)) * term.loss(
+            params, student, batch, context
+        )
 
     return LossTerm(term.init, loss)
 
@@ -108,7 +116,11 @@ def for_task(task: int | jax.Array, term: LossTerm | Callable) -> LossTerm:
 
     def loss(params, student, batch, context):
         if not isinstance(batch.obs, dict) or "task" not in batch.obs:
-            fields = ", ".join(map(repr, batch.obs)) if isinstance(batch.obs, dict) else "none, it is one array"
+            fields = (
+                ", ".join(map(repr, batch.obs))
+                if isinstance(batch.obs, dict)
+                else "none, it is one array"
+            )
             raise UsageError(
                 f"for_task reads the field 'task' of the observation, which has the fields: {fields}. Drop for_task, or add it."
             )
@@ -125,6 +137,8 @@ def watch(fn: LossTerm | Callable) -> LossTerm:
     term = fn if isinstance(fn, LossTerm) else stateless(fn)
 
     def loss(params, student, batch, context):
-        return jax.lax.stop_gradient(jnp.asarray(term.loss(params, student, batch, context), jnp.float32))
+        return jax.lax.stop_gradient(
+            jnp.asarray(term.loss(params, student, batch, context), jnp.float32)
+        )
 
     return LossTerm(term.init, loss)

@@ -30,7 +30,9 @@ def feature_mse(layers: Mapping[str, str] = _LAST) -> LossTerm:
     >>> hint = feature_mse({"features": "hidden_1"})
     """
     if not isinstance(layers, Mapping) or not layers:
-        raise UsageError(f"layers must map a layer of the student to one of the teacher, such as {_LAST}, got {layers!r}.")
+        raise UsageError(
+            f"layers must map a layer of the student to one of the teacher, such as {_LAST}, got {layers!r}."
+        )
     layers = dict(layers)
 
     def init(key, spec):
@@ -38,8 +40,13 @@ def feature_mse(layers: Mapping[str, str] = _LAST) -> LossTerm:
 
         def projection(ours, theirs):
             narrow, wide = (layer.shape[-1] for layer in _pair(student, batch, ours, theirs))
-            own = jax.random.fold_in(key, zlib.crc32(ours.encode()))  # by name: another layer changes no other's key
-            return {"kernel": jax.nn.initializers.lecun_normal()(own, (narrow, wide), jnp.float32), "bias": jnp.zeros(wide)}
+            own = jax.random.fold_in(
+                key, zlib.crc32(ours.encode())
+            )  # by name: another layer changes no other's key
+            return {
+                "kernel": jax.nn.initializers.lecun_normal()(own, (narrow, wide), jnp.float32),
+                "bias": jnp.zeros(wide),
+            }
 
         return {ours: projection(ours, theirs) for ours, theirs in layers.items()}
 
@@ -66,5 +73,7 @@ def _layer(outputs: Outputs, who: str, name: str, batch: Batch) -> Any:
     layers = {k: x for k, x in layers.items() if len(getattr(x, "shape", ())) == rank}
     if name not in layers:
         there = ", ".join(map(repr, layers)) or "none"
-        raise UsageError(f"it reads layer {name!r} of the {who}, which has: {there}. Name one of them, or return it in Outputs.extra.")
+        raise UsageError(
+            f"it reads layer {name!r} of the {who}, which has: {there}. Name one of them, or return it in Outputs.extra."
+        )
     return layers[name]

@@ -55,7 +55,12 @@ def reverse_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
     return stateless(loss)
 
 
-def jsd(beta: float | jax.Array | Callable = 0.5, *, temperature: float | jax.Array | Callable = 1.0, normalise: bool = False) -> LossTerm:
+def jsd(
+    beta: float | jax.Array | Callable = 0.5,
+    *,
+    temperature: float | jax.Array | Callable = 1.0,
+    normalise: bool = False,
+) -> LossTerm:
     """Generalised Jensen-Shannon divergence, T^2 (b KL(T || M) + (1 - b) KL(S || M)), M = b T + (1 - b) S (Agarwal et al. 2024, GKD).
 
     As written it fades at both ends: about b KL(T || S) near b = 0, (1 - b) KL(S || T) near b = 1, exactly 0 at 0 and 1.
@@ -81,7 +86,9 @@ def jsd(beta: float | jax.Array | Callable = 0.5, *, temperature: float | jax.Ar
         b = at(beta, context)
         end = (b < _END) | (b > 1 - _END) if normalise else False
         inside = jnp.where(end, 0.5, b)  # where the limit is taken, no gradient of a division by 0
-        mixed = inside * _skewed(log_p, log_q, inside) + (1 - inside) * _skewed(log_q, log_p, 1 - inside)
+        mixed = inside * _skewed(log_p, log_q, inside) + (1 - inside) * _skewed(
+            log_q, log_p, 1 - inside
+        )
         if not normalise:
             return squared * mixed
         limit = jnp.where(b < 0.5, theirs.kl(ours), ours.kl(theirs))
@@ -189,7 +196,9 @@ def reverse_cross_entropy() -> LossTerm:
     return stateless(loss)
 
 
-def ce_kd(ce_weight: float | jax.Array | Callable = 0.5, temperature: float | jax.Array | Callable = 2.0) -> LossTerm:
+def ce_kd(
+    ce_weight: float | jax.Array | Callable = 0.5, temperature: float | jax.Array | Callable = 2.0
+) -> LossTerm:
     """w CE + (1 - w) KD: hard and soft labels mixed (Hinton et al. 2015).
 
     CE = -log p_S(mode of the teacher), `nll()`; KD = T^2 KL(p_T^(1/T) || p_S^(1/T)), `forward_kl(temperature)`.
@@ -207,7 +216,9 @@ def ce_kd(ce_weight: float | jax.Array | Callable = 0.5, temperature: float | ja
 
     def loss(student, batch, context):
         w = at(ce_weight, context)
-        return w * hard.loss((), student, batch, context) + (1 - w) * soft.loss((), student, batch, context)
+        return w * hard.loss((), student, batch, context) + (1 - w) * soft.loss(
+            (), student, batch, context
+        )
 
     return stateless(loss)
 
@@ -229,7 +240,9 @@ def logit_mse() -> LossTerm:
     return stateless(loss)
 
 
-def standardised_kl(temperature: float | jax.Array | Callable = 2.0, *, allow_two: bool = False) -> LossTerm:
+def standardised_kl(
+    temperature: float | jax.Array | Callable = 2.0, *, allow_two: bool = False
+) -> LossTerm:
     """T^2 KL(softmax Z_T || softmax Z_S), Z = (z - mean z) / (T std z + 1e-7) over the actions (Sun et al. 2024).
 
     The scale of Q-values drops out, and with it the teacher's confidence: the student's own logits may have any scale, so
@@ -266,7 +279,9 @@ def standardised_kl(temperature: float | jax.Array | Callable = 2.0, *, allow_tw
 def logits_of(policy: Any, who: str, instead: str) -> jax.Array:
     """The logits [..., A], or an error that says what to use for continuous actions."""
     if not hasattr(policy, "logits"):
-        raise UsageError(f"it is for discrete actions, but the {who}'s policy is a {type(policy).__name__}. Use {instead}.")
+        raise UsageError(
+            f"it is for discrete actions, but the {who}'s policy is a {type(policy).__name__}. Use {instead}."
+        )
     return policy.logits
 
 

@@ -44,9 +44,13 @@ def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> Los
     check.number("epsilon", epsilon, low=0, above=True)
 
     def loss(student, batch):
-        ratio = jnp.exp(student.policy.log_prob(batch.action) - batch.acting.policy.log_prob(batch.action))
+        ratio = jnp.exp(
+            student.policy.log_prob(batch.action) - batch.acting.policy.log_prob(batch.action)
+        )
         advantage = _standardised(batch.advantage, batch.weight) if normalise else batch.advantage
-        return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - epsilon, 1 + epsilon) * advantage)
+        return -jnp.minimum(
+            ratio * advantage, jnp.clip(ratio, 1 - epsilon, 1 + epsilon) * advantage
+        )
 
     return stateless(loss)
 
@@ -75,7 +79,9 @@ def td_mse(*, stream: str = "", clip: float | jax.Array | None = None) -> LossTe
     def loss(student, batch):
         value = value_of(student, "student", stream)
         if stream not in batch.targets:
-            raise UsageError(f"it reads the target of stream {stream!r}, but returns has {set(batch.targets)}. Add returns for it.")
+            raise UsageError(
+                f"it reads the target of stream {stream!r}, but returns has {set(batch.targets)}. Add returns for it."
+            )
         error = jnp.square(value - batch.targets[stream])
         if clip is None:
             return error

@@ -16,8 +16,14 @@ def value_of(outputs: Outputs, who: str, stream: str = "") -> jax.Array:
     """The value [L, N] of one reward stream, or an error that says how `who` gets a head for it."""
     head = (outputs.extra or {}).get(stream, ()) if stream else outputs.value
     if not hasattr(head, "shape"):
-        fix = f"extra=({stream!r},) in its network" if stream else "let its module return (policy parameters, value)"
-        raise UsageError(f"it reads a value, but the {who} has no value head{f' for stream {stream!r}' if stream else ''}: {fix}.")
+        fix = (
+            f"extra=({stream!r},) in its network"
+            if stream
+            else "let its module return (policy parameters, value)"
+        )
+        raise UsageError(
+            f"it reads a value, but the {who} has no value head{f' for stream {stream!r}' if stream else ''}: {fix}."
+        )
     return head
 
 
@@ -59,7 +65,9 @@ def q_mse() -> LossTerm:
 
     def loss(student, batch):
         q = logits_of(student.policy, "student", "td_mse")
-        chosen = jax.nn.one_hot(batch.action, q.shape[-1], dtype=q.dtype)  # the gradient of a gather is a scatter, which is slow
+        chosen = jax.nn.one_hot(
+            batch.action, q.shape[-1], dtype=q.dtype
+        )  # the gradient of a gather is a scatter, which is slow
         return jnp.square(jnp.sum(chosen * q, axis=-1) - batch.target)
 
     return stateless(loss)
@@ -130,4 +138,6 @@ def _spread(x: jax.Array, weight: jax.Array) -> jax.Array:
 def _advantages(student: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """A_S and A_T [L, N, A]: logits minus their maximum."""
     ours, theirs = both_logits(student.policy, batch.teacher.policy, "forward_kl")
-    return ours - jnp.max(ours, axis=-1, keepdims=True), theirs - jnp.max(theirs, axis=-1, keepdims=True)
+    return ours - jnp.max(ours, axis=-1, keepdims=True), theirs - jnp.max(
+        theirs, axis=-1, keepdims=True
+    )

@@ -31,7 +31,9 @@ def value_gate() -> Callable:
     return weight
 
 
-def performance_gate(*, teacher_return: float | jax.Array, random_return: float | jax.Array = 0.0) -> Callable:
+def performance_gate(
+    *, teacher_return: float | jax.Array, random_return: float | jax.Array = 0.0
+) -> Callable:
     """clip(1 - (G - G_R) / (G_T - G_R), 0, 1): 1 for a student as good as random, 0 for one as good as its teacher (Agarwal et al. 2022).
 
     G is `context.episode_return`, of whoever acted in the update before: let the student act. The paper (QDagger) has G_R = 0;
@@ -47,7 +49,10 @@ def performance_gate(*, teacher_return: float | jax.Array, random_return: float 
     >>> from jaxkd.losses import forward_kl, gate
     >>> term = gate(performance_gate(teacher_return=-80.0, random_return=-500.0), forward_kl())
     """
-    if all(isinstance(x, int | float) for x in (teacher_return, random_return)) and not teacher_return > random_return:
+    if (
+        all(isinstance(x, int | float) for x in (teacher_return, random_return))
+        and not teacher_return > random_return
+    ):
         raise UsageError(
             f"teacher_return must be above random_return, got {teacher_return:g} and {random_return:g}. Is the teacher trained?"
         )
@@ -59,7 +64,9 @@ def performance_gate(*, teacher_return: float | jax.Array, random_return: float 
     return weight
 
 
-def agreement(alpha: float | jax.Array | Callable = 1.0, *, policy: Callable | None = None) -> Callable:
+def agreement(
+    alpha: float | jax.Array | Callable = 1.0, *, policy: Callable | None = None
+) -> Callable:
     """exp(-alpha KL(T || S)): near 1 where the student can follow the teacher (Weihs et al. 2021, ADVISOR).
 
     ADVISOR's loss is w IL + (1 - w) RL, with w from an AUXILIARY policy head trained by imitation alone: it shows what an

@@ -7,4 +7,18 @@ from jaxkd.networks.module import feedforward, spec_of
 from jaxkd.networks.recurrent import gru, lstm
 from jaxkd.networks.wrap import noisy, normalised, q, select, temper
 
-__all__ = ["cnn", "concat", "feedforward", "gru", "lstm", "mlp", "multihead", "noisy", "normalised", "q", "select", "spec_of", "temper"]
+__all__ = [
+    "cnn",
+    "concat",
+    "feedforward",
+    "gru",
+    "lstm",
+    "mlp",
+    "multihead",
+    "noisy",
+    "normalised",
+    "q",
+    "select",
+    "spec_of",
+    "temper",
+]

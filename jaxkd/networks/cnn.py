@@ -26,10 +26,15 @@ def banded(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     n, height, width, channels = x.shape
     rows, columns, features = height - _SIZE + 1, width - _SIZE + 1, kernel.shape[-1]
-    place = jnp.arange(width)[None, :, None] == jnp.arange(columns)[None, None, :] + jnp.arange(_SIZE)[:, None, None]  # [kw, W, W-2]
+    place = (
+        jnp.arange(width)[None, :, None]
+        == jnp.arange(columns)[None, None, :] + jnp.arange(_SIZE)[:, None, None]
+    )  # [kw, W, W-2]
     band = jnp.einsum("hkcf,kwo->hwcof", kernel, place.astype(kernel.dtype))
     stacked = jnp.stack([x[:, i : i + rows] for i in range(_SIZE)], axis=2)  # [n, H-2, 3, W, C]
-    out = stacked.reshape(n * rows, _SIZE * width * channels) @ band.reshape(_SIZE * width * channels, columns * features)
+    out = stacked.reshape(n * rows, _SIZE * width * channels) @ band.reshape(
+        _SIZE * width * channels, columns * features
+    )
     return out.reshape(n, rows, columns, features)
 
 
@@ -37,7 +42,9 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 3x3 VALID convolution, x [n, H, W, C], kernel [3, 3, C, F]: banded on a CPU, `lax.conv` elsewhere."""
     if jax.default_backend() == "cpu":
         return banded(x, kernel)
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 class Convolutional(nn.Module):
@@ -55,12 +62,22 @@ class Convolutional(nn.Module):
         x = obs.reshape((-1, *obs.shape[-3:])).astype(self.dtype)
         layers = (x.reshape((*lead, -1)),)
         for i, width in enumerate(self.channels):
-            kernel = self.param(f"conv_{i}", orthogonal(math.sqrt(2)), (_SIZE, _SIZE, x.shape[-1], width))
+            kernel = self.param(
+                f"conv_{i}", orthogonal(math.sqrt(2)), (_SIZE, _SIZE, x.shape[-1], width)
+            )
             bias = self.param(f"conv_{i}_bias", nn.initializers.zeros, (width,))
-            x = self.activation(convolve(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None, None])
+            x = self.activation(
+                convolve(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None, None]
+            )
             layers += (x.reshape((*lead, -1)),)
         for width in self.dense:
-            layers += (self.activation(nn.Dense(width, kernel_init=orthogonal(math.sqrt(2)), dtype=self.dtype)(layers[-1])),)
+            layers += (
+                self.activation(
+                    nn.Dense(width, kernel_init=orthogonal(math.sqrt(2)), dtype=self.dtype)(
+                        layers[-1]
+                    )
+                ),
+            )
         return layers
 
     def __call__(self, obs):
@@ -104,4 +121,14 @@ def cnn(
         )
     torso = partial(Convolutional, channels, dense, activation, dtype)
     described = dict(channels=channels, dense=dense, activation=activation)
-    return actor_critic("cnn", env, torso, separate=separate, normalise=normalise, dtype=dtype, select=select, extra=extra, **described)
+    return actor_critic(
+        "cnn",
+        env,
+        torso,
+        separate=separate,
+        normalise=normalise,
+        dtype=dtype,
+        select=select,
+        extra=extra,
+        **described,
+    )

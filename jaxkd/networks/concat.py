@@ -45,7 +45,10 @@ def concat(env: Any, policies: Sequence[Policy], singles: Sequence[Any]) -> Poli
     _check_singles(env, policies, singles)
 
     def init(key):
-        return tuple(policy.init(own) for policy, own in zip(policies, jax.random.split(key, len(policies)), strict=True))
+        return tuple(
+            policy.init(own)
+            for policy, own in zip(policies, jax.random.split(key, len(policies)), strict=True)
+        )
 
     def initial_carry(num_envs):
         return tuple(policy.initial_carry(num_envs) for policy in policies)
@@ -53,7 +56,10 @@ def concat(env: Any, policies: Sequence[Policy], singles: Sequence[Any]) -> Poli
     def through(name):
         def dispatched(params, carry, obs, reset):
             calls = zip(policies, singles, params, carry, strict=True)
-            said = [getattr(policy, name)(own, memory, _cut(obs["obs"], single.obs_spec), reset) for policy, single, own, memory in calls]
+            said = [
+                getattr(policy, name)(own, memory, _cut(obs["obs"], single.obs_spec), reset)
+                for policy, single, own, memory in calls
+            ]
             carries, outputs = zip(*said, strict=True)
             return carries, _chosen(outputs, obs)
 
@@ -91,20 +97,32 @@ def multihead(
     check.count("num_tasks (default: the number of env.tasks)", number)
     further = {name: [f"{name or 'value'}_{i}" for i in range(1, number)] for name in ("", *extra)}
     names = (*extra, *(head for heads in further.values() for head in heads))
-    inner = network(Spec(env.obs_spec["obs"], Discrete(number * env.action_space.n)), hidden, extra=names, **keywords)
+    inner = network(
+        Spec(env.obs_spec["obs"], Discrete(number * env.action_space.n)),
+        hidden,
+        extra=names,
+        **keywords,
+    )
 
     def one_head(out, obs):
-        mine = jax.nn.one_hot(obs["task"], number)  # [..., K]; a sum, because the gradient of a gather is a slow scatter
+        mine = jax.nn.one_hot(
+            obs["task"], number
+        )  # [..., K]; a sum, because the gradient of a gather is a slow scatter
 
         def pick(name):
             first = out.extra[name] if name else out.value
-            return jnp.sum(mine * jnp.stack([first, *(out.extra[head] for head in further[name])], axis=-1), axis=-1)
+            return jnp.sum(
+                mine * jnp.stack([first, *(out.extra[head] for head in further[name])], axis=-1),
+                axis=-1,
+            )
 
         logits = out.policy.logits.reshape((*mine.shape, -1))
         logits = jnp.sum(mine[..., None] * logits, axis=-2)
         kept = {name: x for name, x in out.extra.items() if name not in names}
         policy = Categorical(jnp.where(obs["mask"], logits, _ILLEGAL))
-        return out._replace(policy=policy, value=pick(""), extra=kept | {name: pick(name) for name in extra})
+        return out._replace(
+            policy=policy, value=pick(""), extra=kept | {name: pick(name) for name in extra}
+        )
 
     def through(call):
         def chosen(params, carry, obs, reset):
@@ -147,20 +165,31 @@ def _chosen(outputs: Sequence[Outputs], obs: Any) -> Outputs:
     def choose(answers):
         chosen = answers[0]
         for i, answer in enumerate(answers[1:], 1):
-            here = (obs["task"] == i).reshape(obs["task"].shape + (1,) * (answer.ndim - obs["task"].ndim))
+            here = (obs["task"] == i).reshape(
+                obs["task"].shape + (1,) * (answer.ndim - obs["task"].ndim)
+            )
             chosen = jnp.where(here, answer, chosen)
         return chosen
 
     width = obs["mask"].shape[-1]
     logits = [out.policy.logits for out in outputs]
-    fill = [jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])], constant_values=_ILLEGAL) for x in logits]
+    fill = [
+        jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])], constant_values=_ILLEGAL)
+        for x in logits
+    ]
     valued = all(hasattr(out.value, "shape") for out in outputs)
-    return Outputs(Categorical(choose(fill)), choose([out.value for out in outputs]) if valued else ())
+    return Outputs(
+        Categorical(choose(fill)), choose([out.value for out in outputs]) if valued else ()
+    )
 
 
 def _check_spec(name: str, env: Any) -> None:
     spec = env.obs_spec
-    if not isinstance(spec, dict) or set(spec) != {"obs", "task", "mask"} or not isinstance(env.action_space, Discrete):
+    if (
+        not isinstance(spec, dict)
+        or set(spec) != {"obs", "task", "mask"}
+        or not isinstance(env.action_space, Discrete)
+    ):
         raise UsageError(
             f"networks.{name} is for the observations of envs.concat or envs.pad, got {jax.tree.map(lambda x: x.shape, spec)}."
         )
@@ -169,14 +198,27 @@ def _check_spec(name: str, env: Any) -> None:
 def _check_singles(env: Any, policies: tuple, singles: tuple) -> None:
     names = getattr(env, "tasks", ())
     if not policies or len(policies) != len(singles) or (names and len(policies) != len(names)):
-        raise UsageError(f"concat needs a policy and an environment a task ({len(names)}), got {len(policies)} and {len(singles)}.")
+        raise UsageError(
+            f"concat needs a policy and an environment a task ({len(names)}), got {len(policies)} and {len(singles)}."
+        )
     for i, (policy, single) in enumerate(zip(policies, singles, strict=True)):
         check.kind(f"policy {i}", policy, Policy, "a Policy (jaxkd.networks.mlp and others)")
-        size, most = sum(math.prod(x.shape) for x in jax.tree.leaves(single.obs_spec)), env.obs_spec["obs"].shape[0]
-        if not isinstance(single.action_space, Discrete) or size > most or single.action_space.n > env.action_space.n:
+        size, most = (
+            sum(math.prod(x.shape) for x in jax.tree.leaves(single.obs_spec)),
+            env.obs_spec["obs"].shape[0],
+        )
+        if (
+            not isinstance(single.action_space, Discrete)
+            or size > most
+            or single.action_space.n > env.action_space.n
+        ):
             raise UsageError(
                 f"task {i} has {size} numbers and {single.action_space}, more than the {most} and {env.action_space} of env: "
                 f"give the environments of envs.concat, in its order."
             )
         name = getattr(single, "name", f"task {i}")
-        check.fits(f"policy {i}", policy, SimpleNamespace(obs_spec=single.obs_spec, action_space=single.action_space, name=name))
+        check.fits(
+            f"policy {i}",
+            policy,
+            SimpleNamespace(obs_spec=single.obs_spec, action_space=single.action_space, name=name),
+        )

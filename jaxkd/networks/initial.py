@@ -22,7 +22,9 @@ def orthogonal(gain: float) -> Callable:
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         rows, columns = math.prod(shape[:-1]), shape[-1]
-        vectors = jax.random.normal(key, (min(rows, columns), max(rows, columns)), jnp.float32)  # one in each row
+        vectors = jax.random.normal(
+            key, (min(rows, columns), max(rows, columns)), jnp.float32
+        )  # one in each row
 
         def body(i, done):
             vector = vectors[i]

@@ -15,8 +15,20 @@ from jaxkd.distributions import Categorical, Normal
 from jaxkd.networks import module, wrap
 from jaxkd.networks.initial import orthogonal
 
-_TAKEN = ("actor", "critic", "input", "recurrent", "policy", "value", "log_std")  # names of the built-in networks' parameters
-_HIDDEN, _POLICY, _VALUE = math.sqrt(2), 0.01, 1.0  # gains of the orthogonal initialisation (Andrychowicz et al. 2021)
+_TAKEN = (
+    "actor",
+    "critic",
+    "input",
+    "recurrent",
+    "policy",
+    "value",
+    "log_std",
+)  # names of the built-in networks' parameters
+_HIDDEN, _POLICY, _VALUE = (
+    math.sqrt(2),
+    0.01,
+    1.0,
+)  # gains of the orthogonal initialisation (Andrychowicz et al. 2021)
 
 
 class Dense(nn.Module):
@@ -31,11 +43,16 @@ class Dense(nn.Module):
     @nn.compact
     def layers(self, obs) -> tuple[jax.Array, ...]:
         """The flat input and every layer's activations, [..., F] each."""
-        leaves = [x.reshape(x.shape[: x.ndim - rank] + (-1,)) for x, rank in zip(jax.tree.leaves(obs), self.ranks, strict=True)]
+        leaves = [
+            x.reshape(x.shape[: x.ndim - rank] + (-1,))
+            for x, rank in zip(jax.tree.leaves(obs), self.ranks, strict=True)
+        ]
         layers = (jnp.concatenate([leaf.astype(self.dtype) for leaf in leaves], axis=-1),)
         for width in self.hidden:
             x = nn.Dense(width, kernel_init=orthogonal(_HIDDEN), dtype=self.dtype)(layers[-1])
-            layers += (self.activation(nn.LayerNorm(dtype=self.dtype)(x) if self.layer_norm else x),)
+            layers += (
+                self.activation(nn.LayerNorm(dtype=self.dtype)(x) if self.layer_norm else x),
+            )
         return layers
 
     def __call__(self, obs):
@@ -58,7 +75,9 @@ class ActorCritic(nn.Module):
         return heads(self, layers[1:], layers[-1], behind)
 
 
-def heads(module: Any, hidden: Sequence[jax.Array], features: jax.Array, behind: jax.Array) -> Outputs:
+def heads(
+    module: Any, hidden: Sequence[jax.Array], features: jax.Array, behind: jax.Array
+) -> Outputs:
     """A policy head on `features`, the value heads on what is `behind` them; called inside a module that holds what they need.
 
     Args:
@@ -79,21 +98,38 @@ def heads(module: Any, hidden: Sequence[jax.Array], features: jax.Array, behind:
         policy = Normal(mean, jnp.broadcast_to(log_std, mean.shape))
     value = head("value", behind, 1, _VALUE)[..., 0]
     extra = {name: head(name, behind, 1, _VALUE)[..., 0] for name in module.extra}
-    return Outputs(policy, value, features, extra | {f"hidden_{i}": layer for i, layer in enumerate(hidden)})
+    return Outputs(
+        policy, value, features, extra | {f"hidden_{i}": layer for i, layer in enumerate(hidden)}
+    )
 
 
 def extra_heads(extra: Sequence[str]) -> tuple[str, ...]:
     """The names of further value heads, checked: "hidden_0", "hidden_1", ... are the layers in `Outputs.extra`."""
     for name in extra:
         if name.startswith("hidden_") or name in _TAKEN:
-            raise UsageError(f"extra names a head {name!r}, but hidden_0, hidden_1, ... are the layers, and {', '.join(_TAKEN)} are taken.")
+            raise UsageError(
+                f"extra names a head {name!r}, but hidden_0, hidden_1, ... are the layers, and {', '.join(_TAKEN)} are taken."
+            )
     return tuple(extra)
 
 
-def actor_critic(name: str, env: Any, torso: Callable, *, separate, normalise, dtype, select, extra, **described: Any) -> Policy:
+def actor_critic(
+    name: str,
+    env: Any,
+    torso: Callable,
+    *,
+    separate,
+    normalise,
+    dtype,
+    select,
+    extra,
+    **described: Any,
+) -> Policy:
     """The policy of a torso with the heads of `ActorCritic`."""
     network = ActorCritic(torso, env.action_space, separate, extra_heads(extra), dtype)
-    common = dict(separate=separate, normalise=normalise, dtype=dtype, select=select, extra=tuple(extra))
+    common = dict(
+        separate=separate, normalise=normalise, dtype=dtype, select=select, extra=tuple(extra)
+    )
     description = module.describe(name, env, **described, **common)
     return module.build(env, network, normalise=normalise, select=select, description=description)
 
@@ -137,4 +173,14 @@ def mlp(
     ranks = tuple(len(x.shape) for x in jax.tree.leaves(wrap.field(env.obs_spec, select)))
     torso = partial(Dense, hidden, activation, layer_norm, dtype, ranks)
     described = dict(hidden=hidden, activation=activation, layer_norm=layer_norm)
-    return actor_critic("mlp", env, torso, separate=separate, normalise=normalise, dtype=dtype, select=select, extra=extra, **described)
+    return actor_critic(
+        "mlp",
+        env,
+        torso,
+        separate=separate,
+        normalise=normalise,
+        dtype=dtype,
+        select=select,
+        extra=extra,
+        **described,
+    )

@@ -20,7 +20,9 @@ class Spec(NamedTuple):
     action_space: Any  # Discrete | Box
 
 
-def feedforward(env: Any, module: nn.Module, *, normalise: bool = False, select: str | None = None) -> Policy:
+def feedforward(
+    env: Any, module: nn.Module, *, normalise: bool = False, select: str | None = None
+) -> Policy:
     """A policy from your own flax module.
 
     Args:
@@ -38,7 +40,9 @@ def feedforward(env: Any, module: nn.Module, *, normalise: bool = False, select:
     return build(env, module, normalise=normalise, select=select)
 
 
-def build(env: Any, module: nn.Module, *, normalise: bool, select: str | None, description: tuple = ()) -> Policy:
+def build(
+    env: Any, module: nn.Module, *, normalise: bool, select: str | None, description: tuple = ()
+) -> Policy:
     """`feedforward` for the factories of this folder, which also say how to make the policy again."""
     obs_spec = wrap.field(env.obs_spec, select)
     action_space = env.action_space
@@ -53,14 +57,21 @@ def build(env: Any, module: nn.Module, *, normalise: bool, select: str | None, d
     def step(params, carry, obs, reset):
         return carry, apply(params, obs)
 
-    return wrapped(Policy(init, lambda num_envs: (), step, step, description=description), obs_spec, normalise, select)
+    return wrapped(
+        Policy(init, lambda num_envs: (), step, step, description=description),
+        obs_spec,
+        normalise,
+        select,
+    )
 
 
 def wrapped(policy: Policy, obs_spec: Any, normalise: bool, select: str | None) -> Policy:
     """`policy` on `obs_spec`, standardised where asked for, as the field `select` of a dict observation."""
     if normalise:
         policy = wrap.normalised(policy, obs_spec)
-    return wrap.select(policy, select)._replace(description=policy.description) if select else policy
+    return (
+        wrap.select(policy, select)._replace(description=policy.description) if select else policy
+    )
 
 
 def describe(name: str, env: Any, **keywords: Any) -> tuple:
@@ -100,15 +111,21 @@ def _outputs(result: Any, action_space: Any) -> Outputs:
     parameters: Any
     if isinstance(result, tuple) and not hasattr(result, "_fields"):
         if len(result) != 2:
-            raise UsageError(f"a module returns Outputs, (policy parameters, value) or policy parameters; got {len(result)} values.")
+            raise UsageError(
+                f"a module returns Outputs, (policy parameters, value) or policy parameters; got {len(result)} values."
+            )
         parameters, value = result
     else:
         parameters, value = result, ()
     if hasattr(parameters, "log_prob"):
         return Outputs(parameters, value)
-    wanted = action_space.n if isinstance(action_space, Discrete) else 2 * math.prod(action_space.shape)
+    wanted = (
+        action_space.n if isinstance(action_space, Discrete) else 2 * math.prod(action_space.shape)
+    )
     if parameters.shape[-1] != wanted:
-        raise UsageError(f"a module for {action_space} returns policy parameters [..., {wanted}], got {parameters.shape}.")
+        raise UsageError(
+            f"a module for {action_space} returns policy parameters [..., {wanted}], got {parameters.shape}."
+        )
     if isinstance(action_space, Discrete):
         return Outputs(Categorical(parameters), value)
     mean, log_std = jnp.split(parameters, 2, axis=-1)

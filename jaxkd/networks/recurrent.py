@@ -33,7 +33,9 @@ class Cell(NamedTuple):
 def _lstm(carry: tuple, inputs: jax.Array, kernel: jax.Array) -> tuple:
     """f, i, o = sigmoid(W [x, h] + b), c' = f c + i tanh(W_c [x, h] + b_c), h' = o tanh(c') (Hochreiter 1997; Gers et al. 2000)."""
     h, c = carry
-    f, i, o, new = jnp.split((inputs + h.astype(inputs.dtype) @ kernel).astype(jnp.float32), 4, axis=-1)
+    f, i, o, new = jnp.split(
+        (inputs + h.astype(inputs.dtype) @ kernel).astype(jnp.float32), 4, axis=-1
+    )
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(new)
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
@@ -56,7 +58,9 @@ def _by_gate(gates: int) -> Callable:
 
     def init(key, shape, dtype=jnp.float32):
         rows, columns = shape[0], shape[1] // gates
-        made = jax.vmap(lambda key: orthogonal(1.0)(key, (rows, columns), dtype))(jax.random.split(key, gates))  # [G, in, H]
+        made = jax.vmap(lambda key: orthogonal(1.0)(key, (rows, columns), dtype))(
+            jax.random.split(key, gates)
+        )  # [G, in, H]
         return jnp.moveaxis(made, 0, 1).reshape(shape)
 
     return init
@@ -78,8 +82,12 @@ class Recurrent(nn.Module):
         cell, width = self.cell, self.cell.gates * self.units
         layers = self.torso(name="actor").layers(obs)
         bias = lambda key, shape, dtype: jnp.repeat(jnp.array(cell.biases, dtype), self.units)
-        inputs = nn.Dense(width, kernel_init=_by_gate(cell.gates), bias_init=bias, dtype=self.dtype, name="input")(layers[-1])
-        kernel = self.param("recurrent", _by_gate(cell.gates), (self.units, width)).astype(self.dtype)
+        inputs = nn.Dense(
+            width, kernel_init=_by_gate(cell.gates), bias_init=bias, dtype=self.dtype, name="input"
+        )(layers[-1])
+        kernel = self.param("recurrent", _by_gate(cell.gates), (self.units, width)).astype(
+            self.dtype
+        )
 
         def advance(carry, row):
             inputs, reset = row
@@ -87,11 +95,17 @@ class Recurrent(nn.Module):
             carry = cell.advance(carry, inputs, kernel)
             return carry, carry[0]
 
-        carry, shown = advance(carry, (inputs, reset)) if reset.ndim == 1 else jax.lax.scan(advance, carry, (inputs, reset))
+        carry, shown = (
+            advance(carry, (inputs, reset))
+            if reset.ndim == 1
+            else jax.lax.scan(advance, carry, (inputs, reset))
+        )
         return carry, heads(self, (*layers[1:], shown), shown, shown)
 
 
-def _recurrent(name, cell, env, hidden, units, activation, normalise, dtype, select, extra) -> Policy:
+def _recurrent(
+    name, cell, env, hidden, units, activation, normalise, dtype, select, extra
+) -> Policy:
     hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     for width in hidden:
         check.count("hidden", width)
@@ -111,7 +125,9 @@ def _recurrent(name, cell, env, hidden, units, activation, normalise, dtype, sel
         obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), obs_spec)
         return network.init(key, initial_carry(1), obs, jnp.ones(1))
 
-    common = dict(activation=activation, normalise=normalise, dtype=dtype, select=select, extra=tuple(extra))
+    common = dict(
+        activation=activation, normalise=normalise, dtype=dtype, select=select, extra=tuple(extra)
+    )
     description = module.describe(name, env, hidden=hidden, units=units, **common)
     policy = Policy(init, initial_carry, network.apply, network.apply, description=description)
     return module.wrapped(policy, obs_spec, normalise, select)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jaxkd import check, moments
 from jaxkd.base import Policy, UsageError
 
-_EPISODE = 2**16  # numbers of noise between two episodes of one environment: more than there are environments
+_EPISODE = (
+    2**16
+)  # numbers of noise between two episodes of one environment: more than there are environments
 _CLIP = 10.0  # of standardised observations, as in Stable-Baselines3's VecNormalize
 
 
@@ -36,9 +38,14 @@ def normalised(policy: Policy, obs_spec: Any) -> Policy:
         return standardised
 
     def observe(params, obs):
-        return {"policy": policy.observe(params["policy"], obs), "statistics": moments.update(params["statistics"], obs)}
+        return {
+            "policy": policy.observe(params["policy"], obs),
+            "statistics": moments.update(params["statistics"], obs),
+        }
 
-    return policy._replace(init=init, step=through(policy.step), unroll=through(policy.unroll), observe=observe)
+    return policy._replace(
+        init=init, step=through(policy.step), unroll=through(policy.unroll), observe=observe
+    )
 
 
 def select(policy: Policy, name: str) -> Policy:
@@ -104,7 +111,9 @@ def q(policy: Policy) -> Policy:
         def valued(params, carry, obs, reset):
             carry, out = call(params, carry, obs, reset)
             if not hasattr(out.policy, "logits"):
-                raise UsageError(f"a Q network has a value for each of n discrete actions, but the policy is {type(out.policy).__name__}.")
+                raise UsageError(
+                    f"a Q network has a value for each of n discrete actions, but the policy is {type(out.policy).__name__}."
+                )
             return carry, out._replace(value=jnp.max(out.policy.logits, axis=-1))
 
         return valued
@@ -131,17 +140,26 @@ def noisy(policy: Policy, std: float | jax.Array) -> Policy:
 
     def init(key):
         inside, seed = jax.random.split(key)
-        return {"policy": policy.init(inside), "seed": jax.random.uniform(seed)}  # a float, so that any optimizer takes it; no gradient
+        return {
+            "policy": policy.init(inside),
+            "seed": jax.random.uniform(seed),
+        }  # a float, so that any optimizer takes it; no gradient
 
     def initial_carry(num_envs):
-        return {"policy": policy.initial_carry(num_envs), "episode": jnp.arange(num_envs, dtype=jnp.int32)}
+        return {
+            "policy": policy.initial_carry(num_envs),
+            "episode": jnp.arange(num_envs, dtype=jnp.int32),
+        }
 
     def perturbed(params, key):
         paths, structure = jax.tree_util.tree_flatten_with_path(params)
         keys = jax.random.split(key, len(paths))
         drawn = [0.0 if "statistics" in jax.tree_util.keystr(path) else std for path, _ in paths]
         rows = zip(paths, keys, drawn, strict=True)
-        return jax.tree.unflatten(structure, [x + scale * jax.random.normal(own, x.shape, x.dtype) for (_, x), own, scale in rows])
+        return jax.tree.unflatten(
+            structure,
+            [x + scale * jax.random.normal(own, x.shape, x.dtype) for (_, x), own, scale in rows],
+        )
 
     def step(params, carry, obs, reset):
         episode = carry["episode"] + jnp.where(reset > 0, _EPISODE, 0)
@@ -150,7 +168,9 @@ def noisy(policy: Policy, std: float | jax.Array) -> Policy:
 
         def one(key, *row):
             alone = jax.tree.map(lambda x: x[None], row)
-            return jax.tree.map(lambda x: x[0], policy.step(perturbed(params["policy"], key), *alone))
+            return jax.tree.map(
+                lambda x: x[0], policy.step(perturbed(params["policy"], key), *alone)
+            )
 
         inside, out = jax.vmap(one)(keys, carry["policy"], obs, reset)
         return {"policy": inside, "episode": episode}, out

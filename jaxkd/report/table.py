@@ -22,7 +22,14 @@ def headline(summary: dict[str, Any], to: Console) -> None:
     title = f"{summary['env']}: {seeds} seeds, {episodes} greedy episodes each, every policy acting alone"
     table = rich.table.Table(title=title, title_justify="left", title_style="bold")
     table.add_column("policy")
-    for heading in ("return IQM\n[95 % interval]", "teacher\nkept", "actor\nparameters", "FLOPs an\naction", "latency,\nbatch 1", "bytes"):
+    for heading in (
+        "return IQM\n[95 % interval]",
+        "teacher\nkept",
+        "actor\nparameters",
+        "FLOPs an\naction",
+        "latency,\nbatch 1",
+        "bytes",
+    ):
         table.add_column(heading, justify="right")
     for name, label in _NAMES.items():
         table.add_row(f"{label}\n{summary[name]['network']}", *_cells(summary[name]))
@@ -34,7 +41,9 @@ def headline(summary: dict[str, Any], to: Console) -> None:
 def _cells(row: dict[str, Any]) -> list[str]:
     low, high = row["interval"]
     ratio = row["size_ratio"]
-    size = f"{row['actor_parameters']:,}" + ("" if ratio == 1 else f"\n1/{1 / ratio:.1f}" if ratio < 1 else f"\n{ratio:.1f}x")
+    size = f"{row['actor_parameters']:,}" + (
+        "" if ratio == 1 else f"\n1/{1 / ratio:.1f}" if ratio < 1 else f"\n{ratio:.1f}x"
+    )
     return [
         f"{row['iqm']:.2f}\n[{low:.2f}, {high:.2f}]",
         "-" if row["kept"] is None else f"{100 * row['kept']:.1f} %",
@@ -50,11 +59,15 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         alike = f"greedy actions equal to the teacher's on {100 * summary['agreement']:.1f} % of the student's states"
     else:
         alike = f"greedy actions {summary['action_distance']:.3f} from the teacher's on the student's states (range [-1, 1])"
-    steps = {name: f"{summary[name]['env_steps']:,}" if summary[name]["env_steps"] else "from a file" for name in _NAMES}
+    steps = {
+        name: f"{summary[name]['env_steps']:,}" if summary[name]["env_steps"] else "from a file"
+        for name in _NAMES
+    }
     discounted = ", ".join(f"{name} {summary[name]['discounted_iqm']:.3f}" for name in _NAMES)
     return [
         f"{alike}; KL(teacher || student) {summary['kl']:.4f} nats",
         f"random policy {summary['random']['mean']:.2f} = 0 % kept; discounted return (0.99) IQM: {discounted}",
-        "environment steps a seed: " + ", ".join(f"{name} {count}" for name, count in steps.items()),
+        "environment steps a seed: "
+        + ", ".join(f"{name} {count}" for name, count in steps.items()),
         f"wall {summary['wall_seconds']:.1f} s, and {summary['compile_seconds']:.1f} s of compiling",
     ]

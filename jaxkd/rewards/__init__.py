@@ -1,7 +1,16 @@
 """What the student is paid: factories of `RewardTransform`, chained in the order given."""
 
 from jaxkd.rewards.combine import add, clip, replace, scale
-from jaxkd.rewards.intrinsic import Predictor, count, disagreement, drnd, ensemble, random_statistics, rdd, rnd
+from jaxkd.rewards.intrinsic import (
+    Predictor,
+    count,
+    disagreement,
+    drnd,
+    ensemble,
+    random_statistics,
+    rdd,
+    rnd,
+)
 from jaxkd.rewards.normalise import normalise
 from jaxkd.rewards.shaping import potential_shaping, successor, teacher_reward
 

@@ -10,7 +10,9 @@ from jaxkd.base import RewardTransform, UsageError
 from jaxkd.losses.combine import at
 
 
-def add(fn: Callable, coef: float | jax.Array | Callable = 1.0, *, stream: str = "") -> RewardTransform:
+def add(
+    fn: Callable, coef: float | jax.Array | Callable = 1.0, *, stream: str = ""
+) -> RewardTransform:
     """r + coef fn(batch, context): a bonus without state.
 
     Args:

@@ -41,13 +41,20 @@ class Predictor(NamedTuple):
     ''
     """
 
-    hidden: tuple[int, ...] = (64, 64)  # widths; a fixed target has one hidden layer less, but at least one
+    hidden: tuple[int, ...] = (
+        64,
+        64,
+    )  # widths; a fixed target has one hidden layer less, but at least one
     features: int = 64  # F
     learning_rate: float | jax.Array = 1e-3
     batch_size: int = 256
     num_minibatches: int = 2
-    normalise: bool = True  # observations are standardised by their running moments and clipped to [-5, 5]
-    statistics: Moments | None = None  # of observations, to begin with (`random_statistics`); they go on running
+    normalise: bool = (
+        True  # observations are standardised by their running moments and clipped to [-5, 5]
+    )
+    statistics: Moments | None = (
+        None  # of observations, to begin with (`random_statistics`); they go on running
+    )
 
 
 _PREDICTOR = Predictor()
@@ -91,7 +98,9 @@ def rnd(
         wanted = rows[1] if teacher else _apply(fixed, rows[0])
         return jnp.mean(jnp.square(_apply(params, rows[0]) - wanted), axis=-1)
 
-    novelty = Novelty(init, error, lambda key, fixed, params, rows: jnp.mean(error(fixed, params, rows)))
+    novelty = Novelty(
+        init, error, lambda key, fixed, params, rows: jnp.mean(error(fixed, params, rows))
+    )
     return _paid(novelty, coef, predictor, terminal, stream, teacher=teacher)
 
 
@@ -123,11 +132,15 @@ def drnd(
     """
     check.number("alpha", alpha, low=0, high=1)
     if estimator not in _ESTIMATORS:
-        raise UsageError(f"estimator must be one of {', '.join(map(repr, _ESTIMATORS))}, got {estimator!r}.")
+        raise UsageError(
+            f"estimator must be one of {', '.join(map(repr, _ESTIMATORS))}, got {estimator!r}."
+        )
 
     def init(key, row):
         keys = jax.random.split(key)
-        targets = jax.vmap(lambda key: _init(key, _target(predictor, row)))(jax.random.split(keys[0], num_targets))
+        targets = jax.vmap(lambda key: _init(key, _target(predictor, row)))(
+            jax.random.split(keys[0], num_targets)
+        )
         return targets, _init(keys[1], _learner(predictor, row))
 
     def bonus(targets, params, rows):
@@ -179,7 +192,9 @@ def rdd(
 
     def loss(key, fixed, params, rows):
         mu = _apply(fixed, rows[0])
-        return jnp.mean(jnp.square(_apply(params, rows[0]) - mu - std * jax.random.normal(key, mu.shape)))
+        return jnp.mean(
+            jnp.square(_apply(params, rows[0]) - mu - std * jax.random.normal(key, mu.shape))
+        )
 
     return _paid(Novelty(init, bonus, loss), coef, predictor, terminal, stream)
 
@@ -210,11 +225,17 @@ def ensemble(
 
     def init(key, row):
         keys = jax.random.split(key)
-        several = jax.vmap(lambda key: _init(key, _learner(predictor, row)))(jax.random.split(keys[1], num_predictors))
+        several = jax.vmap(lambda key: _init(key, _learner(predictor, row)))(
+            jax.random.split(keys[1], num_predictors)
+        )
         return _init(keys[0], _target(predictor, row)), several
 
     def bonus(fixed, params, rows):
-        return jax.lax.map(lambda x: jnp.mean(jnp.var(_each(params, x), axis=0), axis=-1), rows[0], batch_size=_BLOCK)
+        return jax.lax.map(
+            lambda x: jnp.mean(jnp.var(_each(params, x), axis=0), axis=-1),
+            rows[0],
+            batch_size=_BLOCK,
+        )
 
     def loss(key, fixed, params, rows):
         error = jnp.square(_each(params, rows[0]) - _apply(fixed, rows[0])[None])  # [N, M, F]
@@ -223,12 +244,19 @@ def ensemble(
 
     check.count("num_predictors", num_predictors)
     if num_predictors < 2:
-        raise UsageError(f"num_predictors must be at least 2, so that they can disagree, got {num_predictors}.")
+        raise UsageError(
+            f"num_predictors must be at least 2, so that they can disagree, got {num_predictors}."
+        )
     return _paid(Novelty(init, bonus, loss), coef, predictor, terminal, stream)
 
 
 def count(
-    index: Callable, size: int, coef: float | jax.Array | Callable = 1.0, *, terminal: bool = True, stream: str = ""
+    index: Callable,
+    size: int,
+    coef: float | jax.Array | Callable = 1.0,
+    *,
+    terminal: bool = True,
+    stream: str = "",
 ) -> RewardTransform:
     """r + coef / sqrt(n(s')), n the visits so far, those of this rollout included (Strehl & Littman 2008): exact, for few states.
 
@@ -246,12 +274,16 @@ def count(
         chex.assert_rank(reward, 2)
         where = jax.vmap(jax.vmap(index))(batch.next_obs)
         state = state.at[where].add(1.0)
-        return reward + at(coef, context) * _alive(jax.lax.rsqrt(state[where]), batch, terminal), state
+        return reward + at(coef, context) * _alive(
+            jax.lax.rsqrt(state[where]), batch, terminal
+        ), state
 
     return RewardTransform(lambda key, spec: jnp.zeros(size), update, stream)
 
 
-def disagreement(coef: float | jax.Array | Callable = 1.0, *, measure: Callable | None = None, stream: str = "") -> RewardTransform:
+def disagreement(
+    coef: float | jax.Array | Callable = 1.0, *, measure: Callable | None = None, stream: str = ""
+) -> RewardTransform:
     """r + coef KL(T || S) at s', 0 at termination: the student is paid for going where it is not yet its teacher.
 
     The prediction error that a teacher gives instead of a random network. It falls as the student learns.
@@ -321,7 +353,15 @@ _ESTIMATORS = {
 }
 
 
-def _paid(novelty: Novelty, coef: Any, predictor: Predictor, terminal: bool, stream: str, *, teacher: bool = False) -> RewardTransform:
+def _paid(
+    novelty: Novelty,
+    coef: Any,
+    predictor: Predictor,
+    terminal: bool,
+    stream: str,
+    *,
+    teacher: bool = False,
+) -> RewardTransform:
     """r + coef bonus(s'), then the predictor's steps."""
     _check_predictor(predictor)
     optimizer = optax.adam(predictor.learning_rate)
@@ -337,11 +377,20 @@ def _paid(novelty: Novelty, coef: Any, predictor: Predictor, terminal: bool, str
         seen = empty if predictor.statistics is None else predictor.statistics
         chex.assert_trees_all_equal_shapes(seen, empty)
         fixed, params = novelty.init(key, jax.eval_shape(rows, seen, spec[1]))
-        return {"fixed": fixed, "params": params, "optimizer": optimizer.init(params), "statistics": seen}
+        return {
+            "fixed": fixed,
+            "params": params,
+            "optimizer": optimizer.init(params),
+            "statistics": seen,
+        }
 
     def update(reward, state, batch, context):
         chex.assert_rank(reward, 2)
-        seen = moments.update(state["statistics"], _flat(batch.next_obs)) if predictor.normalise else state["statistics"]
+        seen = (
+            moments.update(state["statistics"], _flat(batch.next_obs))
+            if predictor.normalise
+            else state["statistics"]
+        )
         data = rows(seen, batch)
         bonus = novelty.bonus(state["fixed"], state["params"], data).reshape(reward.shape)
 
@@ -363,7 +412,9 @@ def _paid(novelty: Novelty, coef: Any, predictor: Predictor, terminal: bool, str
 
 
 def _check_predictor(predictor: Any) -> None:
-    check.kind("predictor", predictor, Predictor, "a Predictor (jaxkd.rewards.Predictor(hidden=..., ...))")
+    check.kind(
+        "predictor", predictor, Predictor, "a Predictor (jaxkd.rewards.Predictor(hidden=..., ...))"
+    )
     for name, value in [
         ("batch_size", predictor.batch_size),
         ("num_minibatches", predictor.num_minibatches),
@@ -371,9 +422,13 @@ def _check_predictor(predictor: Any) -> None:
     ]:
         check.count(name, value)
     if not predictor.hidden:
-        raise UsageError("a bonus needs hidden layers: linear predictors and targets have no error after a few rows. Try hidden=(64, 64).")
+        raise UsageError(
+            "a bonus needs hidden layers: linear predictors and targets have no error after a few rows. Try hidden=(64, 64)."
+        )
     if predictor.statistics is not None and not predictor.normalise:
-        raise UsageError("statistics are given, but normalise=False never uses them. Drop one of the two.")
+        raise UsageError(
+            "statistics are given, but normalise=False never uses them. Drop one of the two."
+        )
 
 
 def _alive(bonus: jax.Array, batch: Any, terminal: bool) -> jax.Array:
@@ -399,7 +454,10 @@ def _learner(predictor: Predictor, row: tuple) -> tuple[int, ...]:
 def _init(key: jax.Array, sizes: Sequence[int]) -> list[dict[str, jax.Array]]:
     """Parameters of an MLP of these widths, input and output included."""
     keys = jax.random.split(key, len(sizes) - 1)
-    kernels = [orthogonal(math.sqrt(2))(k, shape) for k, shape in zip(keys, zip(sizes[:-1], sizes[1:], strict=True), strict=True)]
+    kernels = [
+        orthogonal(math.sqrt(2))(k, shape)
+        for k, shape in zip(keys, zip(sizes[:-1], sizes[1:], strict=True), strict=True)
+    ]
     return [{"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])} for kernel in kernels]
 
 

@@ -8,7 +8,9 @@ from jaxkd import check, moments
 from jaxkd.base import RewardTransform
 
 
-def normalise(gamma: float | jax.Array = 0.99, *, episodic: bool = True, stream: str = "") -> RewardTransform:
+def normalise(
+    gamma: float | jax.Array = 0.99, *, episodic: bool = True, stream: str = ""
+) -> RewardTransform:
     """The reward divided by the running standard deviation of its discounted return R_t = gamma R_{t-1} + r_t.
 
     Never mean-centred: that would change what is optimal. R runs forward in time and is carried from rollout to rollout. While R
@@ -26,11 +28,18 @@ def normalise(gamma: float | jax.Array = 0.99, *, episodic: bool = True, stream:
     check.number("gamma", gamma, low=0, high=1)
 
     def init(key, spec):
-        return {"actors": jnp.zeros(spec[1].reward.shape[1:]), "moments": moments.empty(jnp.zeros(()))}
+        return {
+            "actors": jnp.zeros(spec[1].reward.shape[1:]),
+            "moments": moments.empty(jnp.zeros(())),
+        }
 
     def update(reward, state, batch, context):
         chex.assert_rank(reward, 2)
-        keep = gamma * (1 - batch.terminated) * (1 - batch.truncated) if episodic else jnp.full_like(reward, gamma)
+        keep = (
+            gamma * (1 - batch.terminated) * (1 - batch.truncated)
+            if episodic
+            else jnp.full_like(reward, gamma)
+        )
 
         def body(before, row):
             r, decay = row
@@ -39,7 +48,9 @@ def normalise(gamma: float | jax.Array = 0.99, *, episodic: bool = True, stream:
 
         last, running = jax.lax.scan(body, state["actors"], (reward, keep), unroll=8)
         seen = moments.update(state["moments"], running)
-        varies = seen.var > 1e-10 * (seen.var + jnp.square(seen.mean))  # beyond the rounding of float32
+        varies = seen.var > 1e-10 * (
+            seen.var + jnp.square(seen.mean)
+        )  # beyond the rounding of float32
         scale = jnp.where(varies, jax.lax.rsqrt(seen.var + 1e-8), 1.0)
         return reward * scale, {"actors": last, "moments": seen}
 

@@ -30,7 +30,11 @@ def teacher_reward(coef: float | jax.Array | Callable = 1.0, stream: str = "") -
 
 
 def successor(
-    measure: Callable, *, gamma: float | jax.Array = 1.0, coef: float | jax.Array | Callable = 1.0, stream: str = ""
+    measure: Callable,
+    *,
+    gamma: float | jax.Array = 1.0,
+    coef: float | jax.Array | Callable = 1.0,
+    stream: str = "",
 ) -> RewardTransform:
     """r - coef gamma l(s') (1 - terminated): what a distillation loss on the student's own states lacks to be a gradient (Czarnecki et al. 2019, theorem 2).
 
@@ -56,7 +60,9 @@ def successor(
     return add(cost, coef, stream=stream)
 
 
-def potential_shaping(gamma: float | jax.Array = 0.99, coef: float | jax.Array | Callable = 1.0, *, stream: str = "") -> RewardTransform:
+def potential_shaping(
+    gamma: float | jax.Array = 0.99, coef: float | jax.Array | Callable = 1.0, *, stream: str = ""
+) -> RewardTransform:
     """r + coef (gamma V_T(s') (1 - terminated) - V_T(s)): shaping that leaves the optimal policy alone (Ng, Harada & Russell 1999).
 
     The potential is the teacher's value, 0 at termination, that of the true successor where the time limit cut. Over an episode
