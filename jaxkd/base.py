@@ -24,6 +24,14 @@ class DeviceError(RuntimeError):
     """The device asked for is not there."""
 
 
+def _no_statistics(params, obs):
+    return params
+
+
+def _all_trained(params):
+    return jax.tree.map(lambda x: True, params)
+
+
 def _functions(cls):
     """Makes a record of functions hashable by identity, and refuses it as an argument of a transformed function."""
 
@@ -67,13 +75,12 @@ class Outputs(NamedTuple):
 class TimeStep(NamedTuple):
     """What a batch of environments answers to a batch of actions."""
 
-    obs: (
-        Any  # [B, ...] the observation to act on next (after a reset: the first of the new episode)
-    )
+    obs: Any  # [B, ...] to act on next (after a reset: the first of the new episode)
     next_obs: Any  # [B, ...] the true successor, before any reset
     reward: jax.Array  # float32 [B]
     terminated: jax.Array  # float32 [B], 1 at a natural end
     truncated: jax.Array  # float32 [B], 1 where the time limit cut; never where terminated is 1
+    weight: Any = ()  # float32 [B], 0 where nothing is to be learnt from the action; () is 1 everywhere
 
 
 class Context(NamedTuple):
@@ -143,86 +150,130 @@ class Evaluation(NamedTuple):
     discounted_returns: jax.Array  # float32 [E]
 
 
-# --- records of functions -------------------------------------------------------------------------------------------
+# --- records of functions ---------------------------------------------------------------------
+# Their functions are called by position. `description` says how a record was made, see `description.py`.
 
 
 @_functions
 class Algorithm(NamedTuple):
-    """What runs. PPO, PQN and every distillation are one of these; `step` never jits or donates, so Algorithms nest."""
+    """What runs: PPO, PQN and every distillation. `step` never jits or donates, so Algorithms nest.
 
-    init: Callable  # (key) -> State
-    step: Callable  # (state, *inputs) -> (State, metrics); inputs = (teacher params,) where there is a teacher
-    description: tuple = ()  # hashable (factory, keywords): what `describe` and `run.json` read
+    >>> import jax.numpy as jnp
+    >>> counting = Algorithm(lambda key: jnp.int32(0), lambda state: (state + 1, {"count": state}))
+    >>> counting.step(counting.init(None))[0].item()
+    1
+    """
+
+    init: Callable  # (key) -> state
+    step: (
+        Callable  # (state, *inputs) -> (state, metrics); inputs = (teacher params,) with a teacher
+    )
+    description: Any = ()
 
 
 @_functions
 class LossTerm(NamedTuple):
-    """What the student minimises; a dict of terms is summed."""
+    """What the student minimises; a dict of terms is summed, each by its weighted mean.
 
-    init: Callable  # (key, spec) -> params of its own, () for almost all; spec = (Outputs, Batch) of ShapeDtypeStructs
-    loss: Callable  # (params, student: Outputs [L, N], batch [L, N], context) -> [L, N]; the engine takes the weighted mean
+    >>> import jax.numpy as jnp
+    >>> def small_values(params, student, batch, context):   # student: Outputs [L, N]
+    ...     return jnp.square(student.value)                 # [L, N]: the engine averages
+    >>> term = LossTerm(lambda key, spec: (), small_values)
+    """
+
+    init: Callable  # (key, spec) -> params of its own, () for almost all; spec = (Outputs, Batch)
+    loss: Callable  # (params, student: Outputs [L, N], batch [L, N], context) -> [L, N]
+    description: Any = ()
 
 
 @_functions
 class RewardTransform(NamedTuple):
-    """What the student is paid; a dict of transforms is chained in the order given."""
+    """What the student is paid; a dict of transforms is chained in the order given.
 
-    init: (
-        Callable  # (key, spec) -> state; one that learns keeps parameters and optimizer state here
-    )
+    >>> def halve(reward, state, batch, context):            # reward [T, B], batch [T, B]
+    ...     return 0.5 * reward, state                       # [T, B], state for the next update
+    >>> transform = RewardTransform(lambda key, spec: (), halve)
+    """
+
+    init: Callable  # (key, spec) -> state; one that learns keeps params and optimizer state here
     update: Callable  # (reward [T, B], state, batch, context) -> (reward [T, B], state)
-    stream: str = ""  # the reward it is chained on: "" the environment's; a new name starts a stream of its own at 0
+    stream: str = ""  # of rewards: "" the environment's; a new name starts one of its own at 0
+    description: Any = ()
 
 
 @_functions
 class Returns(NamedTuple):
-    """How one stream of rewards becomes advantage and value target; a dict of them is summed."""
+    """How one stream of rewards becomes advantage and value target; a dict of them is summed.
 
-    evaluate: Callable  # (reward [T, B], value [T+1, B], next_value [T, B], batch, context) -> (advantage, target[, weight])
+    >>> def one_step(reward, value, next_value, batch, context):    # [T, B], [T+1, B], [T, B]
+    ...     target = reward + 0.99 * (1 - batch.terminated) * next_value
+    ...     return target - value[:-1], target                      # advantage, target[, weight]
+    >>> returns = Returns(one_step)
+    """
+
+    evaluate: Callable  # (reward, value, next_value, batch, context) -> advantage, target[, weight]
     fresh: bool = False  # True: every update begins with a reset
-    needs_value: bool = (
-        True  # False: both values are (), and the student needs no value head for the stream
-    )
-    group_size: int = 0  # above 0: whole episodes are compared within the environment's groups, which must be of this size
+    needs_value: bool = True  # False: both values are (), the student needs no value head for it
+    group_size: int = 0  # above 0: whole episodes are compared within groups of this size
+    description: Any = ()
 
 
 @_functions
 class Behavior(NamedTuple):
-    """Who acts."""
+    """Who acts.
 
-    act: Callable  # (key, student: Outputs [B], teacher: Outputs [B] | (), context) -> action [B, ...]
+    >>> import jax.numpy as jnp
+    >>> always_first = Behavior(lambda key, student, teacher, context: jnp.zeros(4, jnp.int32))
+    """
+
+    act: Callable  # (key, student: Outputs [B], teacher: Outputs [B] | (), context) -> action [B]
     needs_teacher: bool = False
+    description: Any = ()
 
 
 @_functions
 class Memory(NamedTuple):
-    """What the learner learns from; a sample has the shapes and the structure of the recorded batch."""
+    """What the learner learns from; a sample has the shapes and structure of the recorded batch.
+
+    >>> this = Memory(lambda spec: (), lambda buffer, batch: (), lambda key, buffer, batch: batch)
+    """
 
     init: Callable  # (spec of the recorded batch) -> buffer
     add: Callable  # (buffer, batch [T, B]) -> buffer
     sample: Callable  # (key, buffer, batch) -> batch [T, B]
-    replays: bool = False  # True: from older policies; recorded is what a loss reads, without acting, advantage, target, targets
-
-
-def _no_statistics(params, obs):
-    return params
+    replays: bool = False  # True: of older policies; recorded is what a loss reads, without acting,
+    description: Any = ()  # advantage, target and targets
 
 
 @_functions
 class Policy(NamedTuple):
-    """A network behind four functions; any module system fits."""
+    """A network behind a few functions; any module system fits.
+
+    `step` answers one row for each of B environments, `unroll` a sequence; both agree, resets in the
+    middle included. The carry of a recurrent network is its state, of a transformer its cache.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd.distributions import Categorical
+    >>> def step(params, carry, obs, reset):                 # obs [B, 4], reset [B]
+    ...     return carry, Outputs(Categorical(obs @ params))
+    >>> linear = Policy(lambda key: jnp.zeros((4, 2)), lambda num_envs: (), step, step)
+    """
 
     init: Callable  # (key) -> params
     initial_carry: Callable  # (B) -> carry [B, ...]; no leaves: feed-forward
     step: Callable  # (params, carry, obs [B], reset [B]) -> (carry, Outputs [B])
     unroll: Callable  # (params, carry, obs [L, N], reset [L, N]) -> (last carry, Outputs [L, N])
-    observe: Callable = _no_statistics  # (params, obs [T, B]) -> params: running statistics, once an update, student only
-    description: tuple = ()  # hashable (factory, keywords): what `save_policy` writes
+    observe: Callable = _no_statistics  # (params, obs [T, B]) -> params: statistics, once an update
+    trainable: Callable = _all_trained  # (params) -> the same tree of bools: what the optimizer has
+    description: Any = ()
 
 
 @_functions
 class Env(NamedTuple):
-    """A batch of environments with automatic reset."""
+    """A batch of environments with automatic reset; `envs.make` makes them.
+
+    `env_state, obs = env.reset(key)`, then `env_state, time_step = env.step(key, env_state, action)`.
+    """
 
     reset: Callable  # (key) -> (env_state, obs [B, ...])
     step: Callable  # (key, env_state, action [B, ...]) -> (env_state, TimeStep)
@@ -231,11 +282,7 @@ class Env(NamedTuple):
     action_space: Any  # Discrete | Box
     max_steps: int | None = None  # time limit; None: nothing is known about truncations
     truncates: bool = True  # False: no episode is ever cut off
-    group_size: int = (
-        1  # environment i belongs to group i // group_size; a group's n-th episodes start alike
-    )
+    group_size: int = 1  # environment i is in group i // group_size; n-th episodes start alike
     name: str = ""
-    cut_steps: int | None = (
-        None  # the time limits of an environment are at least so many steps apart; None: max_steps
-    )
+    cut_steps: int | None = None  # cuts of one environment are at least so many steps apart
     tasks: tuple[str, ...] = ()  # names of the tasks of `envs.concat`; obs["task"] counts them
