@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     )
     from jaxkd.cache import compile_cache
     from jaxkd.checkpoint import load_policy, save_policy
+    from jaxkd.describe import describe
     from jaxkd.evaluate import actor_size, evaluate, interval, iqm
-    from jaxkd.learner import describe
     from jaxkd.recipes import co_distill, distill, ppo, pqn
     from jaxkd.run import lanes, memory_needed, run, seeds, stream
 
@@ -92,7 +92,7 @@ _HOMES = {  # of the public names that are no modules; every other one in __all_
     "compile_cache": "cache",
     **dict.fromkeys(("load_policy", "save_policy"), "checkpoint"),
     **dict.fromkeys(("actor_size", "evaluate", "interval", "iqm"), "evaluate"),
-    **dict.fromkeys(("describe",), "learner"),
+    "describe": "describe",
     **dict.fromkeys(("co_distill", "distill", "ppo", "pqn"), "recipes"),
     **dict.fromkeys(("lanes", "memory_needed", "run", "seeds", "stream"), "run"),
     **dict.fromkeys((name for name in __all__ if name[0].isupper()), "base"),

@@ -45,18 +45,25 @@ def divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
 
 
 def reads(fn: Callable, **args: Any) -> frozenset[str]:
-    """The leaves of `args` that the result of `fn(**args)` depends on, as dotted paths ("batch.teacher.policy.logits").
+    """The leaves of `args`, passed by position, on which the result of `fn` depends.
 
-    Backward liveness on the jaxpr. Loops, branches and custom_vjp count as reading all: it may over-report, never under-report.
+    Backward liveness on the jaxpr. Loops, branches and custom_vjp count as reading all: it may
+    over-report, never under-report.
+
+    Returns:
+        dotted paths such as "batch.teacher.policy.logits".
 
     >>> import jax.numpy as jnp
     >>> sorted(reads(lambda a, b: a["x"] + 0 * jnp.zeros_like(b), a={"x": 1.0, "y": 2.0}, b=3.0))
     ['a.x']
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(args)
-    jaxpr = jax.make_jaxpr(lambda *x: fn(**jax.tree.unflatten(structure, x)))(
-        *[leaf for _, leaf in leaves]
-    ).jaxpr
+
+    def flat(*values):
+        given = jax.tree.unflatten(structure, values)  # JAX sorts the keys of a dict
+        return fn(*(given[name] for name in args))
+
+    jaxpr = jax.make_jaxpr(flat)(*[leaf for _, leaf in leaves]).jaxpr
     live = _live(jaxpr, [True] * len(jaxpr.outvars))
     return frozenset(
         jax.tree_util.keystr(path, simple=True, separator=".")
@@ -199,17 +206,22 @@ def kind(name: str, value: Any, cls: type, hint: str) -> None:
 
 
 def traced(name: str, fn: Callable, **args: Any) -> tuple[Any, frozenset[str]]:
-    """The shapes that `fn(**args)` returns and the leaves it reads; whatever it raises carries the component's name."""
+    """The shapes that `fn` returns for these arguments, by position, and the leaves it reads.
+
+    Raises:
+        UsageError: whatever `fn` raises, with the component's name.
+    """
     try:
-        return jax.eval_shape(lambda args: fn(**args), args), reads(fn, **args)
+        return jax.eval_shape(fn, *args.values()), reads(fn, **args)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
     except jax.errors.ConcretizationTypeError as error:
         raise UsageError(
-            f"{name} calls float(), int(), bool() or `if` on a value that is only known when the program runs. "
-            f"Keep it an array: jnp.where for branches, no float() around a hyperparameter."
+            f"{name} calls float(), int(), bool() or `if` on a value that is only known when the "
+            f"program runs. Keep it an array: jnp.where for branches, no float() around a "
+            f"hyperparameter."
         ) from error
     except Exception as error:
-        raise UsageError(
-            f"{name} fails on its batch: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
+        first_line = str(error).splitlines()[0] if str(error) else ""
+        cause = f"{type(error).__name__}: {first_line}"
+        raise UsageError(f"{name} fails on its batch: {cause}") from error

@@ -1,4 +1,8 @@
-"""Stage 4, learn: sequences, shuffling, and one optimizer step a minibatch. The only file where the environment axis is reshaped away."""
+"""Stage 4, learn: sequences, shuffling, and one optimizer step a minibatch.
+
+Legend of shapes: `T` time, `B` environments, `L` sequence length, `N` sequences in a minibatch.
+The only file where the environment axis is reshaped away.
+"""
 
 import zlib
 from typing import Any, NamedTuple
@@ -29,16 +33,32 @@ def component_key(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+def partition(policy: Policy, params: Any) -> tuple[Any, Any]:
+    """(what the optimizer trains, what it does not), each like `params` with None for the rest."""
+    trained = policy.trainable(params)
+    keep = lambda wanted: jax.tree.map(lambda x, on: x if on == wanted else None, params, trained)
+    return keep(True), keep(False)
+
+
+def combine(trained: Any, fixed: Any) -> Any:
+    """The params that `partition` divided."""
+    choose = lambda ours, theirs: theirs if ours is None else ours
+    return jax.tree.map(choose, trained, fixed, is_leaf=lambda x: x is None)
+
+
 def total(
     losses: dict[str, LossTerm], loss_params: dict, out: Any, batch: Batch, context: Context
 ) -> tuple[jax.Array, dict]:
-    """The summed, weighted means of the terms on [L, N], and each mean by name; 0 where every weight is 0."""
+    """The summed, weighted means of the terms on [L, N], and each mean by name.
+
+    A mean is 0 where every weight is 0; what a row of weight 0 would say, nan included, is not read.
+    """
     means = {}
     for name, term in losses.items():
-        loss = term.loss(
-            loss_params[name], out, batch, context._replace(key=component_key(context.key, name))
-        )
-        means[name] = jnp.sum(batch.weight * loss) / jnp.maximum(jnp.sum(batch.weight), 1e-8)
+        own = context._replace(key=component_key(context.key, name))
+        loss = term.loss(loss_params[name], out, batch, own)
+        counted = jnp.where(batch.weight > 0, batch.weight * loss, 0.0)
+        means[name] = jnp.sum(counted) / jnp.maximum(jnp.sum(batch.weight), 1e-8)
     return sum(means.values(), jnp.zeros(())), means
 
 
@@ -51,36 +71,39 @@ def learn(
         (params, loss_params, opt_state, the mean of each term over all minibatches by name).
     """
     units = arrange(batch, o.sequence_length, o.shuffle)
-    number = units.reward.shape[2]
+    num_units = units.reward.shape[2]
+    student_trained, fixed = partition(o.student, params)
 
-    def loss_fn(trained, minibatch, context):
-        params, loss_params = trained
+    def loss_fn(trained, fixed, minibatch, context):
+        student_trained, loss_params = trained
+        params = combine(student_trained, fixed)
         _, out = o.student.unroll(params, minibatch.carry, minibatch.obs, minibatch.reset)
         return total(o.losses, loss_params, out, minibatch, context)
 
     def one_minibatch(state, row):
         trained, opt_state = state
-        index, minibatch_context = row[0], context._replace(key=row[1])
-        gradient, means = grad(loss_fn, has_aux=True)(
-            trained, pick(units, index), minibatch_context
-        )
+        index, key = row
+        minibatch, own = pick(units, index), context._replace(key=key)
+        gradient, means = grad(loss_fn, has_aux=True)(trained, fixed, minibatch, own)
         updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
-        return (optax.apply_updates(trained, without_statistics(updates)), opt_state), means
+        return (optax.apply_updates(trained, updates), opt_state), means
 
     def one_epoch(state, key):
         key_shuffle, key_losses = jax.random.split(key)
-        order = (
-            jax.random.permutation(key_shuffle, number)
-            if o.num_minibatches > 1
-            else jnp.arange(number)
-        )
-        rows = order.reshape(o.num_minibatches, -1), jax.random.split(key_losses, o.num_minibatches)
-        return jax.lax.scan(one_minibatch, state, rows)
+        if o.num_minibatches > 1:
+            order = jax.random.permutation(key_shuffle, num_units)
+        else:
+            order = jnp.arange(num_units)
+        indices = order.reshape(o.num_minibatches, -1)
+        keys = jax.random.split(key_losses, o.num_minibatches)
+        return jax.lax.scan(one_minibatch, state, (indices, keys))
 
     keys = jax.random.split(context.key, o.num_epochs)
-    trained: Any
-    (trained, opt_state), means = jax.lax.scan(one_epoch, ((params, loss_params), opt_state), keys)
-    return *trained, opt_state, jax.tree.map(jnp.mean, means)
+    trained: Any = student_trained, loss_params
+    (trained, opt_state), means = jax.lax.scan(one_epoch, (trained, opt_state), keys)
+    student_trained, loss_params = trained
+    params = combine(student_trained, fixed)
+    return params, loss_params, opt_state, jax.tree.map(jnp.mean, means)
 
 
 def arrange(batch: Batch, length: int, shuffle: str) -> Batch:
@@ -115,14 +138,3 @@ def _spread(x: jax.Array) -> jax.Array:
     if devices == 1 or x.shape[1] % devices:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(PartitionSpec.UNCONSTRAINED, "envs"))
-
-
-def without_statistics(updates: Any) -> Any:
-    """Updates with zeros for running statistics, which weight decay would shrink."""
-
-    def keep(path, x):
-        return (
-            jnp.zeros_like(x) if any(getattr(p, "key", None) == "statistics" for p in path) else x
-        )
-
-    return jax.tree_util.tree_map_with_path(keep, updates)

@@ -37,6 +37,7 @@ class Ended(NamedTuple):
     reward: jax.Array  # []
     terminated: jax.Array  # bool []
     truncated: jax.Array  # bool [], never with terminated
+    weight: Any = ()  # float32 [], what the action counts for the learner; () is 1
 
 
 def batch(start, transition, observe, num_envs, group_size, counts_time, own_step, pool):
@@ -100,9 +101,8 @@ def batch(start, transition, observe, num_envs, group_size, counts_time, own_ste
                 done, lambda: jax.vmap(restart)(keys, ended, after), (obs, after)
             )
         flags = (flag.astype(jnp.float32) for flag in (ended.terminated, ended.truncated))
-        return after, TimeStep(
-            jax.vmap(observe)(obs), jax.vmap(observe)(ended.next_obs), ended.reward, *flags
-        )
+        seen, successor = jax.vmap(observe)(obs), jax.vmap(observe)(ended.next_obs)
+        return after, TimeStep(seen, successor, ended.reward, *flags, weight=ended.weight)
 
     return reset, step
 

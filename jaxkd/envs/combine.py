@@ -46,10 +46,8 @@ def concat(*envs: Env) -> Env:
         num_actions=max(env.action_space.n for env in envs),
     )
     parts = [pad(env, task=i, **sizes) for i, env in enumerate(envs)]
-    limits, cuts = (
-        [env.max_steps for env in envs if env.max_steps],
-        [env.cut_steps or env.max_steps or 1 for env in envs if env.truncates],
-    )
+    limits = [env.max_steps for env in envs if env.max_steps]
+    cuts = [env.cut_steps for env in envs if env.truncates]
     names = [env.name for env in envs]
 
     def keys(key):
@@ -67,14 +65,14 @@ def concat(*envs: Env) -> Env:
         states, steps = zip(
             *[part.step(own, state, chosen) for part, own, state, chosen in rows], strict=True
         )
-        return states, _joined(*steps)
+        return states, _joined(*_all_weighted(steps))
 
     return parts[0]._replace(
         reset=reset,
         step=step,
         num_envs=_ends(parts)[-1],
         max_steps=max(limits) if len(limits) == len(envs) else None,
-        cut_steps=min(cuts, default=None),
+        cut_steps=None if None in cuts else min(cuts, default=None),
         truncates=any(env.truncates for env in envs),
         name="+".join(names),
         tasks=tuple(
@@ -180,6 +178,14 @@ def _observed(env: Env, observe: Callable, obs_spec: Any) -> Env:
 
 def _joined(*trees: Any) -> Any:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+
+def _all_weighted(steps: tuple[TimeStep, ...]) -> list[TimeStep]:
+    """The steps, all with weights where one of them says its own."""
+    if not any(jax.tree.leaves(step.weight) for step in steps):
+        return list(steps)
+    weigh = lambda step: step._replace(weight=jnp.ones_like(step.reward))
+    return [step if jax.tree.leaves(step.weight) else weigh(step) for step in steps]
 
 
 def _ends(envs: list[Env]) -> list[int]:

@@ -10,9 +10,8 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
-import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +21,10 @@ from jax.core import Tracer
 from jaxkd.base import Box, Discrete, Env, UsageError
 from jaxkd.check import count, divides
 from jaxkd.envs.batch import Ended, First, batch
+from jaxkd.envs.limits import cut_steps, ends, fields, time_limit, with_limit
 from jaxkd.envs.seaquest import ShortLists
 
-# The field of the parameters that holds a time limit, and the field of the state that is compared with it (gymnax; Craftax).
-_CLOCKS = {"max_steps_in_episode": "time", "max_timesteps": "timestep"}
 _NEEDS_DOWNLOAD, _SEAQUEST = "MNISTBandit-bsuite", "Seaquest-MinAtar"
-
-
-class _Limit(NamedTuple):
-    """What is known about the time limit."""
-
-    max_steps: int | None
-    counted: bool  # the adapter counts the steps and cuts
-    field: str | None  # the parameter in which the environment reads its limit
 
 
 # --- public ---------------------------------------------------------------------------------------------------------
@@ -103,7 +93,7 @@ def make(
         raise UsageError(
             f"{name!r} {why}, so no pool can give it beginnings: leave reset_pool out."
         )
-    params = _with_limit(params, max_steps)
+    params = with_limit(params, max_steps)
 
     @_given(params)
     def begin(params, key):
@@ -112,7 +102,7 @@ def make(
         )
 
     like = jax.eval_shape(lambda: begin(jax.random.key(0)))
-    limit = _time_limit(environment, params, like.env_state, max_steps, name)
+    limit = time_limit(environment, params, like.env_state, max_steps, name)
     space, to_action = _actions(environment, params, name)
     start = lambda key: _cast(begin(key), like, name)
     transition = _transition(environment, params, to_action, limit, like, own_step, name)
@@ -130,9 +120,23 @@ def make(
         action_space=space,
         max_steps=limit.max_steps,
         truncates=hasattr(environment, "is_truncated") or limit.max_steps is not None,
+        cut_steps=_cut_steps(environment, params, limit, start, transition, space),
         group_size=int(group_size),
         name=name,
     )
+
+
+def _cut_steps(environment, params, limit, start, transition, space):
+    """The least distance between two cuts, see `limits.cut_steps`."""
+    action = jnp.zeros((), jnp.int32) if isinstance(space, Discrete) else jnp.zeros(space.shape)
+
+    def begin(key):
+        return start(key).env_state, action
+
+    def advance(key, state, action):
+        return transition(key, state, action, jnp.zeros((), jnp.int32)).inner
+
+    return cut_steps(environment, params, limit, begin, advance)
 
 
 def _check_sizes(num_envs, group_size, max_steps, reset_pool):
@@ -176,23 +180,23 @@ def _construct(
         environment = _short_lists(environment, env_kwargs["entities"])
         env_kwargs = {key: value for key, value in env_kwargs.items() if key != "entities"}
     params = _default_params(environment) if env_params is None else env_params
-    others = {key: value for key, value in env_kwargs.items() if key not in _fields(params)}
+    others = {key: value for key, value in env_kwargs.items() if key not in fields(params)}
     if others and not by_name:
         raise UsageError(
             f"{name!r} is made already, so {_listed(others)} cannot go to its constructor: give it where the object is made. "
-            f"Parameters: {_listed(_fields(params))}"
+            f"Parameters: {_listed(fields(params))}"
         )
     if others:
         try:
             environment = _by_id(name, others)
         except TypeError as error:
             raise UsageError(
-                f"{name!r} does not take {_listed(others)} ({error}). Parameters: {_listed(_fields(params))}. "
+                f"{name!r} does not take {_listed(others)} ({error}). Parameters: {_listed(fields(params))}. "
                 f"Constructor arguments: {_listed(inspect.signature(type(environment)).parameters)}"
             ) from error
         params = _default_params(environment) if env_params is None else env_params
-    fields = {key: value for key, value in env_kwargs.items() if key not in others}
-    return environment, (dataclasses.replace(params, **fields) if fields else params), name
+    given = {key: value for key, value in env_kwargs.items() if key not in others}
+    return environment, (dataclasses.replace(params, **given) if given else params), name
 
 
 def _gymnax() -> Any:
@@ -231,15 +235,6 @@ def _default_params(environment) -> Any:
         return getattr(environment, "default_params", None)
 
 
-def _fields(params):
-    """Names of the parameters; none where they are no dataclass."""
-    return (
-        tuple(field.name for field in dataclasses.fields(params))
-        if dataclasses.is_dataclass(params)
-        else ()
-    )
-
-
 def _listed(names):
     return ", ".join(names) or "none"
 
@@ -256,60 +251,6 @@ def _has_own_step(environment):
         if (base.__module__, base.__name__) == ("gymnax.environments.environment", "Environment"):
             return type(environment).step is not base.step
     return False
-
-
-# --- time limits ----------------------------------------------------------------------------------------------------
-
-
-def _with_limit(params: Any, max_steps: int | None) -> Any:
-    """The parameters with `max_steps` where they hold a time limit."""
-    if max_steps is not None:
-        old = {name: getattr(params, name) for name in _CLOCKS if name in _fields(params)}
-        new = {
-            name: float(max_steps) if isinstance(value, float) else int(max_steps)
-            for name, value in old.items()
-        }
-        params = dataclasses.replace(params, **new) if new else params
-    return params
-
-
-def _time_limit(environment, params, inner, max_steps, name):
-    """-> _Limit; `inner` is the state's structure."""
-    fields = [field for field in _CLOCKS if hasattr(params, field)]
-    modern = hasattr(environment, "is_truncated")
-    readable = [field for field in fields if modern or hasattr(inner, _CLOCKS[field])]
-    field = next(iter(readable or fields), None)
-    if not readable or field is None:
-        if max_steps is None and not modern:
-            warnings.warn(
-                f"{name!r} has no is_truncated and shows no time limit, so every end counts as a termination; max_steps= sets a limit",
-                stacklevel=3,
-            )
-        return _Limit(None if max_steps is None else int(max_steps), max_steps is not None, field)
-    if max_steps is None:
-        value = getattr(params, field)
-        if isinstance(value, Tracer):
-            raise UsageError(
-                f"{field} of {name!r} is traced, but the time limit must be known before compilation: give max_steps="
-            )
-        max_steps = int(value)
-    return _Limit(int(max_steps), False, field)
-
-
-def _ends(environment, params, inner, done, time, limit):
-    """-> (terminated, truncated), bool []; a termination on the last step is a termination."""
-    at_limit = jnp.asarray(time >= limit.max_steps if limit.counted else False)
-    if hasattr(environment, "is_truncated"):
-        truncated = jnp.logical_or(environment.is_truncated(inner, params), at_limit)
-        return done, jnp.logical_and(truncated, jnp.logical_not(done))
-    if limit.field is None or limit.max_steps is None:
-        return done, jnp.logical_and(at_limit, jnp.logical_not(done))
-    if not limit.counted:
-        at_limit = jnp.logical_and(
-            done, getattr(inner, _CLOCKS[limit.field]) >= getattr(params, limit.field)
-        )
-    # An environment that reads the limit itself reports it as `done`, and which of the two it was cannot be told.
-    return jnp.logical_and(done, jnp.logical_not(at_limit)), at_limit
 
 
 # --- actions and observations ---------------------------------------------------------------------------------------
@@ -435,9 +376,11 @@ def _transition(environment, params, to_action, limit, like, own_step, name):
             cut = jnp.logical_and(cut, jnp.logical_not(done))
         else:
             key_step, _ = jax.random.split(key)
-            next_obs, inner, reward, done, _ = environment.step_env(key_step, inner, action, params)
+            next_obs, inner, reward, done, info = environment.step_env(
+                key_step, inner, action, params
+            )
             obs = next_obs
-            done, cut = _ends(
+            done, cut = ends(
                 environment, params, inner, _scalar(done, bool, "done", name), time, limit
             )
         next_obs, _ = _cast(First(next_obs, inner), like, name)
@@ -449,6 +392,14 @@ def _transition(environment, params, to_action, limit, like, own_step, name):
             _scalar(reward, jnp.float32, "reward", name),
             done,
             _scalar(cut, bool, "truncated", name),
+            _weight(info, name),
         )
 
     return transition
+
+
+def _weight(info, name):
+    """`info["weight"]`, what the action counts for the learner; () where nothing is said."""
+    if not isinstance(info, dict) or "weight" not in info:
+        return ()
+    return _scalar(info["weight"], jnp.float32, "info['weight']", name)
