@@ -1,6 +1,8 @@
-"""Small students from big teachers: distillation and reinforcement learning in one compiled JAX function.
+"""Small students from big teachers: distillation and reinforcement learning in one compiled JAX
+function.
 
-Public names are imported when they are first used, so that `jaxkd --help` answers before jax has loaded.
+Public names are imported when they are first used, so that `jaxkd --help` answers before jax has
+loaded.
 """
 
 import sys
@@ -88,7 +90,7 @@ __all__ = [
     "stream",
 ]
 
-_HOMES = {  # of the public names that are no modules; every other one in __all__ is a module of its own
+_HOMES = {  # of the public names that are no modules; the others in __all__ are modules
     "compile_cache": "cache",
     **dict.fromkeys(("load_policy", "save_policy"), "checkpoint"),
     **dict.fromkeys(("actor_size", "evaluate", "interval", "iqm"), "evaluate"),
@@ -116,7 +118,9 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `jaxkd.run` and `jaxkd.evaluate` the functions: importing a module of that name would put the module there."""
+    """Keeps `jaxkd.run` and `jaxkd.evaluate` the functions: importing a module of that name would
+    put the module there.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

@@ -1,4 +1,5 @@
-"""What is known of a learner before anything runs: who reads what, what is computed, what is refused.
+"""What is known of a learner before anything runs: who reads what, what is computed, what is
+refused.
 
 Legend of shapes: `T` time, `B` environments, `L` sequence length, `N` sequences in a minibatch.
 

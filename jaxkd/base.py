@@ -1,7 +1,7 @@
 """The records everything is made of, and nothing else.
 
-Legend of shapes: `T` time, `B` environments, `L` sequence length, `N` sequences in a minibatch, `A` actions,
-`D` action dimensions, `F` features, `E` episodes, `K` slots an environment (see `rollout.py`). `[...]` is any batch shape.
+Legend of shapes: `T` time, `B` environments, `L` sequence length, `N` sequences in a minibatch,
+`A` actions, `D` action dimensions, `F` features, `E` episodes. `[...]` is any batch shape.
 
 Losses add, rewards chain, advantages add, and what runs is a pair `(init, step)`.
 """
@@ -13,7 +13,7 @@ import jax
 
 
 class UsageError(ValueError):
-    """Something the user wrote cannot work; the message says what is wrong, both values, and what to do."""
+    """What the user wrote cannot work; the message says what is wrong, both values, what to do."""
 
 
 class ArtifactError(ValueError):
@@ -33,12 +33,12 @@ def _all_trained(params):
 
 
 def _functions(cls):
-    """Makes a record of functions hashable by identity, and refuses it as an argument of a transformed function."""
+    """Makes a record hashable by identity, and no argument of a function under jit, vmap, grad."""
 
     def refuse(*record: Any) -> Any:
         raise UsageError(
-            f"{cls.__name__} holds functions, so it cannot be an argument of a function under jit, vmap or grad. "
-            f"Close over it, or mark the argument static (jax.jit(f, static_argnums=...))."
+            f"{cls.__name__} holds functions, so it cannot be an argument of a function under jit, "
+            f"vmap or grad. Close over it, or mark it static (jax.jit(f, static_argnums=...))."
         )
 
     cls.__hash__ = object.__hash__
@@ -48,7 +48,7 @@ def _functions(cls):
     return cls
 
 
-# --- data -----------------------------------------------------------------------------------------------------------
+# --- data ----------------------------------------------------------------------------------------
 
 
 class Discrete(NamedTuple):
@@ -58,7 +58,7 @@ class Discrete(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A continuous action space; an action is float32 `shape` = (D,), acting in [-1, 1]^D (the adapter scales and clips)."""
+    """Continuous actions, float32 `shape` = (D,) in [-1, 1]^D; the adapter scales and clips."""
 
     shape: tuple[int, ...]
 
@@ -69,7 +69,7 @@ class Outputs(NamedTuple):
     policy: Any  # a distribution record of `distributions.py`, batch shape [...]
     value: Any = ()  # [...]; () where the network has no value head
     features: Any = ()  # [..., F], the last hidden layer; () where the network does not say
-    extra: Any = ()  # dict by name: further heads [...] (the value of a second stream), hidden layers [..., F]
+    extra: Any = ()  # dict by name: further heads [...], such as a stream's value, layers [..., F]
 
 
 class TimeStep(NamedTuple):
@@ -80,22 +80,23 @@ class TimeStep(NamedTuple):
     reward: jax.Array  # float32 [B]
     terminated: jax.Array  # float32 [B], 1 at a natural end
     truncated: jax.Array  # float32 [B], 1 where the time limit cut; never where terminated is 1
-    weight: Any = ()  # float32 [B], 0 where nothing is to be learnt from the action; () is 1 everywhere
+    weight: Any = ()  # float32 [B], 0 where there is nothing to learn from the action; () is 1
 
 
 class Context(NamedTuple):
     """What every component may know beyond its batch."""
 
     update: jax.Array  # int32 [], updates completed: what schedules are called with
-    episode_return: (
-        jax.Array
-    )  # float32 [], the "return" metric of the update before; nan before the first episode ends
+    episode_return: jax.Array  # float32 [], metric "return" of the update before; nan: none yet
     episode_step: Any  # int32 [B], steps since the reset; only while acting, otherwise ()
     key: jax.Array  # [], differs for every update, minibatch and component
 
 
 class Batch(NamedTuple):
-    """One rollout: [T, B, ...] in stages 1 to 3, [L, N, ...] inside a loss. Fields that nothing reads are never computed."""
+    """One rollout: [T, B, ...] in stages 1 to 3, [L, N, ...] inside a loss.
+
+    Fields that nothing reads are never computed.
+    """
 
     obs: Any  # [T, B, ...] acted on
     next_obs: Any  # [T, B, ...] true successor
@@ -104,7 +105,7 @@ class Batch(NamedTuple):
     terminated: jax.Array  # [T, B]
     truncated: jax.Array  # [T, B]
     reset: jax.Array  # [T, B] 1 where obs begins an episode
-    carry: Any  # [B, ...] the student's recurrent state before the first row of each sequence; no leaves: feed-forward
+    carry: Any  # [B, ...] the student's before the first row of a sequence; [T / L, B, ...] before
     acting: Any  # Outputs [T, B] of the student that acted; () in a replayed batch
     teacher: Any  # Outputs [T, B]; () without a teacher
     acting_next: Any = ()  # Outputs [T, B] at the true successor
@@ -113,11 +114,11 @@ class Batch(NamedTuple):
     targets: Any = ()  # dict: value target [T, B] by stream
     advantage: Any = ()  # [T, B], summed over the streams
     target: Any = ()  # [T, B], the target of stream ""
-    weight: Any = ()  # [T, B] 1; 0 for burn-in, padding, unfinished groups
+    weight: Any = ()  # [T, B] what a row counts: the environment's, then times that of the returns
 
 
 class Actors(NamedTuple):
-    """What the acting side carries from rollout to rollout; every leaf has a leading environment axis [B]."""
+    """What the acting side carries from rollout to rollout; every leaf leads with [B]."""
 
     env_state: Any
     obs: Any  # [B, ...]
@@ -151,7 +152,7 @@ class Evaluation(NamedTuple):
 
 
 # --- records of functions ---------------------------------------------------------------------
-# Their functions are called by position. `description` says how a record was made, see `description.py`.
+# Functions are called by position. `description` says how a record was made (`description.py`).
 
 
 @_functions
@@ -249,8 +250,8 @@ class Memory(NamedTuple):
 class Policy(NamedTuple):
     """A network behind a few functions; any module system fits.
 
-    `step` answers one row for each of B environments, `unroll` a sequence; both agree, resets in the
-    middle included. The carry of a recurrent network is its state, of a transformer its cache.
+    `step` answers one row for each of B environments, `unroll` a sequence; both agree, resets in
+    the middle included. The carry of a recurrent network is its state, of a transformer its cache.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd.distributions import Categorical
@@ -272,7 +273,8 @@ class Policy(NamedTuple):
 class Env(NamedTuple):
     """A batch of environments with automatic reset; `envs.make` makes them.
 
-    `env_state, obs = env.reset(key)`, then `env_state, time_step = env.step(key, env_state, action)`.
+    `env_state, obs = env.reset(key)`, then `env_state, time_step = env.step(key, env_state,
+    action)`.
     """
 
     reset: Callable  # (key) -> (env_state, obs [B, ...])

@@ -19,7 +19,9 @@ _INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint")
 def number(
     name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, above: bool = False
 ) -> None:
-    """Raises if a plain number lies outside [low, high] ((low, high] with `above`); tracers, arrays and schedules pass."""
+    """Raises if a plain number lies outside [low, high] ((low, high] with `above`); tracers, arrays
+    and schedules pass.
+    """
     if not isinstance(value, int | float | np.number):
         return
     if not (low < value if above else low <= value) or value > high:
@@ -40,7 +42,8 @@ def divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
     valid = [n for n in range(1, whole + 1) if whole % n == 0]
     near = [max(n for n in valid if n < part), *[n for n in valid if n > part][:1]]
     raise UsageError(
-        f"{whole_name} = {whole} is not divisible by {part_name} = {part}; nearest: {', '.join(map(str, near))}."
+        f"{whole_name} = {whole} is not divisible by {part_name} = {part}; nearest: "
+        f"{', '.join(map(str, near))}."
     )
 
 
@@ -103,7 +106,8 @@ def touches(read: frozenset[str], *prefixes: str) -> bool:
 
 
 def field(path: str) -> str:
-    """What a path of `reads` is a part of, for a person; what is kept by name, such as a stream's, with that name.
+    """What a path of `reads` is a part of, for a person; what is kept by name, such as a stream's,
+    with that name.
 
     >>> field("batch.teacher.policy.logits"), field("batch.targets.bonus")
     ('batch.teacher', "batch.targets['bonus']")
@@ -117,7 +121,9 @@ def field(path: str) -> str:
 
 
 def label(component: Any) -> str:
-    """How a component was made, read off the closure of its function: "scale(value=0.5, term=forward_kl(temperature=2.0))"."""
+    """How a component was made, read off the closure of its function: "scale(value=0.5,
+    term=forward_kl(temperature=2.0))".
+    """
     if isinstance(component, tuple):
         component = next((part for part in reversed(component) if callable(part)), component)
     name = getattr(component, "__qualname__", type(component).__name__).split(".<locals>")[0]
@@ -143,7 +149,9 @@ def _show(value: Any) -> str:
 
 
 def spaces(obs_spec: Any, action_space: Any) -> tuple[tuple, tuple]:
-    """Observation and action specification as plain, hashable values: ((path, shape, dtype), ...) and ("discrete", n) or ("box", D)."""
+    """Observation and action specification as plain, hashable values: ((path, shape, dtype), ...)
+    and ("discrete", n) or ("box", D).
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(obs_spec)
     obs = tuple(
         (

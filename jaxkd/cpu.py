@@ -1,4 +1,6 @@
-"""What XLA compiles badly for a CPU, put so that it compiles it well: the results are the same. Elsewhere it is left alone."""
+"""What XLA compiles badly for a CPU, put so that it compiles it well: the results are the same.
+Elsewhere it is left alone.
+"""
 
 import math
 from collections.abc import Callable
@@ -14,9 +16,11 @@ _PARITY = 0x1BD11BDA
 
 
 def grad(fn: Callable, has_aux: bool = False) -> Callable:
-    """`jax.grad` of a function of arrays; on a CPU as a batch of one, which puts the matrix products of the backward pass into a fast order.
+    """`jax.grad` of a function of arrays; on a CPU as a batch of one, which puts the matrix
+    products of the backward pass into a fast order.
 
-    The same up to rounding. PPO runs 1.2 to 1.8 times as fast for it, distillation 1.1 to 1.2 (benchmarks/levers.py).
+    The same up to rounding. PPO runs 1.2 to 1.8 times as fast for it, distillation 1.1 to 1.2
+    (benchmarks/levers.py).
 
     >>> grad(jnp.square)(jnp.float32(3.0)).item()
     6.0
@@ -33,9 +37,11 @@ def grad(fn: Callable, has_aux: bool = False) -> Callable:
 
 
 def where_any(wanted: jax.Array, then: Callable[[], Any], otherwise: Any) -> Any:
-    """`then()`, which equals `otherwise` where none of `wanted` [B] is true: on a CPU it is computed only where one is.
+    """`then()`, which equals `otherwise` where none of `wanted` [B] is true: on a CPU it is
+    computed only where one is.
 
-    A branch on an accelerator waits for the host, one among lanes computes both sides, and one over sharded environments needs all devices to agree.
+    A branch on an accelerator waits for the host, one among lanes computes both sides, and one over
+    sharded environments needs all devices to agree.
 
     >>> where_any(jnp.array([False, True]), lambda: 2 * jnp.ones(()), jnp.ones(())).item()
     2.0
@@ -49,16 +55,17 @@ def where_any(wanted: jax.Array, then: Callable[[], Any], otherwise: Any) -> Any
 def unrolled(key: jax.Array) -> jax.Array:
     """A key [...] of the same random numbers, bit for bit; on a CPU faster to draw.
 
-    JAX compiles threefry for a CPU as a loop over its rounds, which is not vectorised; here the rounds stand one after the other:
-    distillation runs 1.2 to 1.5 times as fast for it (benchmarks/levers.py). Keys of other kinds are returned as they are.
-    `jax.random.poisson` alone takes no such key: give it `jax.random.wrap_key_data(jax.random.key_data(key))`.
+    JAX compiles threefry for a CPU as a loop over its rounds, which is not vectorised; here the
+    rounds stand one after the other: distillation runs 1.2 to 1.5 times as fast for it
+    (benchmarks/levers.py). Keys of other kinds are returned as they are. `jax.random.poisson` alone
+    takes no such key: give it `jax.random.wrap_key_data(jax.random.key_data(key))`.
 
     >>> key = jax.random.key(0)
     >>> (jax.random.uniform(unrolled(key)) == jax.random.uniform(key)).item()
     True
     """
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    other_bits = not jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
+    other_bits = not getattr(jax.config, "jax_threefry_partitionable")  # noqa: B009, pyright's wish
     if jax.default_backend() != "cpu" or other_bits:
         return key
     if not typed or jax.random.key_impl(key) != "threefry2x32":
@@ -68,9 +75,11 @@ def unrolled(key: jax.Array) -> jax.Array:
 
 @jax.jit  # one function in the program, however often it is called
 def _hash(key: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 with 20 rounds (Salmon et al. 2011) of two words [...] with one key [2], all uint32.
+    """Threefry-2x32 with 20 rounds (Salmon et al. 2011) of two words [...] with one key [2], all
+    uint32.
 
-    The barriers keep one hash out of the loop of the next: the XLA of jax 0.11 takes minutes to compile several in one.
+    The barriers keep one hash out of the loop of the next: the XLA of jax 0.11 takes minutes to
+    compile several in one.
     """
     key = optimization_barrier(key)
     keys = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY)

@@ -1,7 +1,7 @@
 """The one learner: every method of this library is `learner` with other arguments.
 
 `step` has five stages: act (`rollout.py`), relabel (`rewards/`), evaluate (`returns.py`), learn
-(`optimize.py`), report. What is known before anything runs is found out by `assembly.py`.
+(`optimize.py`), report (`metrics.py`). What is known before anything runs is found out by `assembly.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import assembly, optimize, rollout
+from jaxkd import assembly, metrics, optimize, rollout
 from jaxkd.assembly import Parts
 from jaxkd.base import (
     Algorithm,
@@ -31,7 +31,7 @@ from jaxkd.behavior import student_acts
 from jaxkd.describe import description
 from jaxkd.losses import stateless
 from jaxkd.memory import record, restore, this_rollout
-from jaxkd.optimize import component_key
+from jaxkd.optimize import component_key, named_key
 from jaxkd.returns import gae
 
 _DEFAULT_RETURNS, _DEFAULT_OPTIMIZER = gae(0.99, 0.95), optax.adam(1e-3)
@@ -85,7 +85,7 @@ def learner(
         k: term if isinstance(term, LossTerm) else stateless(term) for k, term in losses.items()
     }
     recurrent = jax.tree.leaves(jax.eval_shape(lambda: student.initial_carry(1)))
-    length = sequence_length or (unroll_length if recurrent else 1)
+    length = (unroll_length if recurrent else 1) if sequence_length is None else sequence_length
     given = Parts(
         rollout.Rollout(env, student, teacher, behavior or student_acts(), unroll_length, length),
         dict(rewards or {}),
@@ -107,11 +107,8 @@ def init(parts: Parts, key: jax.Array) -> State:
     """The state before the first update."""
     o = parts.optimization
     params = o.student.init(component_key(key, "student"))
-    loss_params, rewards = {}, {}
-    for name, term in o.losses.items():
-        loss_params[name] = term.init(component_key(key, name), parts.earned)
-    for name, transform in parts.rewards.items():
-        rewards[name] = transform.init(component_key(key, name), parts.acted)
+    loss_params = {k: term.init(named_key(key, k), parts.earned) for k, term in o.losses.items()}
+    rewards = {k: made.init(named_key(key, k), parts.acted) for k, made in parts.rewards.items()}
     return State(
         params=params,
         loss_params=loss_params,
@@ -127,7 +124,7 @@ def init(parts: Parts, key: jax.Array) -> State:
 def step(parts: Parts, state: State, teacher_params: Any) -> tuple[State, dict]:
     """One update."""
     key = jax.random.fold_in(state.key, state.update)
-    context = Context(state.update, _mean_last_return(state.actors), (), key)
+    context = Context(state.update, metrics.mean_return(state.actors), (), key)
 
     def own(stage):
         return context._replace(key=component_key(key, stage))
@@ -151,7 +148,7 @@ def step(parts: Parts, state: State, teacher_params: Any) -> tuple[State, dict]:
     params, loss_params, opt_state = trained
     params = parts.rollout.student.observe(params, batch.obs)
     after = (params, loss_params, opt_state, rewards, memory, actors, state.update + 1, state.key)
-    return State(*after), report(parts.rollout.env, actors, batch, means, paid)
+    return State(*after), metrics.report(parts.rollout.env, actors, batch, means, paid)
 
 
 # --- the stages that have no file of their own --------------------------------------------------
@@ -162,16 +159,16 @@ def relabel(parts: Parts, states: dict, batch: Batch, context: Context) -> tuple
     streams, after, paid = {"": batch.reward}, {}, {}
     for name, transform in parts.rewards.items():
         reward = streams.get(transform.stream, jnp.zeros_like(batch.reward))
-        own = context._replace(key=component_key(context.key, name))
+        own = context._replace(key=named_key(context.key, name))
         reward, after[name] = transform.update(reward, states[name], batch, own)
-        streams[transform.stream], paid[name] = reward, jnp.mean(reward)
+        streams[transform.stream], paid[name] = reward, metrics.mean(reward, batch.weight)
     return batch._replace(streams=streams), after, paid
 
 
 def evaluate(parts: Parts, batch: Batch, last: Outputs, context: Context) -> Batch:
     """Stage 3: a `Returns` a stream; advantages are summed, weights multiplied.
 
-    Skipped where nothing reads them. A row to which the environment gave weight 0 has none.
+    Skipped where nothing reads them. A row whose action the environment weighs 0 has none.
     """
     said = jax.tree.leaves(batch.weight)
     weight = batch.weight if said else jnp.ones_like(batch.reward)
@@ -192,19 +189,3 @@ def evaluate(parts: Parts, batch: Batch, last: Outputs, context: Context) -> Bat
         advantage = jnp.where(batch.weight > 0, advantage, 0.0)
     earned = dict(targets=targets, target=targets.get("", ()), advantage=advantage, weight=weight)
     return batch._replace(**earned)
-
-
-def report(env: Env, actors: Any, batch: Batch, means: dict, paid: dict) -> dict[str, jax.Array]:
-    """Stage 5: scalars of the fresh rollout; it belongs to whoever acted."""
-    episodes = jnp.sum(batch.terminated + batch.truncated)
-    metrics = {"return": _mean_last_return(actors), "episodes": episodes}
-    for i, task in enumerate(env.tasks):
-        alone = jnp.where(actors.obs["task"] == i, actors.last_return, jnp.nan)
-        metrics[f"return/{task}"] = _mean_last_return(actors._replace(last_return=alone))
-    metrics |= {f"loss/{name}": mean for name, mean in means.items()}
-    return metrics | {f"reward/{name}": mean for name, mean in paid.items()}
-
-
-def _mean_last_return(actors: Any) -> jax.Array:
-    ended = ~jnp.isnan(actors.last_return)
-    return jnp.sum(jnp.where(ended, actors.last_return, 0.0)) / jnp.sum(ended)

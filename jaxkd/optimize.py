@@ -33,6 +33,14 @@ def component_key(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+_STAGES = ("student", "env", "reset", "act", "memory", "learn")  # of `learner.py`, by their keys
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """The key of a component that a user named, whatever the name: no stage's."""
+    return component_key(key, f"component {name}" if name in _STAGES else name)
+
+
 def partition(policy: Policy, params: Any) -> tuple[Any, Any]:
     """(what the optimizer trains, what it does not), each like `params` with None for the rest."""
     trained = policy.trainable(params)
@@ -51,7 +59,8 @@ def total(
 ) -> tuple[jax.Array, dict]:
     """The summed, weighted means of the terms on [L, N], and each mean by name.
 
-    A mean is 0 where every weight is 0; what a row of weight 0 would say, nan included, is not read.
+    A mean is 0 where every weight is 0; what a row of weight 0 would say, nan included, is not
+    read.
     """
     means = {}
     for name, term in losses.items():
@@ -107,7 +116,8 @@ def learn(
 
 
 def arrange(batch: Batch, length: int, shuffle: str) -> Batch:
-    """Leaves [T, B, ...] as [L, S, U, ...]: U shuffled units of S sequences each; a carry [T / L, B, ...] as [1, S, U, ...].
+    """Leaves [T, B, ...] as [L, S, U, ...]: U shuffled units of S sequences each; a carry [T / L,
+    B, ...] as [1, S, U, ...].
 
     "env": a unit is one environment with its T / L sequences; "full": a unit is one sequence.
     """
@@ -133,7 +143,9 @@ def pick(units: Batch, index: jax.Array) -> Batch:
 
 
 def _spread(x: jax.Array) -> jax.Array:
-    """[L, N, ...] with N along the devices of `sharding.shard`'s environments, or else each of them would learn from all of it."""
+    """[L, N, ...] with N along the devices of `sharding.shard`'s environments, or else each of them
+    would learn from all of it.
+    """
     devices = jax.sharding.get_abstract_mesh().shape.get("envs", 1)
     if devices == 1 or x.shape[1] % devices:
         return x

@@ -93,20 +93,28 @@ def act(
 
     keys = jax.random.split(unrolled(context.key), (rollout.unroll_length, 2))
     first = actors
-    (actors, cuts), (batch, left), starts = _scan(rollout, body, (actors, rule.cuts), keys)
-    batch = batch._replace(carry=starts)
-    if teacher is not None and not walks_along and (needs.teacher or needs.teacher_next):
-        teacher_carry, theirs = teacher.unroll(
-            teacher_params, first.teacher_carry, batch.obs, batch.reset
-        )
-        actors, batch = actors._replace(teacher_carry=teacher_carry), batch._replace(teacher=theirs)
+    (actors, cuts), (batch, left), begins = _scan(rollout, body, (actors, rule.cuts), keys)
+    batch = batch._replace(carry=begins)
+    if (needs.teacher or needs.teacher_next) and not walks_along:
+        actors, batch = _listen(rollout, teacher_params, first, actors, batch)
     last: Any = ()
     for speaker in speakers:
         at_last, following = rule.answer(speaker, cuts, left, actors, batch)
-        if speaker.rows == "acting":
-            last = at_last
         batch = batch._replace(**{f"{speaker.rows}_next": following})
+        last = at_last if speaker.rows == "acting" else last
     return actors, batch, last
+
+
+def _listen(
+    rollout: Rollout, teacher_params: Any, first: Actors, actors: Actors, batch: Batch
+) -> tuple[Actors, Batch]:
+    """What the teacher says of all rows at once, from its carry before the first of them."""
+    if rollout.teacher is None:
+        return actors, batch
+    carry, said = rollout.teacher.unroll(
+        teacher_params, first.teacher_carry, batch.obs, batch.reset
+    )
+    return actors._replace(teacher_carry=carry), batch._replace(teacher=said)
 
 
 def _walks_along(rollout: Rollout, needs: Needs, actors: Actors) -> bool:

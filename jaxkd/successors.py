@@ -132,7 +132,7 @@ def _number(slots: _Slots) -> int:
 
 
 def _answer_at_once(speakers: Sequence[Speaker]) -> Callable:
-    """-> record: each speaker's Outputs [B] at `step.next_obs`, meaningless where nothing is cut."""
+    """-> record: each speaker's Outputs [B] at `step.next_obs`, if any episode was cut."""
 
     def record(cuts, step, after):
         def said():

@@ -83,8 +83,9 @@ def both_rollouts(env, theirs, params, actions, scale, encode):
             theirs.step, (0, 0, 0, None)
         )(jax.random.split(key, B), reference, action * scale, params)
         reference = strong(reference)
+        assert step.weight == ()  # gymnax says nothing of it
         return (ours, reference), (
-            (tuple(step), ours),
+            (tuple(step)[:-1], ours),
             (record(obs, info["final_observation"], reward, terminated, truncated), reference),
         )
 

@@ -1,4 +1,6 @@
-"""Batches of environments with exact automatic reset; gymnax itself is imported by the first `make` or `ids`."""
+"""Batches of environments with exact automatic reset; gymnax itself is imported by the first `make`
+or `ids`.
+"""
 
 from jaxkd.envs.combine import concat, pad, view
 from jaxkd.envs.gymnax import ids, make

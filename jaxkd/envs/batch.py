@@ -3,6 +3,7 @@
 Legend of shapes: `B` environments, `G` members of a group.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +14,12 @@ from jaxkd.cpu import unrolled, where_any
 
 
 class Counted(NamedTuple):
-    """An `env_state` of which the adapter counts something itself; otherwise `env_state` is gymnax's state alone."""
+    """An `env_state` of which the adapter counts something itself; otherwise `env_state` is
+    gymnax's state alone.
+    """
 
     inner: Any  # [B, ...] gymnax's state
-    time: Any = ()  # int32 [B], steps of the episode; () where the environment knows its own time limit
+    time: Any = ()  # int32 [B], steps of the episode; () where the environment knows its limit
     episode: Any = ()  # int32 [B], number of the episode; () without groups
     group_key: Any = ()  # key [B], equal within a group; () without groups
 
@@ -32,12 +35,22 @@ class Ended(NamedTuple):
     """One transition before the adapter's reset."""
 
     next_obs: Any  # the true successor
-    obs: Any  # next_obs, or the first observation of a new episode where the environment has reset itself
+    obs: Any  # next_obs, or the first of a new episode where the environment has reset itself
     inner: Any  # belongs to `obs`
     reward: jax.Array  # []
     terminated: jax.Array  # bool []
     truncated: jax.Array  # bool [], never with terminated
     weight: Any = ()  # float32 [], what the action counts for the learner; () is 1
+
+
+class One(NamedTuple):
+    """How one environment of a batch begins, steps and begins anew."""
+
+    begin: Callable  # (key, episode=(), group_key=()) -> (obs, env_state)
+    advance: Callable  # (key, env_state, action) -> (Ended, env_state)
+    restart: (
+        Callable  # (key, Ended, env_state) -> (obs, env_state), of a new episode where it ended
+    )
 
 
 def batch(start, transition, observe, num_envs, group_size, counts_time, own_step, pool):
@@ -53,11 +66,43 @@ def batch(start, transition, observe, num_envs, group_size, counts_time, own_ste
         pool: how many beginnings are drawn at a time; None: one for every environment.
     """
     grouped = group_size > 1
+    resets_itself = own_step and not (grouped or counts_time)
+    begin, advance, restart = _one(start, transition, grouped, counts_time)
+
+    def reset(key):
+        if grouped:
+            group_keys = jax.random.split(key, num_envs // group_size)
+            group_keys = group_keys[jnp.arange(num_envs) // group_size]
+            numbers = jnp.zeros(num_envs, jnp.int32)
+            obs, env_state = jax.vmap(begin, (None, 0, 0))(key, numbers, group_keys)
+        else:
+            obs, env_state = jax.vmap(begin)(jax.random.split(unrolled(key), num_envs))
+        return env_state, jax.vmap(observe)(obs)
+
+    def step(key, env_state, action):
+        keys = jax.random.split(unrolled(key), num_envs + (pool is not None))
+        ended, after = jax.vmap(advance)(keys[:num_envs], env_state, action)
+        here = ended.obs, after
+        done = jnp.logical_or(ended.terminated, ended.truncated)
+        if pool is not None:
+            here = _pooled(begin, pool, keys[-1], done, here)
+        elif not resets_itself:
+            here = where_any(done, lambda: jax.vmap(restart)(keys, ended, after), here)
+        obs, after = here
+        flags = (flag.astype(jnp.float32) for flag in (ended.terminated, ended.truncated))
+        seen, successor = jax.vmap(observe)(obs), jax.vmap(observe)(ended.next_obs)
+        return after, TimeStep(seen, successor, ended.reward, *flags, weight=ended.weight)
+
+    return reset, step
+
+
+def _one(start, transition, grouped, counts_time) -> One:
     counting = grouped or counts_time
-    resets_itself = own_step and not counting
 
     def begin(key, episode=(), group_key=()):
-        obs, inner = start(jax.random.fold_in(unrolled(group_key), episode) if grouped else key)
+        if grouped:
+            key = jax.random.fold_in(unrolled(group_key), episode)
+        obs, inner = start(key)
         time = jnp.zeros((), jnp.int32) if counts_time else ()
         return obs, Counted(inner, time, episode, group_key) if counting else inner
 
@@ -70,45 +115,20 @@ def batch(start, transition, observe, num_envs, group_size, counts_time, own_ste
 
     def restart(key, ended, after):
         _, key_reset = jax.random.split(key)
-        first = begin(
-            key_reset, after.episode + 1 if grouped else (), after.group_key if grouped else ()
-        )
+        which = (after.episode + 1, after.group_key) if grouped else ()
+        first = begin(key_reset, *which)
         done = jnp.logical_or(ended.terminated, ended.truncated)
-        return jax.tree.map(
-            lambda new, old: jax.lax.select(done, new, old), first, (ended.obs, after)
-        )
+        choose = lambda new, old: jax.lax.select(done, new, old)
+        return jax.tree.map(choose, first, (ended.obs, after))
 
-    def reset(key):
-        if grouped:
-            group_keys = jax.random.split(key, num_envs // group_size)[
-                jnp.arange(num_envs) // group_size
-            ]
-            obs, env_state = jax.vmap(begin, (None, 0, 0))(
-                key, jnp.zeros(num_envs, jnp.int32), group_keys
-            )
-        else:
-            obs, env_state = jax.vmap(begin)(jax.random.split(unrolled(key), num_envs))
-        return env_state, jax.vmap(observe)(obs)
-
-    def step(key, env_state, action):
-        keys = jax.random.split(unrolled(key), num_envs + (pool is not None))
-        ended, after = jax.vmap(advance)(keys[:num_envs], env_state, action)
-        obs, done = ended.obs, jnp.logical_or(ended.terminated, ended.truncated)
-        if pool is not None:
-            obs, after = _pooled(begin, pool, keys[-1], done, (obs, after))
-        elif not resets_itself:
-            obs, after = where_any(
-                done, lambda: jax.vmap(restart)(keys, ended, after), (obs, after)
-            )
-        flags = (flag.astype(jnp.float32) for flag in (ended.terminated, ended.truncated))
-        seen, successor = jax.vmap(observe)(obs), jax.vmap(observe)(ended.next_obs)
-        return after, TimeStep(seen, successor, ended.reward, *flags, weight=ended.weight)
-
-    return reset, step
+    return One(begin, advance, restart)
 
 
 def _pooled(begin, pool, key, done, state):
-    """`state` [B, ...] with the beginning of an episode where `done` [B]: drawn `pool` at a time until each that is done has its own."""
+    """`state` [B, ...] with the beginning of an episode where `done` [B].
+
+    Beginnings are drawn `pool` at a time until each environment that is done has its own.
+    """
 
     def serve(loop):
         key, waiting, state = loop

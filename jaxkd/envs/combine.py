@@ -1,6 +1,8 @@
-"""Batches of environments made of batches of environments: several tasks as one, and several views of one observation.
+"""Batches of environments made of batches of environments: several tasks as one, and several views
+of one observation.
 
-Legend of shapes: `B` environments, `B_i` of task i, `O` size of the longest flat observation, `A` actions of the task that has most.
+Legend of shapes: `B` environments, `B_i` of task i, `O` size of the longest flat observation, `A`
+actions of the task that has most.
 """
 
 import math
@@ -15,11 +17,13 @@ from jaxkd.base import Discrete, Env, TimeStep, UsageError
 
 
 def concat(*envs: Env) -> Env:
-    """Several tasks as one batch: environment after environment, B = sum B_i, each stepped with `fold_in(key, i)`.
+    """Several tasks as one batch: environment after environment, B = sum B_i, each stepped with
+    `fold_in(key, i)`.
 
-    An observation is that of `pad`: {"obs": float32 [O], "task": int32 [], "mask": bool [A]}; the learner then reports
-    "return/<task>" too. The limits of the tasks may differ: `max_steps` is the longest, `cut_steps` the shortest. `evaluate` judges the
-    tasks one by one with `pad(env, like=...)`.
+    An observation is that of `pad`: {"obs": float32 [O], "task": int32 [], "mask": bool [A]}; the
+    learner then reports "return/<task>" too. The limits of the tasks may differ: `max_steps` is the
+    longest, `cut_steps` the shortest. `evaluate` judges the tasks one by one with `pad(env,
+    like=...)`.
 
     Args:
         envs: with discrete actions. Their names become `tasks`; equal ones are numbered.
@@ -28,7 +32,8 @@ def concat(*envs: Env) -> Env:
         an Env whose `env_state` is the tuple of theirs.
 
     >>> import jaxkd
-    >>> both = concat(jaxkd.envs.make("CartPole-v1", num_envs=2), jaxkd.envs.make("Acrobot-v1", num_envs=3))
+    >>> make = jaxkd.envs.make
+    >>> both = concat(make("CartPole-v1", num_envs=2), make("Acrobot-v1", num_envs=3))
     >>> both.num_envs, both.action_space, both.tasks
     (5, Discrete(n=3), ('CartPole-v1', 'Acrobot-v1'))
     >>> both.reset(jax.random.key(0))[1]["task"]
@@ -89,9 +94,11 @@ def pad(
     num_actions: int | None = None,
     task: int = 0,
 ) -> Env:
-    """One task in the form of several: obs = {"obs": float32 [O], "task": int32 [], "mask": bool [A]}.
+    """One task in the form of several: obs = {"obs": float32 [O], "task": int32 [], "mask": bool
+    [A]}.
 
-    "obs" is flattened and filled up with zeros, "mask" says which actions the task has; an action beyond is its last one.
+    "obs" is flattened and filled up with zeros, "mask" says which actions the task has; an action
+    beyond is its last one.
 
     Args:
         env: with discrete actions.
@@ -112,7 +119,8 @@ def pad(
     length = obs_size or _size(env)
     if length < _size(env) or number < legal:
         raise UsageError(
-            f"{env.name!r} has {_size(env)} numbers and {legal} actions, more than obs_size={length} or num_actions={number}."
+            f"{env.name!r} has {_size(env)} numbers and {legal} actions, more than "
+            f"obs_size={length} or num_actions={number}."
         )
 
     def observe(obs):
@@ -139,14 +147,16 @@ def pad(
 
 
 def view(env: Env, **fields: Callable) -> Env:
-    """The observation as a dict of functions of it: a privileged teacher selects one field, a blind student another.
+    """The observation as a dict of functions of it: a privileged teacher selects one field, a blind
+    student another.
 
     Args:
         fields: by name a function of ONE observation; it may return any pytree.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
-    >>> env = view(env, full=lambda obs: obs, blind=lambda obs: obs[jnp.array([0, 2])])      # blind to velocities
+    >>> places = jnp.array([0, 2])                          # blind to velocities
+    >>> env = view(env, full=lambda obs: obs, blind=lambda obs: obs[places])
     >>> teacher = jaxkd.networks.mlp(env, (64,), select="full")
     >>> student = jaxkd.networks.mlp(env, (64,), select="blind")
     """
@@ -201,7 +211,8 @@ def _check_single(env: Any) -> None:
     check.kind("env", env, Env, "an Env (jaxkd.envs.make)")
     if not isinstance(env.action_space, Discrete):
         raise UsageError(
-            f"{env.name!r} has continuous actions ({env.action_space}); concat and pad need discrete ones."
+            f"{env.name!r} has continuous actions ({env.action_space}); concat and pad need "
+            f"discrete ones."
         )
     if env.tasks:
         raise UsageError(f"{env.name!r} is several tasks already: give all of them to one concat.")

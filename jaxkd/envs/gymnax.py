@@ -2,8 +2,9 @@
 
 Legend of shapes: `B` environments, `G` members of a group, `D` action dimensions.
 
-A batch is `vmap` over one environment, and one environment is gymnax's own arithmetic: `step_env`, `is_truncated`, `reset_env`, select.
-Nothing of `info` leaves it. gymnax is imported where it is used, because the import takes seconds.
+A batch is `vmap` over one environment, and one environment is gymnax's own arithmetic: `step_env`,
+`is_truncated`, `reset_env`, select. Nothing of `info` leaves it. gymnax is imported where it is
+used, because the import takes seconds.
 """
 
 import contextlib
@@ -27,11 +28,13 @@ from jaxkd.envs.seaquest import ShortLists
 _NEEDS_DOWNLOAD, _SEAQUEST = "MNISTBandit-bsuite", "Seaquest-MinAtar"
 
 
-# --- public ---------------------------------------------------------------------------------------------------------
+# --- public --------------------------------------------------------------------------------------
 
 
 def ids() -> tuple[str, ...]:
-    """The environments that `make` knows by name: gymnax's, without the one that needs a download, and those a user registered."""
+    """The environments that `make` knows by name: gymnax's, without the one that needs a download,
+    and those a user registered.
+    """
     return tuple(name for name in _gymnax().registered_envs if name != _NEEDS_DOWNLOAD)
 
 
@@ -47,33 +50,41 @@ def make(
 ) -> Env:
     """A batch of environments that reset themselves.
 
-    Without groups a trajectory is that of `jax.vmap(environment.step, (0, 0, 0, None))` on `jax.random.split(key, num_envs)`, operation by
-    operation (bit-equal, unless XLA fuses the two differently).
-    In groups (GRPO), environment i belongs to group i // G and the n-th episodes of a group all begin with
-    `reset_env(fold_in(group_key, n))`; what an environment carries over from one episode to the next is dropped there.
+    Without groups a trajectory is that of `jax.vmap(environment.step, (0, 0, 0, None))` on
+    `jax.random.split(key, num_envs)`, operation by operation (bit-equal, unless XLA fuses the two
+    differently). In groups (GRPO), environment i belongs to group i // G and the n-th episodes of a
+    group all begin with `reset_env(fold_in(group_key, n))`; what an environment carries over from
+    one episode to the next is dropped there.
 
     Args:
-        id_or_environment: one of `ids()`, or an object with gymnax's `reset_env` and `step_env` (and `is_truncated`; without it, as in
-            Craftax and gymnax 0.x, `done` is divided by the time limit where state and parameters show one).
+        id_or_environment: one of `ids()`, or an object with gymnax's `reset_env` and `step_env`
+            (and `is_truncated`; without it, as in Craftax and gymnax 0.x, `done` is divided by the
+            time limit where state and parameters show one). `info["weight"]` [], if it is there,
+            is what the action counts for the learner: 0 for a forced one, or for padding.
         num_envs: B.
-        env_params: the environment's parameters; its floats may be traced values, so a sweep over them is a `vmap`.
+        env_params: its parameters; floats may be traced values, so a sweep over them is a `vmap`.
         group_size: G, a divisor of B.
-        max_steps: time limit in steps. It replaces the one in the parameters; where the environment has none, the adapter counts and
-            cuts, and an `is_truncated` that reads something else must not cut earlier.
-        reset_pool: how many beginnings a step draws at a time, as often as it takes for each episode that ended to get one of its own;
-            None draws one for every environment, on a CPU only in steps where an episode ends. Which draw an episode gets depends on
-            who ended, not on the draw, so both are equal in distribution. Worth a try on a CPU where few episodes end in a step; on an
-            accelerator a loop of unknown length is dear. benchmarks/levers.py measures it.
-        **env_kwargs: those named like a field of the parameters replace it, the others go to the environment's constructor. Of
-            Seaquest-MinAtar, `entities=32` is room for 32 of each kind where gymnax has 100: the same frames, faster on a CPU, and a
-            reward of nan should a list be full.
+        max_steps: time limit in steps. It replaces the one in the parameters; where the environment
+            has none, the adapter counts and cuts.
+        reset_pool: how many beginnings a step draws at a time, as often as it takes for each
+            episode that ended to get one of its own; None draws one for every environment, on a
+            CPU only in steps where an episode ends. Which draw an episode gets depends on who
+            ended, not on the draw, so both are equal in distribution. Worth a try on a CPU where
+            few episodes end in a step (benchmarks/speed/levers.py); on an accelerator a loop of
+            unknown length is dear.
+        **env_kwargs: those named like a field of the parameters replace it, the others go to the
+            environment's constructor. Of Seaquest-MinAtar, `entities=32` is room for 32 of each
+            kind where gymnax has 100: the same frames, faster on a CPU, and a reward of nan should
+            a list be full.
 
     Returns:
-        An Env. Actions are int32 [B], or float32 [B, D] in [-1, 1]^D for a Box: clipped, scaled to its bounds (clipped to them only,
-        where one is infinite) and reshaped. A Discrete observation becomes one-hot float32 [n]; all others keep shape and dtype.
+        An Env. Actions are int32 [B], or float32 [B, D] in [-1, 1]^D for a Box: clipped, scaled to
+        its bounds (clipped to them only, where one is infinite) and reshaped. A Discrete
+        observation becomes one-hot float32 [n]; all others keep shape and dtype.
 
     Raises:
-        UsageError: an unknown name or argument, sizes that do not fit, a traced time limit without `max_steps`.
+        UsageError: an unknown name or argument, sizes that do not fit, a traced time limit without
+            `max_steps`.
 
     >>> env = make("CartPole-v1", 8)
     >>> env_state, obs = env.reset(jax.random.key(0))
@@ -84,29 +95,16 @@ def make(
     environment, params, name = _construct(id_or_environment, env_params, env_kwargs)
     _check_environment(environment, name)
     own_step = _has_own_step(environment)
-    if reset_pool is not None and (own_step or group_size > 1):
-        why = (
-            "resets itself in its own step"
-            if own_step
-            else f"begins episodes alike in groups of {group_size}"
-        )
-        raise UsageError(
-            f"{name!r} {why}, so no pool can give it beginnings: leave reset_pool out."
-        )
+    _check_pool(name, reset_pool, own_step, group_size)
     params = with_limit(params, max_steps)
-
-    @_given(params)
-    def begin(params, key):
-        return First(
-            *(environment.reset(key, params) if own_step else environment.reset_env(key, params))
-        )
-
+    begin = _beginning(environment, params, own_step)
     like = jax.eval_shape(lambda: begin(jax.random.key(0)))
     limit = time_limit(environment, params, like.env_state, max_steps, name)
     space, to_action = _actions(environment, params, name)
     start = lambda key: _cast(begin(key), like, name)
     transition = _transition(environment, params, to_action, limit, like, own_step, name)
     observe = _observation(environment, params, like.obs)
+    seen = jax.eval_shape(lambda: observe(start(jax.random.key(0)).obs))
     reset, step = batch(
         start, transition, observe, num_envs, group_size, limit.counted, own_step, reset_pool
     )
@@ -114,9 +112,7 @@ def make(
         reset=reset,
         step=step,
         num_envs=int(num_envs),
-        obs_spec=jax.tree.map(
-            _strong, jax.eval_shape(lambda: observe(start(jax.random.key(0)).obs))
-        ),
+        obs_spec=jax.tree.map(_strong, seen),
         action_space=space,
         max_steps=limit.max_steps,
         truncates=hasattr(environment, "is_truncated") or limit.max_steps is not None,
@@ -124,6 +120,26 @@ def make(
         group_size=int(group_size),
         name=name,
     )
+
+
+def _beginning(environment, params, own_step):
+    """-> function key -> First, as the environment begins an episode."""
+
+    @_given(params)
+    def begin(params, key):
+        reset = environment.reset if own_step else environment.reset_env
+        return First(*reset(key, params))
+
+    return begin
+
+
+def _check_pool(name, reset_pool, own_step, group_size):
+    if reset_pool is None or not (own_step or group_size > 1):
+        return
+    why = f"begins episodes alike in groups of {group_size}"
+    if own_step:
+        why = "resets itself in its own step"
+    raise UsageError(f"{name!r} {why}, so no pool can give it beginnings: leave reset_pool out.")
 
 
 def _cut_steps(environment, params, limit, start, transition, space):
@@ -148,20 +164,25 @@ def _check_sizes(num_envs, group_size, max_steps, reset_pool):
             count(name, size)
 
 
-# --- the environment and its parameters -----------------------------------------------------------------------------
+# --- the environment and its parameters ----------------------------------------------------------
 
 
 def _check_environment(environment, name):
-    """The object itself has gymnax's methods; a wrapper that only forwards them would be passed by in silence."""
+    """The object itself has gymnax's methods; a wrapper that only forwards them would be passed by
+    in silence.
+    """
     for method in ("reset_env", "step_env"):
         if isinstance(environment, type) or not hasattr(environment, method):
             raise UsageError(
-                f"{name!r} is no environment: give one of jaxkd.envs.ids(), or an object with reset_env and step_env"
+                f"{name!r} is no environment: give one of jaxkd.envs.ids(), or an object with "
+                f"reset_env and step_env"
             )
         if not hasattr(type(environment), method) and method not in vars(environment):
             raise UsageError(
-                f"{name!r} forwards {method} to the environment it wraps, so what the wrapper does would be lost: "
-                f"give the wrapped environment, or an object with a reset_env and a step_env of its own"
+                f"{name!r} forwards {method} to the environment it wraps, so what the wrapper "
+                f"does would be lost: "
+                f"give the wrapped environment, or an object with a reset_env and a step_env of "
+                f"its own"
             )
 
 
@@ -183,7 +204,8 @@ def _construct(
     others = {key: value for key, value in env_kwargs.items() if key not in fields(params)}
     if others and not by_name:
         raise UsageError(
-            f"{name!r} is made already, so {_listed(others)} cannot go to its constructor: give it where the object is made. "
+            f"{name!r} is made already, so {_listed(others)} cannot go to its constructor: give "
+            f"it where the object is made. "
             f"Parameters: {_listed(fields(params))}"
         )
     if others:
@@ -191,7 +213,8 @@ def _construct(
             environment = _by_id(name, others)
         except TypeError as error:
             raise UsageError(
-                f"{name!r} does not take {_listed(others)} ({error}). Parameters: {_listed(fields(params))}. "
+                f"{name!r} does not take {_listed(others)} ({error}). Parameters: "
+                f"{_listed(fields(params))}. "
                 f"Constructor arguments: {_listed(inspect.signature(type(environment)).parameters)}"
             ) from error
         params = _default_params(environment) if env_params is None else env_params
@@ -200,18 +223,23 @@ def _construct(
 
 
 def _gymnax() -> Any:
-    """gymnax, imported when first needed. It makes arrays while it is imported: under a trace they would be tracers for good."""
+    """gymnax, imported when first needed. It makes arrays while it is imported: under a trace they
+    would be tracers for good.
+    """
     with jax.ensure_compile_time_eval():
         import gymnax
     return gymnax
 
 
 def _by_id(name, arguments):
-    """The environment that gymnax makes under this name, its arrays concrete even while something is being traced."""
+    """The environment that gymnax makes under this name, its arrays concrete even while something
+    is being traced.
+    """
     gymnax = _gymnax()
     if name == _NEEDS_DOWNLOAD:
         raise UsageError(
-            f"{name!r} downloads MNIST when it is made, which jaxkd never does: make the object yourself and pass it"
+            f"{name!r} downloads MNIST when it is made, which jaxkd never does: make the object "
+            f"yourself and pass it"
         )
     if name not in gymnax.registered_envs:
         lower = {known.lower(): known for known in ids()}
@@ -246,18 +274,22 @@ def _concrete(tree):
 
 
 def _has_own_step(environment):
-    """True for a gymnax Environment that overrides `step`; found by name, so that plain objects do not import gymnax."""
+    """True for a gymnax Environment that overrides `step`; found by name, so that plain objects do
+    not import gymnax.
+    """
     for base in type(environment).__mro__:
         if (base.__module__, base.__name__) == ("gymnax.environments.environment", "Environment"):
             return type(environment).step is not base.step
     return False
 
 
-# --- actions and observations ---------------------------------------------------------------------------------------
+# --- actions and observations --------------------------------------------------------------------
 
 
 def _actions(environment, params, name):
-    """-> (space, function from a policy's action to the environment's), for gymnax's spaces and those of `base`."""
+    """-> (space, function from a policy's action to the environment's), for gymnax's spaces and
+    those of `base`.
+    """
     with _concrete(params):
         space = environment.action_space(params)
     if hasattr(space, "n"):
@@ -266,7 +298,8 @@ def _actions(environment, params, name):
         return space, lambda action: jnp.clip(action, -1.0, 1.0)
     if not (hasattr(space, "low") and hasattr(space, "high")):
         raise UsageError(
-            f"{name!r} has the action space {space!r}; jaxkd acts in Discrete and Box spaces: wrap it into one of them"
+            f"{name!r} has the action space {space!r}; jaxkd acts in Discrete and Box spaces: "
+            f"wrap it into one of them"
         )
     return Box((int(np.prod(space.shape)),)), _scaling(space)
 
@@ -305,7 +338,9 @@ def _strong(leaf):
 
 
 def _cast(tree, like, name):
-    """`tree` with the dtypes that a reset gives, none of them weak; what a cast would round off is refused."""
+    """`tree` with the dtypes that a reset gives, none of them weak; what a cast would round off is
+    refused.
+    """
 
     def cast(path, leaf, wanted):
         if jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key):
@@ -316,7 +351,8 @@ def _cast(tree, like, name):
         ):
             where = jax.tree_util.keystr(path, simple=True, separator=".")
             raise UsageError(
-                f"{where} of {name!r} is {wanted.dtype} after a reset, {given} after a step: make reset_env return {given}"
+                f"{where} of {name!r} is {wanted.dtype} after a reset, {given} after a step: make "
+                f"reset_env return {given}"
             )
         return jax.lax.convert_element_type(leaf, wanted.dtype)
 
@@ -327,18 +363,21 @@ def _scalar(value, dtype, what, name):
     """`value` as a strongly typed scalar []."""
     if jnp.shape(value) != ():
         raise UsageError(
-            f"{what} of {name!r} has shape {jnp.shape(value)}, but must be a scalar: squeeze it in step_env"
+            f"{what} of {name!r} has shape {jnp.shape(value)}, but must be a scalar: squeeze it "
+            f"in step_env"
         )
     return jnp.asarray(value, dtype)
 
 
-# --- one environment -----------------------------------------------------------------------------------------------
+# --- one environment -----------------------------------------------------------------------------
 
 
 def _given(params: Any) -> Callable[[Callable], Callable[..., Any]]:
-    """Decorates a function (params, *args) -> into one of (*args), with the parameters as arguments of a jit of its own.
+    """Decorates a function (params, *args) -> into one of (*args), with the parameters as arguments
+    of a jit of its own.
 
-    That is how gymnax gets them. Closed over, Python's doubles would meet before float32 does, and XLA would fuse, and so round, otherwise.
+    That is how gymnax gets them. Closed over, Python's doubles would meet before float32 does, and
+    XLA would fuse, and so round, otherwise.
     """
     leaves, structure = jax.tree.flatten(params)
     numbers = {
@@ -360,7 +399,7 @@ def _given(params: Any) -> Callable[[Callable], Callable[..., Any]]:
 
 
 def _transition(environment, params, to_action, limit, like, own_step, name):
-    """-> function (key, inner, action, time) -> Ended of one environment; `time` counts this step."""
+    """-> function (key, inner, action, time) -> Ended of one; `time` counts this step."""
 
     @_given(params)
     def transition(params, key, inner, action, time):

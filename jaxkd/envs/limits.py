@@ -52,7 +52,8 @@ def time_limit(environment, params, inner, max_steps, name):
     if not readable or field is None:
         if max_steps is None and not modern:
             warnings.warn(
-                f"{name!r} has no is_truncated and shows no time limit, so every end counts as a termination; max_steps= sets a limit",
+                f"{name!r} has no is_truncated and shows no time limit, so every end counts as a "
+                f"termination; max_steps= sets a limit",
                 stacklevel=3,
             )
         return Limit(None if max_steps is None else int(max_steps), max_steps is not None, field)
@@ -60,7 +61,8 @@ def time_limit(environment, params, inner, max_steps, name):
         value = getattr(params, field)
         if isinstance(value, Tracer):
             raise UsageError(
-                f"{field} of {name!r} is traced, but the time limit must be known before compilation: give max_steps="
+                f"{field} of {name!r} is traced, but the time limit must be known before "
+                f"compilation: give max_steps="
             )
         max_steps = int(value)
     return Limit(int(max_steps), False, field)
@@ -78,7 +80,8 @@ def ends(environment, params, inner, done, time, limit):
         at_limit = jnp.logical_and(
             done, getattr(inner, _CLOCKS[limit.field]) >= getattr(params, limit.field)
         )
-    # An environment that reads the limit itself reports it as `done`, and which of the two it was cannot be told.
+    # An environment that reads the limit itself reports it as `done`, and which of the two it was
+    # cannot be told.
     return jnp.logical_and(done, jnp.logical_not(at_limit)), at_limit
 
 

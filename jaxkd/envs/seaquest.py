@@ -1,4 +1,6 @@
-"""Seaquest with shorter lists: gymnax keeps room for 100 of each kind of entity, and its step takes time by the room."""
+"""Seaquest with shorter lists: gymnax keeps room for 100 of each kind of entity, and its step takes
+time by the room.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,9 +11,11 @@ import jax.numpy as jnp
 
 
 def compact(entities: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """gymnax's `compact`: the rows [N, D] with `keep` [N] in their order, then zeros; and how many they are, int32 [].
+    """gymnax's `compact`: the rows [N, D] with `keep` [N] in their order, then zeros; and how many
+    they are, int32 [].
 
-    gymnax scatters every row to its place, one after the other on a CPU. Here one row that goes is closed over at a time, and few go in a step.
+    gymnax scatters every row to its place, one after the other on a CPU. Here one row that goes is
+    closed over at a time, and few go in a step.
 
     >>> compact(jnp.array([[1], [2], [3]]), jnp.array([True, False, True]))[0].ravel().tolist()
     [1, 3, 0]
@@ -30,9 +34,11 @@ def compact(entities: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 class ShortLists:
-    """gymnax's Seaquest with room for `entities` of each kind: the same frames while there are fewer.
+    """gymnax's Seaquest with room for `entities` of each kind: the same frames while there are
+    fewer.
 
-    When a list is full gymnax drops what does not fit, so a full list makes the reward nan: nobody trains on another game unawares.
+    When a list is full gymnax drops what does not fit, so a full list makes the reward nan: nobody
+    trains on another game unawares.
     """
 
     def __init__(self, environment: Any, modules: tuple, entities: int) -> None:

@@ -1,0 +1,37 @@
+"""Stage 5, report: a flat dict of scalars about the fresh rollout; it belongs to whoever acted."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd.base import Actors, Batch, Env
+
+
+def report(env: Env, actors: Actors, batch: Batch, means: dict, paid: dict) -> dict[str, jax.Array]:
+    """Metrics "return", "episodes", "return/<task>", "loss/<name>", "reward/<name>", each [].
+
+    Args:
+        means: the mean of each loss over all minibatches, by name.
+        paid: the mean reward behind each transform, by name.
+    """
+    episodes = jnp.sum(batch.terminated + batch.truncated)
+    found = {"return": mean_return(actors), "episodes": episodes}
+    for i, task in enumerate(env.tasks):
+        alone = jnp.where(actors.obs["task"] == i, actors.last_return, jnp.nan)
+        found[f"return/{task}"] = mean_return(actors._replace(last_return=alone))
+    found |= {f"loss/{name}": mean for name, mean in means.items()}
+    return found | {f"reward/{name}": mean for name, mean in paid.items()}
+
+
+def mean_return(actors: Actors) -> jax.Array:
+    """Mean over environments of each one's last finished episode []; nan before the first."""
+    ended = ~jnp.isnan(actors.last_return)
+    return jnp.sum(jnp.where(ended, actors.last_return, 0.0)) / jnp.sum(ended)
+
+
+def mean(x: jax.Array, weight: Any) -> jax.Array:
+    """The mean of x [T, B] over rows that count, weight [T, B]; over all where it is ()."""
+    if not jax.tree.leaves(weight):
+        return jnp.mean(x)
+    return jnp.sum(jnp.where(weight > 0, weight * x, 0.0)) / jnp.maximum(jnp.sum(weight), 1e-8)
