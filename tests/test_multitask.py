@@ -204,7 +204,7 @@ def test_pad_is_one_task_of_the_concat(key):
 
 
 def boxes():
-    return envs.make(Clock(5, 0, space=Box((2,)), name="Reach"), 2)
+    return envs.make("Pendulum-v1", 2)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def boxes():
     [
         (lambda: envs.concat(), "at least one Env"),
         (lambda: envs.concat("CartPole-v1"), "must be an Env"),
-        (lambda: envs.concat(*clocks(5), boxes()), "'Reach' has continuous actions .Box"),
+        (lambda: envs.concat(*clocks(5), boxes()), "'Pendulum-v1' has continuous actions .Box"),
         (
             lambda: envs.concat(envs.concat(*clocks(5, 6)), *clocks(5)),
             "'Clock-5.Clock-6' is several tasks already",

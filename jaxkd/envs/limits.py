@@ -112,7 +112,7 @@ def cut_steps(environment: Any, params: Any, limit: Limit, begin: Callable, adva
     def may_cut(state):
         if modern:
             return jnp.asarray(environment.is_truncated(state, params))
-        if limit.field is None:
+        if limit.field is None or limit.max_steps is None:
             return jnp.asarray(False)
         return getattr(state, _CLOCKS[limit.field]) >= getattr(params, limit.field)
 
