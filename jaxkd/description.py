@@ -38,7 +38,7 @@ class Spec(NamedTuple):
 
 
 class Description(NamedTuple):
-    """A factory's importable name and all its keywords; equal where it describes the same record."""
+    """A factory's importable name and all its keywords; equal where the record is the same."""
 
     factory: str  # "module:qualname"
     keywords: tuple  # (name, value as it was given), ..., defaults included
@@ -211,10 +211,11 @@ def show(value: Any) -> str:
         return "traced"
     if _is_env(value):
         return getattr(value, "name", "") or type(value).__name__
-    if isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
-        single = not value.shape and not isinstance(value, jax.ShapeDtypeStruct)
-        one_number = single and _is_numeric(value)
-        return repr(value.item()) if one_number else f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        is_number = not value.shape and _is_numeric(value)
+        return repr(value.item()) if is_number else f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return f"{value.dtype}{list(value.shape)}"
     if _is_record(value):
         return _show_record(value)
     if isinstance(value, list | tuple):
