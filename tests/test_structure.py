@@ -23,7 +23,7 @@ MAX_FUNCTION_LINES, MAX_FILE_LINES, MAX_ARGUMENTS = 40, 300, 14
 
 LAYERS = (
     ("base",),
-    ("distributions", "moments", "cpu"),
+    ("description", "distributions", "moments", "cpu"),
     ("envs", "networks", "behavior", "returns", "memory", "check"),
     ("losses", "rewards"),
     ("successors", "metrics"),
