@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist worksteal
+TESTS ?= notebooks tests
 
 BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
@@ -20,7 +21,7 @@ demo: $(VENV)/.installed-base
 	@echo "the same with a live line and a file for every seed: $(BIN)/jaxkd distill CartPole-v1"
 
 test: $(VENV)/.installed-test
-	JAXKD_TINY=1 $(PYTEST) -m "not slow" $(PYTEST_ARGS) --nbmake notebooks tests
+	JAXKD_TINY=1 $(PYTEST) -m "not slow" $(PYTEST_ARGS) --nbmake $(TESTS)
 
 check: test quality slow
 
