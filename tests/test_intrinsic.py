@@ -11,7 +11,9 @@ import jaxkd
 from jaxkd import losses, networks, returns, rewards
 from jaxkd.base import Batch, Context, Outputs, UsageError
 from jaxkd.distributions import Categorical
-from jaxkd.rewards.intrinsic import Predictor, _apply, _each, visits_estimate
+from jaxkd.rewards import Predictor
+from jaxkd.rewards.learned import apply_each, apply_layers
+from jaxkd.rewards.novelty import _ESTIMATORS, visits_estimate
 
 T, B, D = 6, 5, 3
 RNG = np.random.default_rng(4)
@@ -84,15 +86,15 @@ def test_it_is_added_by_its_weight_and_not_at_an_end(name):
 def test_bonuses_by_hand():
     x = OBS.reshape(-1, D)
     for name, by_hand in {
-        "rnd": lambda fixed, f: ((f - _apply(fixed, x)) ** 2).mean(-1),
-        "rdd": lambda fixed, f: ((f - _apply(fixed, x)) ** 2).mean(-1),
-        "drnd": lambda fixed, f: _drnd_by_hand(_each(fixed, x), f),
+        "rnd": lambda fixed, f: ((f - apply_layers(fixed, x)) ** 2).mean(-1),
+        "rdd": lambda fixed, f: ((f - apply_layers(fixed, x)) ** 2).mean(-1),
+        "drnd": lambda fixed, f: _drnd_by_hand(apply_each(fixed, x), f),
     }.items():
         state, paid = first(LEARNT[name](predictor=SMALL), reward=0 * REWARD)
-        wanted = by_hand(state["fixed"], _apply(state["params"], x)).reshape(T, B)
+        wanted = by_hand(state["fixed"], apply_layers(state["params"], x)).reshape(T, B)
         np.testing.assert_allclose(paid, wanted, rtol=1e-4, atol=1e-6)
     state, paid = first(rewards.ensemble(predictor=SMALL, num_predictors=3), reward=0 * REWARD)
-    wanted = np.var(np.asarray(_each(state["params"], x)), axis=0).mean(-1).reshape(T, B)
+    wanted = np.var(np.asarray(apply_each(state["params"], x)), axis=0).mean(-1).reshape(T, B)
     np.testing.assert_allclose(paid, wanted, rtol=1e-4)
 
 
@@ -104,7 +106,7 @@ def _drnd_by_hand(targets, f):
 
 def test_the_reference_codes_estimators():
     y = jnp.array([[-0.5, 0.25, 4.0]])
-    found = {name: float(fn(y)[0]) for name, fn in rewards.intrinsic._ESTIMATORS.items()}
+    found = {name: float(fn(y)[0]) for name, fn in _ESTIMATORS.items()}
     roots = [np.sqrt(0.5), 0.5, 1.0]
     assert found["mean_first"] == 1.0
     assert found["offline"] == pytest.approx(np.mean(roots)) and found["online"] == pytest.approx(
@@ -338,7 +340,7 @@ def test_describe_names_the_bonus(capsys):
     jaxkd.describe(algorithm(env, rewards={"bonus": rewards.rnd(stream="novelty")}))
     rows = capsys.readouterr().out.splitlines()
     line = next(row for row in rows if "reward    bonus" in row)
-    assert "rnd of stream 'novelty'" in line and "batch.next_obs" in line
+    assert "rnd" in line and "of stream 'novelty'" in line and "batch.next_obs" in line
     assert [row.split()[1] for row in rows if "batch.targets['novelty']" in row] == [
         "novelty"
     ]  # the loss that reads it
