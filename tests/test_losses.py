@@ -1,5 +1,8 @@
 """Loss terms: closed forms, numbers by hand, rlax; what the combinators scale, gate and stop; the engine's weighted mean."""
 
+from functools import partial
+
+import batches
 import distrax
 import hypothesis
 import hypothesis.extra.numpy
@@ -14,7 +17,7 @@ import scipy.special
 
 import jaxkd
 from jaxkd import check, losses, networks, optimize
-from jaxkd.base import Batch, Context, LossTerm, Outputs, Policy, UsageError
+from jaxkd.base import Context, LossTerm, Outputs, Policy, UsageError
 from jaxkd.distributions import Categorical, Normal
 
 L, N, A = 3, 4, 5
@@ -23,24 +26,7 @@ Z, V = 2 * RNG.normal(size=(2, L, N, A)).astype(np.float32)  # logits of student
 VALUE, OTHER = RNG.normal(size=(2, L, N)).astype(np.float32)
 
 
-def batch(**fields) -> Batch:
-    """[L, N] of zeros, weight 1, with `fields`; Python lists become arrays."""
-    fields = {
-        k: jnp.asarray(v, jnp.float32) if isinstance(v, list) else v for k, v in fields.items()
-    }
-    zeros = jnp.zeros(fields.pop("shape", (L, N)))
-    empty = dict(
-        obs=(),
-        next_obs=(),
-        carry=(),
-        acting=(),
-        teacher=(),
-        action=zeros.astype(jnp.int32),
-        weight=zeros + 1,
-    )
-    return Batch(
-        **dict(reward=zeros, terminated=zeros, truncated=zeros, reset=zeros) | empty | fields
-    )
+batch = partial(batches.batch, shape=(L, N), weight=1.0)
 
 
 def context(update=0) -> Context:

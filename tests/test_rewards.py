@@ -2,6 +2,7 @@
 
 import itertools
 
+import batches
 import chex
 import flax.linen as nn
 import jax
@@ -22,18 +23,8 @@ CONTEXT = Context(jnp.int32(3), jnp.float32(0), (), jax.random.key(0))
 
 
 def batch(**fields) -> Batch:
-    """[T, B] of zeros with `fields`; a shape is taken from the reward."""
-    zeros = jnp.zeros(fields.get("reward", REWARD).shape)
-    empty = dict(
-        obs=(),
-        next_obs=(),
-        carry=(),
-        acting=(),
-        teacher=(),
-        action=zeros.astype(jnp.int32),
-        reward=zeros,
-    )
-    return Batch(**dict(terminated=zeros, truncated=zeros, reset=zeros) | empty | fields)
+    """[T, B], or the shape of the reward, with `fields`."""
+    return batches.batch(fields.get("reward", REWARD).shape, **fields)
 
 
 def paid(transform, reward=REWARD, data=None):
