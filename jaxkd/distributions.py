@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_MASK = -1e9  # the logit of an action that may not be taken
+MASK = -1e9  # the logit of an action that may not be taken
 _ILLEGAL = 1e8  # a logit that lies so far below the largest one is a mask
 
 
@@ -32,7 +32,7 @@ def log_probs(logits: jax.Array) -> jax.Array:
     >>> log_probs(jnp.array([0.0, 0.0, -jnp.inf])).round(4)
     Array([-6.931e-01, -6.931e-01, -1.000e+09], dtype=float32)
     """
-    finite = jnp.where(jnp.isneginf(logits), jnp.asarray(_MASK, logits.dtype), logits)
+    finite = jnp.where(jnp.isneginf(logits), jnp.asarray(MASK, logits.dtype), logits)
     return jax.nn.log_softmax(finite)
 
 
@@ -81,7 +81,7 @@ class Categorical(NamedTuple):
         # Both sides are selected from: -inf / temperature has no gradient in the temperature.
         may = legal(self.logits)
         divided = jnp.where(may, self.logits, 0.0) / temperature
-        return Categorical(jnp.where(may, divided, _MASK))
+        return Categorical(jnp.where(may, divided, MASK))
 
 
 class Normal(NamedTuple):
