@@ -1,7 +1,9 @@
 """Who acts: factories of `Behavior`.
 
-Legend of shapes: `B` environments, `A` actions, `D` action dimensions. A sampled or greedy student or teacher, or a choice between two in
-every step of every environment. What the student's `acting` policy says is not what a mixed behaviour draws from.
+A sampled or greedy student or teacher, or a choice between two in every step of every environment.
+What the student's `acting` policy says is not what a mixed behaviour draws from.
+
+Legend of shapes: `B` environments, `A` actions, `D` action dimensions.
 """
 
 from collections.abc import Callable
@@ -12,8 +14,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Behavior
-
-_ILLEGAL = -1e8  # logits below this are of actions that may not be taken (they are set to -1e9)
+from jaxkd.distributions import legal
 
 
 def student_acts(*, greedy: bool = False) -> Behavior:
@@ -49,7 +50,9 @@ def teacher_acts(*, greedy: bool = False) -> Behavior:
 
 
 def random_acts() -> Behavior:
-    """Every legal action is equally likely: uniform over those with a logit above -1e8, or over [-1, 1]^D.
+    """Every legal action is equally likely: uniform over those not masked, or over [-1, 1]^D.
+
+    A mask is a logit of -1e9 or -inf (`distributions.legal`).
 
     >>> random_acts().needs_teacher
     False
@@ -62,10 +65,13 @@ def random_acts() -> Behavior:
 
 
 def mixture(beta: float | jax.Array | Callable) -> Behavior:
-    """In every step of every environment the teacher acts with probability `beta`, else the student, both sampled (Ross et al. 2011).
+    """The teacher acts with probability `beta`, else the student, both sampled (Ross et al. 2011).
+
+    It is drawn anew in every step of every environment.
 
     Args:
-        beta: a number in [0, 1], or a schedule `update -> beta` (DAgger often does best with 1 at update 0 and 0 after).
+        beta: a number in [0, 1], or a schedule `update -> beta` (DAgger often does best with 1 at
+            update 0 and 0 after).
 
     >>> mixture(lambda update: update == 0).needs_teacher
     True
@@ -74,8 +80,9 @@ def mixture(beta: float | jax.Array | Callable) -> Behavior:
 
     def act(key, student, teacher, context):
         key_who, key_teacher, key_student = jax.random.split(key, 3)
-        theirs, ours = teacher.policy.sample(key_teacher), student.policy.sample(key_student)
-        return _choose(_chance(key_who, beta, ours, context), theirs, ours)
+        teachers = teacher.policy.sample(key_teacher)
+        students = student.policy.sample(key_student)
+        return _choose(_chance(key_who, beta, students, context), teachers, students)
 
     return Behavior(act, needs_teacher=True)
 
@@ -83,11 +90,14 @@ def mixture(beta: float | jax.Array | Callable) -> Behavior:
 def epsilon_greedy(
     epsilon: float | jax.Array | Callable, behavior: Behavior | None = None
 ) -> Behavior:
-    """In every step of every environment a random legal action with probability `epsilon`, else what `behavior` does.
+    """A random legal action with probability `epsilon`, else what `behavior` does.
+
+    It is drawn anew in every step of every environment.
 
     Args:
         epsilon: a number in [0, 1], or a schedule `update -> epsilon`.
-        behavior: default the student, greedy; `teacher_acts()` with 0.05 recorded the data of policy distillation (Rusu et al. 2015).
+        behavior: default the student, greedy; `teacher_acts(greedy=True)` with 0.05 recorded the
+            data of policy distillation (Rusu et al. 2015).
 
     >>> epsilon_greedy(0.05, teacher_acts(greedy=True)).needs_teacher
     True
@@ -100,24 +110,25 @@ def epsilon_greedy(
 
     def act(key, student, teacher, context):
         key_who, key_random, key_behavior = jax.random.split(key, 3)
-        chosen = behavior.act(key_behavior, student, teacher, context)
-        return _choose(
-            _chance(key_who, epsilon, chosen, context),
-            _anything(key_random, student.policy),
-            chosen,
-        )
+        usual = behavior.act(key_behavior, student, teacher, context)
+        explores = _chance(key_who, epsilon, usual, context)
+        return _choose(explores, _anything(key_random, student.policy), usual)
 
     return Behavior(act, behavior.needs_teacher)
 
 
 def guide_then_student(horizon: float | jax.Array | Callable) -> Behavior:
-    """The teacher acts in the first `horizon` steps of every episode, then the student; both sampled (JSRL, Uchendu et al. 2022).
+    """The teacher acts in the first `horizon` steps of every episode, then the student.
+
+    Both are sampled (JSRL, Uchendu et al. 2022).
 
     Args:
-        horizon: steps, or a function `(update, episode_return) -> steps` of the updates completed and the mean return of each
-            environment's last episode (nan before the first has ended), so that the guide can retreat with time or with success.
+        horizon: steps, or a function `(update, episode_return) -> steps` of the updates completed
+            and the mean return of each environment's last episode (nan before the first has ended),
+            so that the guide can retreat with time or with success.
 
-    >>> guide_then_student(lambda update, episode_return: jnp.maximum(100 - update, 0)).needs_teacher
+    >>> shorter = lambda update, episode_return: jnp.maximum(100 - update, 0)
+    >>> guide_then_student(shorter).needs_teacher
     True
     """
     check.number("horizon", horizon, low=0)
@@ -139,6 +150,8 @@ def guide_then_student(horizon: float | jax.Array | Callable) -> Behavior:
 def tempered(temperature: float | jax.Array, behavior: Behavior) -> Behavior:
     """`behavior` with both policies tempered: above 1 bolder, below 1 nearer to their modes.
 
+    What is masked stays masked.
+
     Args:
         temperature: > 0; of a student that is a Q network it is that of Boltzmann exploration.
 
@@ -148,11 +161,10 @@ def tempered(temperature: float | jax.Array, behavior: Behavior) -> Behavior:
     check.number("temperature", temperature, low=0, above=True)
 
     def act(key, student, teacher, context):
-        both = [
-            who and who._replace(policy=who.policy.temper(temperature))
-            for who in (student, teacher)
-        ]
-        return behavior.act(key, *both, context)
+        def warmer(outputs):
+            return outputs and outputs._replace(policy=outputs.policy.temper(temperature))
+
+        return behavior.act(key, warmer(student), warmer(teacher), context)
 
     return Behavior(act, behavior.needs_teacher)
 
@@ -160,9 +172,8 @@ def tempered(temperature: float | jax.Array, behavior: Behavior) -> Behavior:
 def _anything(key: jax.Array, policy: Any) -> jax.Array:
     """A legal action, each as likely as any other: int32 [B] or float32 [B, D]."""
     if hasattr(policy, "logits"):
-        return jax.random.categorical(
-            key, jnp.where(policy.logits > _ILLEGAL, 0.0, -jnp.inf)
-        ).astype(jnp.int32)
+        allowed = jnp.where(legal(policy.logits), 0.0, -jnp.inf)
+        return jax.random.categorical(key, allowed).astype(jnp.int32)
     like = policy.mode()
     return jax.random.uniform(key, like.shape, like.dtype, -1.0, 1.0)
 

@@ -1,9 +1,39 @@
-"""Action distributions: records of parameters with closed forms. Shapes `[...]`; every method returns `[...]`."""
+"""Action distributions: records of parameters with closed forms.
+
+Shapes `[...]`: every method returns `[...]`. An action that may not be taken has a logit of -1e9 or
+of -inf, which mean the same: probability 0, and a log-probability that is finite (about -1e9), so
+that gradients are finite too.
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+MASK = -1e9  # the logit of an action that may not be taken
+_ILLEGAL = 1e8  # a logit that lies so far below the largest one is a mask
+
+
+def legal(logits: jax.Array) -> jax.Array:
+    """Which actions may be taken, bool [..., A]: all whose logit is no mask (-1e9 or -inf).
+
+    Logits are compared with the largest one: adding a number to all of them changes nothing.
+
+    >>> legal(jnp.array([0.5, -1e9, -jnp.inf]))
+    Array([ True, False, False], dtype=bool)
+    """
+    masked = logits < jnp.max(logits, axis=-1, keepdims=True) - _ILLEGAL
+    return ~masked  # and not >=: what is nan stays nan and is seen, it does not become a mask
+
+
+def log_probs(logits: jax.Array) -> jax.Array:
+    """log p [..., A] from logits [..., A]; finite, also of an action that may not be taken.
+
+    >>> log_probs(jnp.array([0.0, 0.0, -jnp.inf])).round(4)
+    Array([-6.931e-01, -6.931e-01, -1.000e+09], dtype=float32)
+    """
+    finite = jnp.where(jnp.isneginf(logits), jnp.asarray(MASK, logits.dtype), logits)
+    return jax.nn.log_softmax(finite)
 
 
 class Categorical(NamedTuple):
@@ -13,7 +43,7 @@ class Categorical(NamedTuple):
     Array(0.6931, dtype=float32)
     """
 
-    logits: jax.Array  # [..., A], unnormalised
+    logits: jax.Array  # [..., A], unnormalised; -1e9 or -inf: may not be taken
 
     def sample(self, key: jax.Array) -> jax.Array:
         """An action [...], int32."""
@@ -24,18 +54,22 @@ class Categorical(NamedTuple):
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """log p(action) [...] for action [...]. A one-hot sum: the gradient of a gather is a scatter, which is slow."""
+        """log p(action) [...] for action [...]."""
+        # A one-hot sum: the gradient of a gather is a scatter, which is slow.
         chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=self.logits.dtype)
-        return jnp.sum(chosen * jax.nn.log_softmax(self.logits), axis=-1)
+        return jnp.sum(chosen * log_probs(self.logits), axis=-1)
 
     def entropy(self) -> jax.Array:
         """-sum p log p [...], nats."""
-        log_p = jax.nn.log_softmax(self.logits)
+        log_p = log_probs(self.logits)
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def kl(self, other: "Categorical") -> jax.Array:
-        """KL(self || other) = sum p (log p - log q) [...], nats."""
-        log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
+        """KL(self || other) = sum p (log p - log q) [...], nats.
+
+        What only `other` masks costs about 1e9 nats times its probability here.
+        """
+        log_p, log_q = log_probs(self.logits), log_probs(other.logits)
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
     def cross_entropy(self, other: "Categorical") -> jax.Array:
@@ -43,12 +77,17 @@ class Categorical(NamedTuple):
         return self.kl(other) + self.entropy()
 
     def temper(self, temperature: float | jax.Array) -> "Categorical":
-        """p^(1/temperature), renormalised: logits / temperature."""
-        return Categorical(self.logits / temperature)
+        """p^(1/temperature), renormalised: logits / temperature; masks stay masks."""
+        # Both sides are selected from: -inf / temperature has no gradient in the temperature.
+        may = legal(self.logits)
+        divided = jnp.where(may, self.logits, 0.0) / temperature
+        return Categorical(jnp.where(may, divided, MASK))
 
 
 class Normal(NamedTuple):
-    """Independent normals over D dimensions, unbounded: the environment adapter clips, and log_prob is of the sample before it.
+    """Independent normals over D dimensions, unbounded.
+
+    The environment adapter clips the action, and log_prob is of the sample before it.
 
     >>> Normal(jnp.zeros(2), jnp.zeros(2)).kl(Normal(jnp.ones(2), jnp.zeros(2)))
     Array(1., dtype=float32)

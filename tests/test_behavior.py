@@ -219,3 +219,13 @@ def test_numbers_may_be_traced():
 def test_mistakes(call, message):
     with pytest.raises(UsageError, match=message):
         call()
+
+
+@pytest.mark.parametrize("mask", [-1e9, -jnp.inf])
+def test_heat_does_not_make_an_action_legal(mask):
+    """Fault A7: tempered(11, random_acts()) took the masked action in a third of the steps."""
+    student = Outputs(Categorical(jnp.broadcast_to(jnp.array([0.0, 1.0, mask]), (N, 3))))
+    for made in (behavior.random_acts(), behavior.student_acts(), behavior.epsilon_greedy(0.5)):
+        hot = behavior.tempered(11.0, made)
+        action = act(hot, student)
+        assert set(np.unique(action)) == {0, 1}, made

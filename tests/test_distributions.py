@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from jaxkd.distributions import Categorical, Normal
+from jaxkd.distributions import Categorical, Normal, legal
 
 RNG = np.random.default_rng(0)
 LOGITS, OTHER_LOGITS = 4 * RNG.normal(size=(2, 5, 3, 4)).astype(np.float32)
@@ -209,3 +209,41 @@ def test_masked_actions_stay_finite():
 
     gradient, values = jax.grad(everything, has_aux=True)(masked)
     assert np.isfinite(values).all() and np.isfinite(gradient).all()
+
+
+def test_a_mask_of_minus_infinity_is_a_mask():
+    """Fault A5: [0, 0, -inf] gave nan for its entropy, its log-probability and its KL."""
+    p, q = Categorical(jnp.array([0, 0, -jnp.inf])), Categorical(jnp.array([0, 1, -jnp.inf]))
+    np.testing.assert_allclose(p.entropy(), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(p.log_prob(jnp.int32(1)), -np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(p.kl(q), 0.1201, atol=1e-4)
+    np.testing.assert_allclose(p.cross_entropy(q), np.log(2) + 0.1201, atol=1e-4)
+    assert p.log_prob(jnp.int32(2)) < -1e8 and jnp.isfinite(p.log_prob(jnp.int32(2)))
+
+    def everything(logits, temperature):
+        p = Categorical(logits).temper(temperature)
+        return p.entropy() + p.log_prob(jnp.int32(0)) + p.kl(q) + q.kl(p) + p.cross_entropy(q)
+
+    slopes = jax.grad(everything, argnums=(0, 1))(p.logits, 2.0)
+    assert all(np.isfinite(x).all() for x in slopes) and slopes[0][2] == 0
+    samples = jax.vmap(p.sample)(jax.random.split(jax.random.key(0), 200))
+    assert samples.max() == 1
+
+
+@pytest.mark.parametrize("mask", [-1e9, -jnp.inf])
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 11.0, 1e6])
+def test_a_mask_stays_a_mask_at_every_temperature(mask, temperature):
+    """Fault A7: -1e9 divided by 11 lay above -1e8, and counted as an action that may be taken."""
+    hot = Categorical(jnp.array([1.0, 2.0, mask])).temper(temperature)
+    twice = hot.temper(temperature)
+    for p in (hot, twice):
+        np.testing.assert_array_equal(legal(p.logits), [True, True, False])
+    np.testing.assert_allclose(hot.logits[:2], np.array([1, 2]) / temperature, rtol=1e-6)
+
+
+def test_a_logit_is_a_mask_by_its_distance_to_the_largest():
+    np.testing.assert_array_equal(legal(jnp.array([-3e8, -3e8])), [True, True])
+    np.testing.assert_array_equal(
+        legal(jnp.array([1e6, 1e6 - 1e9, -jnp.inf])), [True, False, False]
+    )
+    assert np.isfinite(Categorical(jnp.full(3, -jnp.inf)).entropy())  # nothing may be done: no nan

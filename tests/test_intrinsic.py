@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import batches
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,9 @@ import jaxkd
 from jaxkd import losses, networks, returns, rewards
 from jaxkd.base import Batch, Context, Outputs, UsageError
 from jaxkd.distributions import Categorical
-from jaxkd.rewards.intrinsic import Predictor, _apply, _each, visits_estimate
+from jaxkd.rewards import Predictor
+from jaxkd.rewards.learned import apply_each, apply_layers
+from jaxkd.rewards.novelty import _ESTIMATORS, visits_estimate
 
 T, B, D = 6, 5, 3
 RNG = np.random.default_rng(4)
@@ -27,19 +30,9 @@ LEARNT = {
 }
 
 
-def batch(obs=OBS, terminated=ENDS, **fields) -> Batch:
-    zeros = jnp.zeros(obs.shape[:2])
-    empty = dict(
-        obs=(),
-        carry=(),
-        acting=(),
-        teacher=(),
-        action=zeros.astype(jnp.int32),
-        reward=zeros,
-        truncated=zeros,
-        reset=zeros,
-    )
-    return Batch(**empty | dict(next_obs=obs, terminated=terminated) | fields)
+def batch(next_obs=OBS, terminated=ENDS, **fields) -> Batch:
+    fields = dict(next_obs=next_obs, terminated=terminated) | fields
+    return batches.batch(next_obs.shape[:2], **fields)
 
 
 def context(update: int = 0) -> Context:
@@ -84,15 +77,15 @@ def test_it_is_added_by_its_weight_and_not_at_an_end(name):
 def test_bonuses_by_hand():
     x = OBS.reshape(-1, D)
     for name, by_hand in {
-        "rnd": lambda fixed, f: ((f - _apply(fixed, x)) ** 2).mean(-1),
-        "rdd": lambda fixed, f: ((f - _apply(fixed, x)) ** 2).mean(-1),
-        "drnd": lambda fixed, f: _drnd_by_hand(_each(fixed, x), f),
+        "rnd": lambda fixed, f: ((f - apply_layers(fixed, x)) ** 2).mean(-1),
+        "rdd": lambda fixed, f: ((f - apply_layers(fixed, x)) ** 2).mean(-1),
+        "drnd": lambda fixed, f: _drnd_by_hand(apply_each(fixed, x), f),
     }.items():
         state, paid = first(LEARNT[name](predictor=SMALL), reward=0 * REWARD)
-        wanted = by_hand(state["fixed"], _apply(state["params"], x)).reshape(T, B)
+        wanted = by_hand(state["fixed"], apply_layers(state["params"], x)).reshape(T, B)
         np.testing.assert_allclose(paid, wanted, rtol=1e-4, atol=1e-6)
     state, paid = first(rewards.ensemble(predictor=SMALL, num_predictors=3), reward=0 * REWARD)
-    wanted = np.var(np.asarray(_each(state["params"], x)), axis=0).mean(-1).reshape(T, B)
+    wanted = np.var(np.asarray(apply_each(state["params"], x)), axis=0).mean(-1).reshape(T, B)
     np.testing.assert_allclose(paid, wanted, rtol=1e-4)
 
 
@@ -104,7 +97,7 @@ def _drnd_by_hand(targets, f):
 
 def test_the_reference_codes_estimators():
     y = jnp.array([[-0.5, 0.25, 4.0]])
-    found = {name: float(fn(y)[0]) for name, fn in rewards.intrinsic._ESTIMATORS.items()}
+    found = {name: float(fn(y)[0]) for name, fn in _ESTIMATORS.items()}
     roots = [np.sqrt(0.5), 0.5, 1.0]
     assert found["mean_first"] == 1.0
     assert found["offline"] == pytest.approx(np.mean(roots)) and found["online"] == pytest.approx(
@@ -338,7 +331,184 @@ def test_describe_names_the_bonus(capsys):
     jaxkd.describe(algorithm(env, rewards={"bonus": rewards.rnd(stream="novelty")}))
     rows = capsys.readouterr().out.splitlines()
     line = next(row for row in rows if "reward    bonus" in row)
-    assert "rnd of stream 'novelty'" in line and "batch.next_obs" in line
+    assert "rnd" in line and "of stream 'novelty'" in line and "batch.next_obs" in line
     assert [row.split()[1] for row in rows if "batch.targets['novelty']" in row] == [
         "novelty"
     ]  # the loss that reads it
+
+
+# --- rows that do not count -----------------------------------------------------------------------
+
+
+def updated(transform, data, number=3, reward=REWARD):
+    """(the last rewards, the state) after some updates on the same batch."""
+
+    @jax.jit
+    def run():
+        body = lambda state, update: transform.update(reward, state, data, context(update))[::-1]
+        state, paid = jax.lax.scan(body, started(transform, data), jnp.arange(number))
+        return paid[-1], state
+
+    return run()
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_a_terminal_state_that_is_nan_and_pays_nothing_harms_nothing(name):
+    """One row of thirty is nan; the others are paid, and all parameters and moments are finite."""
+    broken = batch(jnp.where(ENDS[..., None] > 0, jnp.nan, OBS))
+    paid, state = updated(LEARNT[name](predictor=Predictor((8,)), terminal=False), broken)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((paid, state)))
+    np.testing.assert_array_equal(paid[2, 1], REWARD[2, 1])
+    assert (jnp.abs(paid - REWARD).sum() > 1e-3) and state["statistics"].count == 3 * (T * B - 1)
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_a_row_of_weight_nothing_is_as_if_it_were_not_there(name):
+    """nan or an ordinary number stand in it: the same bits, and it pays nothing."""
+    weight = jnp.ones((T, B)).at[1, 2].set(0.0).at[4, 4].set(0.0)
+    transform = LEARNT[name](predictor=Predictor((8,)))
+    rows = weight[..., None] > 0
+    paid, state = updated(transform, batch(jnp.where(rows, OBS, 7.0), weight=weight))
+    other = updated(transform, batch(jnp.where(rows, OBS, jnp.nan), weight=weight))
+    jax.tree.map(np.testing.assert_array_equal, (paid, state), other)
+    np.testing.assert_array_equal(jnp.where(weight > 0, REWARD, paid), REWARD)
+    count, mean = state["statistics"].count, state["statistics"].mean
+    assert count == 3 * (T * B - 2)
+    np.testing.assert_allclose(mean, np.asarray(OBS)[np.asarray(weight) > 0].mean(0), atol=1e-5)
+
+
+def test_where_no_row_counts_nothing_is_learnt():
+    transform = rewards.rnd(predictor=Predictor((8,)))
+    data = batch(jnp.full((T, B, D), jnp.nan), weight=jnp.zeros((T, B)))
+    paid, state = updated(transform, data)
+    before = started(transform, data)
+    np.testing.assert_array_equal(paid, REWARD)
+    jax.tree.map(np.testing.assert_array_equal, state["params"], before["params"])
+    jax.tree.map(np.testing.assert_array_equal, state["statistics"], before["statistics"])
+
+
+def test_a_row_of_weight_nothing_is_no_visit():
+    transform = rewards.count(lambda obs: jnp.int32(obs[0]), 3)
+    data = batch(jnp.zeros((1, 4, 1)), jnp.zeros((1, 4)), weight=jnp.array([[1.0, 0, 1, 0]]))
+    paid, visits = transform.update(jnp.zeros((1, 4)), jnp.zeros(3), data, context())
+    np.testing.assert_allclose(paid, [[2**-0.5, 0, 2**-0.5, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(visits, [2, 0, 0])
+
+
+# --- curiosity ------------------------------------------------------------------------------------
+
+STEPS = jnp.asarray(RNG.integers(0, 3, size=(T, B)), jnp.int32)
+CHOOSING = Outputs(Categorical(jnp.zeros((T, B, 3))))
+
+
+def layers_by_hand(layers, x):
+    for i, layer in enumerate(layers):
+        x = (np.maximum(x, 0) if i else x) @ np.asarray(layer["kernel"], np.float64)
+        x = x + np.asarray(layer["bias"], np.float64)
+    return x
+
+
+@pytest.mark.parametrize("space", ["discrete", "continuous"])
+def test_curiosity_by_hand(space):
+    """Bonus and loss in float64 numpy; the first step of Adam is the learning rate times a sign."""
+    continuous = jnp.asarray(RNG.normal(size=(T, B, 2)), jnp.float32)
+    action = STEPS if space == "discrete" else continuous
+    data = batch(OBS + 1, obs=OBS, action=action, acting=CHOOSING)
+    one = SMALL._replace(num_minibatches=1, batch_size=4096, learning_rate=1e-3)
+    transform = rewards.icm(2.0, beta=0.25, predictor=one)
+    state = started(transform, data)
+    paid, after = jax.jit(transform.update)(0 * REWARD, state, data, context())
+
+    params = state["params"]
+    before, then = (layers_by_hand(params["encoder"], np.asarray(x)) for x in (OBS, OBS + 1))
+    given = np.eye(3)[np.asarray(STEPS)] if space == "discrete" else np.asarray(continuous)
+    predicted = layers_by_hand(params["forward"], np.concatenate([before, given], -1))
+    forward = 0.5 * np.square(predicted - then).sum(-1)
+    np.testing.assert_allclose(paid, 2 * forward, rtol=1e-4)
+
+    def loss(params):
+        """In jax, for its gradient; its value is compared with numpy's."""
+        ends = [apply_layers(params["encoder"], x) for x in (OBS, OBS + 1)]
+        guess = apply_layers(params["inverse"], jnp.concatenate(ends, -1))
+        wanted = jnp.asarray(given, jnp.float32)
+        if space == "discrete":
+            inverse = -jnp.sum(jax.nn.log_softmax(guess) * wanted, -1)
+        else:
+            inverse = jnp.mean(jnp.square(guess - wanted), -1)
+        found = apply_layers(params["forward"], jnp.concatenate([ends[0], wanted], -1))
+        return jnp.mean(0.75 * inverse + 0.25 * 0.5 * jnp.sum(jnp.square(found - ends[1]), -1))
+
+    slope = jax.grad(loss)(params)
+    for name in ("encoder", "forward", "inverse"):
+        moved = after["params"][name][0]["kernel"] - params[name][0]["kernel"]
+        clear = jnp.abs(slope[name][0]["kernel"]) > 0.1  # rows are drawn: small slopes may turn
+        expected = -1e-3 * jnp.sign(slope[name][0]["kernel"])
+        assert clear.any()
+        np.testing.assert_allclose(moved[clear], expected[clear], rtol=1e-2)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_curiosity_falls_on_what_it_has_seen_and_not_elsewhere(seed):
+    """Seen: states around 0. New: states around 4, with the same dynamics."""
+    transform = rewards.icm(predictor=SMALL._replace(learning_rate=3e-3, num_minibatches=8))
+
+    def data(key, centre):
+        keys = jax.random.split(key)
+        obs = centre + jax.random.normal(keys[0], (T, B, D))
+        action = jax.random.randint(keys[1], (T, B), 0, 3)
+        moved = obs + 0.5 * (action[..., None] - 1)
+        return batch(moved, jnp.zeros((T, B)), obs=obs, action=action, acting=CHOOSING)
+
+    @jax.jit
+    def measured(key):
+        key_start, key_test, key_train = jax.random.split(key, 3)
+
+        def body(state, row):
+            state = transform.update(0 * REWARD, state, data(row[1], 0.0), context(row[0]))[1]
+            return state, None
+
+        begun = transform.init(key_start, ((), data(key_start, 0.0)))
+        rows = jnp.arange(150), jax.random.split(key_train, 150)
+        state, _ = jax.lax.scan(body, begun, rows)
+        paid = lambda state, centre: transform.update(
+            0 * REWARD, state, data(key_test, centre), context(999)
+        )[0].mean()
+        return paid(begun, 0.0), paid(state, 0.0), paid(state, 4.0)
+
+    begun, known, new = measured(jax.random.key(seed))
+    assert known < 0.2 * begun and known < 0.2 * new, (begun, known, new)
+
+
+def test_curiosity_sees_what_actions_change_and_not_noise():
+    """obs = (what the action moves, noise): features answer to the first, and hardly to the second."""
+    sizes = SMALL._replace(learning_rate=3e-3, num_minibatches=8)
+    transform = rewards.icm(beta=0.2, predictor=sizes)
+
+    def data(key):
+        key_obs, key_action, key_noise = jax.random.split(key, 3)
+        obs = jax.random.normal(key_obs, (T, B, 2))
+        action = jax.random.randint(key_action, (T, B), 0, 3)
+        noise = jax.random.normal(key_noise, (T, B))
+        after = jnp.stack([obs[..., 0] + action - 1.0, noise], -1)
+        return batch(after, jnp.zeros((T, B)), obs=obs, action=action, acting=CHOOSING)
+
+    @jax.jit
+    def slopes(key):
+        def body(state, row):
+            return transform.update(0 * REWARD, state, data(row[1]), context(row[0]))[1], None
+
+        begun = transform.init(key, ((), data(key)))
+        rows = jnp.arange(400), jax.random.split(key, 400)
+        state = jax.lax.scan(body, begun, rows)[0]
+        points = jax.random.normal(jax.random.key(9), (200, 2))
+
+        def sizes_of_columns(state):
+            features = lambda x: apply_layers(state["params"]["encoder"], x)
+            columns = jnp.square(jax.vmap(jax.jacfwd(features))(points))  # [200, F, 2]
+            return jnp.sqrt(jnp.mean(jnp.sum(columns, 1), 0))
+
+        return sizes_of_columns(begun), sizes_of_columns(state)
+
+    begun, learnt = slopes(jax.random.key(3))
+    assert learnt[1] < 0.3 * learnt[0], (begun, learnt)
+    assert begun[1] > 0.5 * begun[0], begun  # it was not so from the beginning

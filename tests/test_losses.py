@@ -1,5 +1,8 @@
 """Loss terms: closed forms, numbers by hand, rlax; what the combinators scale, gate and stop; the engine's weighted mean."""
 
+from functools import partial
+
+import batches
 import distrax
 import hypothesis
 import hypothesis.extra.numpy
@@ -14,7 +17,7 @@ import scipy.special
 
 import jaxkd
 from jaxkd import check, losses, networks, optimize
-from jaxkd.base import Batch, Context, LossTerm, Outputs, Policy, UsageError
+from jaxkd.base import Context, LossTerm, Outputs, Policy, UsageError
 from jaxkd.distributions import Categorical, Normal
 
 L, N, A = 3, 4, 5
@@ -23,24 +26,7 @@ Z, V = 2 * RNG.normal(size=(2, L, N, A)).astype(np.float32)  # logits of student
 VALUE, OTHER = RNG.normal(size=(2, L, N)).astype(np.float32)
 
 
-def batch(**fields) -> Batch:
-    """[L, N] of zeros, weight 1, with `fields`; Python lists become arrays."""
-    fields = {
-        k: jnp.asarray(v, jnp.float32) if isinstance(v, list) else v for k, v in fields.items()
-    }
-    zeros = jnp.zeros(fields.pop("shape", (L, N)))
-    empty = dict(
-        obs=(),
-        next_obs=(),
-        carry=(),
-        acting=(),
-        teacher=(),
-        action=zeros.astype(jnp.int32),
-        weight=zeros + 1,
-    )
-    return Batch(
-        **dict(reward=zeros, terminated=zeros, truncated=zeros, reset=zeros) | empty | fields
-    )
+batch = partial(batches.batch, shape=(L, N), weight=1.0)
 
 
 def context(update=0) -> Context:
@@ -1140,3 +1126,152 @@ def test_a_minibatch_without_weight_teaches_nothing():
     loss, gradient = jax.value_and_grad(total)(logits)
     assert loss == 0
     np.testing.assert_array_equal(gradient, 0)
+
+
+# --- masks, overflow, and rows that do not count --------------------------------------------------
+
+OVER_ACTIONS = {  # what takes a mean, a sum or a deviation over the actions
+    "standardised_kl": losses.standardised_kl(2.0),
+    "logit_mse": losses.logit_mse(),
+    "advantage_mse": losses.advantage_mse(),
+    "advantage_kl": losses.advantage_kl(1.0),
+    "total_variation": losses.total_variation(),
+    "forward_kl": losses.forward_kl(2.0),
+    "reverse_kl": losses.reverse_kl(2.0),
+    "jsd": losses.jsd(0.3),
+    "jsd normalise": losses.jsd(0.3, normalise=True),
+    "skew_kl": losses.skew_kl(0.1),
+    "skew_reverse_kl": losses.skew_reverse_kl(0.1),
+    "ce_kd": losses.ce_kd(),
+    "entropy": losses.entropy(),
+    "action_gap": losses.gate(losses.action_gap(), losses.nll()),
+    "confidence": losses.gate(losses.confidence(), losses.nll()),
+    "agreement": losses.gate(losses.agreement(), losses.nll()),
+    "q_mse": losses.q_mse(),
+    "ppo_clip": losses.ppo_clip(),
+}
+
+
+@pytest.mark.parametrize("mask", [-1e9, -np.inf])
+@pytest.mark.parametrize("name", OVER_ACTIONS)
+def test_a_masked_action_is_as_if_it_were_not_there(name, mask):
+    """Faults A5 and A6: -inf gave nan, and mean and deviation of -1e9 were those of the mask."""
+
+    def value_and_slope(z, v):
+        data = batch(
+            teacher=Outputs(Categorical(jnp.asarray(v))),
+            acting=Outputs(Categorical(jnp.asarray(0.5 * z))),
+            advantage=jnp.asarray(VALUE),
+            target=jnp.asarray(OTHER),
+        )
+        total = lambda z: (jnp.sum(loss := loss_of(OVER_ACTIONS[name], z, data)), loss)
+        student = lambda z: total(Outputs(Categorical(z)))
+        (_, loss), slope = jax.value_and_grad(student, has_aux=True)(jnp.asarray(z))
+        return loss, slope
+
+    column = np.full((L, N, 1), mask, np.float32)
+    masked = [np.concatenate([x, column], axis=-1) for x in (Z, V)]
+    loss, slope = value_and_slope(*masked)
+    wanted, wanted_slope = value_and_slope(Z, V)
+    np.testing.assert_allclose(loss, wanted, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(slope[..., :-1], wanted_slope, rtol=2e-4, atol=1e-6)
+    np.testing.assert_array_equal(slope[..., -1], 0)
+    assert np.abs(wanted).max() > 1e-3
+
+
+def test_confidence_counts_the_actions_that_may_be_taken():
+    """Fault E5: uniform over 2 legal of 4 gave .5, one action nan."""
+    for logits, expected in [([0, 0, -1e9, -1e9], 0), ([0], 1), ([3, -1e9], 1), ([0, 0, 0, 0], 0)]:
+        policy = Categorical(jnp.broadcast_to(jnp.array(logits, jnp.float32), (L, N, len(logits))))
+        weight = losses.confidence()(Outputs(policy), batch(teacher=Outputs(policy)), context())
+        np.testing.assert_allclose(weight, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("number, value", [(7, 0.1), (10, 100.1), (1000, -3.3), (33, 1e-7)])
+def test_constant_advantages_are_normalised_to_nothing(number, value):
+    """Fault E4: 7 advantages of .1 became -.43, 10 of 100.1 became 1."""
+    policy = Categorical(jnp.zeros((1, number, 2)))
+    data = batch(shape=(1, number), acting=Outputs(policy), advantage=jnp.full((1, number), value))
+    loss = loss_of(losses.ppo_clip(), Outputs(policy), data)
+    np.testing.assert_array_equal(loss, 0)
+
+
+def test_small_differences_of_large_advantages_are_kept():
+    """1000 and 1000.01 differ beyond rounding: they become -1 and 1."""
+    policy = Categorical(jnp.zeros((1, 2, 2)))
+    data = batch(shape=(1, 2), acting=Outputs(policy), advantage=[[1000.0, 1000.01]])
+    loss = loss_of(losses.ppo_clip(), Outputs(policy), data)
+    np.testing.assert_allclose(loss, [[1, -1]], rtol=0.01)
+
+
+def test_what_does_not_count_is_not_normalised_by():
+    policy = Categorical(jnp.zeros((1, 4, 2)))
+    rows = dict(shape=(1, 4), acting=Outputs(policy), advantage=[[1, 3, np.nan, np.inf]])
+    data = batch(**rows, weight=[[1, 1, 0, 0]])
+    loss = loss_of(losses.ppo_clip(), Outputs(policy), data)
+    np.testing.assert_allclose(loss, [[1, -1, 0, 0]], rtol=1e-5)
+
+
+def test_a_ratio_that_overflows_leaves_no_nan():
+    """Fault E4: e^200 times a KL of 0 was nan in `proximal`."""
+    student = Categorical(jnp.array([[[0.0, -200.0]]]))
+    acting, action = Categorical(jnp.array([[[-200.0, 0.0]]])), jnp.zeros((1, 1), jnp.int32)
+    data = batch(
+        shape=(1, 1),
+        action=action,
+        acting=Outputs(acting),
+        teacher=Outputs(student),
+        advantage=[[0.0]],
+    )
+    for term in (losses.proximal(0.2, losses.forward_kl()), losses.ppo_clip(normalise=False)):
+        fn = lambda z, term=term: loss_of(term, Outputs(Categorical(z)), data)[0, 0]
+        loss, slope = jax.value_and_grad(fn)(student.logits)
+        assert loss == 0 and np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("where", ["student", "teacher", "target"])
+def test_nan_in_the_rows_of_another_task_reaches_no_gradient(where):
+    """Fault E4: the value was selected, the gradient was 0 times nan."""
+    task = jnp.arange(L * N).reshape(L, N) % 2
+    other = (task == 1)[..., None]
+    spoilt = lambda x, who: jnp.where(other & (where == who), jnp.nan, jnp.asarray(x))
+    features = jnp.asarray(V)
+    target = spoilt(OTHER[..., None], "target")[..., 0]
+    teacher = Outputs(
+        Categorical(spoilt(V, "teacher")), spoilt(OTHER[..., None], "teacher")[..., 0]
+    )
+    teacher = teacher._replace(features=spoilt(V, "teacher"))
+    data = batch(obs={"task": task}, teacher=teacher, targets={"": target})
+    layer = losses.feature_mse()
+    params = layer.init(jax.random.key(0), (Outputs((), (), features), data))
+    terms = {
+        "kl": losses.forward_kl(),
+        "hint": layer,
+        "value": losses.value_mse(normalise=True),
+        "td": losses.td_mse(),
+    }
+    for name, term in terms.items():
+
+        def total(trained, term=term):
+            params, z, value = trained
+            student = Outputs(Categorical(z), value, z)
+            own = losses.for_task(0, term)
+            return jnp.sum(own.loss(params, student, data, context()))
+
+        z, value = spoilt(Z, "student"), spoilt(VALUE[..., None], "student")[..., 0]
+        loss, slopes = jax.value_and_grad(total)((params, z, value))
+        assert np.isfinite(loss), name
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes)), name
+
+
+def test_a_term_for_a_task_normalises_by_its_own_rows():
+    """The other task's values are a hundred times as large, and do not count."""
+    task = jnp.arange(L * N).reshape(L, N) % 2
+    theirs = jnp.where(task == 1, 100.0, 1.0) * OTHER
+    data = batch(obs={"task": task}, teacher=Outputs((), theirs))
+    term = losses.for_task(0, losses.value_mse(normalise=True))
+    loss = np.asarray(loss_of(term, Outputs((), jnp.asarray(VALUE)), data))
+    own = np.asarray(task) == 0
+    wanted = np.square(VALUE - OTHER)[own] / np.var(OTHER[own])
+    np.testing.assert_allclose(loss[own], wanted, rtol=1e-4)
+    np.testing.assert_array_equal(loss[~own], 0)

@@ -34,6 +34,11 @@ KL, SMALL = (
     losses.forward_kl(),
     rewards.Predictor(hidden=(3,), features=2, learning_rate=0.1, batch_size=8, num_minibatches=1),
 )
+CENTRE = rewards.Model(  # the smallest model: far from the mean observation is new
+    init=lambda key, rows: ((), jnp.zeros(rows.shape[-1])),
+    bonus=lambda fixed, params, rows: jnp.sum(jnp.square(rows - params[None]), axis=-1),
+    loss=lambda key, fixed, params, rows: jnp.sum(jnp.square(rows - params[None]), axis=-1),
+)
 
 # --- the tables: "<public name> <variant>" ---------------------------------------------------------------------------
 
@@ -136,6 +141,9 @@ REWARDS = {  # chained in this order: what is before `replace` is lost, and `nor
     "drnd": lambda x: rewards.drnd(alpha=x, num_targets=2, predictor=SMALL),
     "rdd": lambda x: rewards.rdd(std=x, predictor=SMALL),
     "ensemble": lambda x: rewards.ensemble(share=x, num_predictors=2, predictor=SMALL),
+    "icm": lambda x: rewards.icm(x, predictor=SMALL),
+    "icm beta": lambda x: rewards.icm(beta=x, predictor=SMALL),
+    "learned": lambda x: rewards.learned(CENTRE, lambda batch: batch.next_obs, x, training=SMALL),
     "Predictor": lambda x: rewards.rnd(predictor=SMALL._replace(learning_rate=0.1 * x)),
     "count": lambda x: rewards.count(lambda obs: obs["task"], 2, x),
     "disagreement": lambda x: rewards.disagreement(x),
@@ -150,6 +158,7 @@ NO_COMPONENTS = {
     "restore",
     "Ring",
     "random_statistics",
+    "Model",
 }  # public, but of another kind
 
 # --- what is refused, and why -----------------------------------------------------------------------------------------

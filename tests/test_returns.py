@@ -3,6 +3,7 @@
 from functools import partial
 from typing import NamedTuple
 
+import batches
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +28,9 @@ TRUNCATED[3, 0] = TRUNCATED[2, 1] = 1
 FOLLOWING = np.where(TRUNCATED > 0, NEXT, VALUE[1:])
 
 
-def batch(terminated=TERMINATED, truncated=TRUNCATED) -> Batch:
-    none = dict.fromkeys(
-        ("obs", "next_obs", "action", "reward", "reset", "carry", "acting", "teacher"), ()
-    )
-    return Batch(**none, terminated=jnp.asarray(terminated), truncated=jnp.asarray(truncated))
+def batch(terminated=TERMINATED, truncated=TRUNCATED, **fields) -> Batch:
+    ends = dict(terminated=jnp.asarray(terminated), truncated=jnp.asarray(truncated))
+    return batches.batch(terminated.shape, **ends, **fields)
 
 
 def evaluate(made: Returns, reward=REWARD, value=VALUE, following=FOLLOWING, data=None):

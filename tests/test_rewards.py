@@ -2,6 +2,7 @@
 
 import itertools
 
+import batches
 import chex
 import flax.linen as nn
 import jax
@@ -22,18 +23,8 @@ CONTEXT = Context(jnp.int32(3), jnp.float32(0), (), jax.random.key(0))
 
 
 def batch(**fields) -> Batch:
-    """[T, B] of zeros with `fields`; a shape is taken from the reward."""
-    zeros = jnp.zeros(fields.get("reward", REWARD).shape)
-    empty = dict(
-        obs=(),
-        next_obs=(),
-        carry=(),
-        acting=(),
-        teacher=(),
-        action=zeros.astype(jnp.int32),
-        reward=zeros,
-    )
-    return Batch(**dict(terminated=zeros, truncated=zeros, reset=zeros) | empty | fields)
+    """[T, B], or the shape of the reward, with `fields`."""
+    return batches.batch(fields.get("reward", REWARD).shape, **fields)
 
 
 def paid(transform, reward=REWARD, data=None):
@@ -95,18 +86,29 @@ MADE = {
     "drnd": lambda stream: rewards.drnd(stream=stream),
     "rdd": lambda stream: rewards.rdd(stream=stream),
     "ensemble": lambda stream: rewards.ensemble(stream=stream),
+    "icm": lambda stream: rewards.icm(stream=stream),
+    "learned": lambda stream: rewards.learned(
+        rewards.Model(
+            lambda key, rows: ((), jnp.zeros(())),
+            lambda fixed, params, rows: jnp.zeros(rows.shape[0]),
+            lambda key, fixed, params, rows: params * jnp.zeros(rows.shape[0]),
+        ),
+        lambda batch: batch.next_obs,
+        stream=stream,
+    ),
     "count": lambda stream: rewards.count(lambda obs: jnp.int32(0), 1, stream=stream),
     "disagreement": lambda stream: rewards.disagreement(stream=stream),
 }
 
 
 def test_every_transform_is_here():
-    assert set(MADE) == set(rewards.__all__) - {"Predictor", "random_statistics"}
+    assert set(MADE) == set(rewards.__all__) - {"Model", "Predictor", "random_statistics"}
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_every_transform_names_its_stream_and_wants_two_axes(name):
-    transform, spec = MADE[name]("aux"), ((), batch(next_obs=jnp.zeros((T, B, 2))))
+    zeros, acting = jnp.zeros((T, B, 2)), Outputs(Categorical(jnp.zeros((T, B, A))))
+    transform, spec = MADE[name]("aux"), ((), batch(obs=zeros, next_obs=zeros, acting=acting))
     state = jax.jit(lambda: transform.init(jax.random.key(0), spec))()
     assert transform.stream == "aux" and MADE[name]("").stream == ""
     with pytest.raises(AssertionError, match="rank"):

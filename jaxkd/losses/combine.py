@@ -7,12 +7,60 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import check
-from jaxkd.base import Context, LossTerm, UsageError
+from jaxkd.base import Batch, Context, LossTerm, Outputs, UsageError
+
+_LARGEST = 60.0  # of a log ratio: e^60 times any loss is finite in float32
+
+# What belongs to rows apart from what they show: `only` takes it away where a term is not to look.
+_OF_ROWS = (
+    "acting",
+    "acting_next",
+    "teacher",
+    "teacher_next",
+    "reward",
+    "streams",
+    "targets",
+    "advantage",
+    "target",
+    "weight",
+)
 
 
 def at(value: Any, context: Context) -> Any:
     """A number as it is, a schedule `update -> value` at this update."""
     return value(context.update) if callable(value) else value
+
+
+def probability_ratio(student: Outputs, batch: Batch) -> jax.Array:
+    """rho = pi_S(a) / pi_acting(a) [L, N], at most e^60, so that 0 times it is 0 and not nan."""
+    now, then = student.policy.log_prob(batch.action), batch.acting.policy.log_prob(batch.action)
+    return jnp.exp(jnp.minimum(now - then, _LARGEST))
+
+
+def only(rows: jax.Array, student: Outputs, batch: Batch) -> tuple[Outputs, Batch]:
+    """Student and batch with zeros, weight 0 too, in every other row.
+
+    A loss on them has a finite gradient whatever stood there: the gradient of a selection is 0
+    where it does not choose, but that of 0 times nan is nan.
+
+    Args:
+        rows: bool [L, N].
+
+    >>> from jaxkd.distributions import Categorical
+    >>> student = Outputs(Categorical(jnp.array([[[0.0, 1.0], [jnp.nan, 0.0]]])))
+    >>> everything = (None,) * 10
+    >>> only(jnp.array([[True, False]]), student, Batch(*everything))[0].policy.logits[0, 1]
+    Array([0., 0.], dtype=float32)
+    """
+
+    def select(leaf):
+        if leaf.shape[: rows.ndim] != rows.shape:
+            return leaf  # not of rows: a standard deviation for all states
+        here = rows.reshape(rows.shape + (1,) * (leaf.ndim - rows.ndim))
+        return jnp.where(here, leaf, jnp.zeros((), leaf.dtype))
+
+    fields = {name: jax.tree.map(select, getattr(batch, name)) for name in _OF_ROWS}
+    return jax.tree.map(select, student), batch._replace(**fields)
 
 
 def stateless(fn: Callable) -> LossTerm:
@@ -90,12 +138,8 @@ def proximal(epsilon: float | jax.Array | Callable, term: LossTerm | Callable) -
     term = term if isinstance(term, LossTerm) else stateless(term)
 
     def loss(params, student, batch, context):
-        ratio = jnp.exp(
-            student.policy.log_prob(batch.action) - batch.acting.policy.log_prob(batch.action)
-        )
-        return jnp.maximum(ratio, 1 - at(epsilon, context)) * term.loss(
-            params, student, batch, context
-        )
+        kept = jnp.maximum(probability_ratio(student, batch), 1 - at(epsilon, context))
+        return kept * term.loss(params, student, batch, context)
 
     return LossTerm(term.init, loss)
 
@@ -103,7 +147,9 @@ def proximal(epsilon: float | jax.Array | Callable, term: LossTerm | Callable) -
 def for_task(task: int | jax.Array, term: LossTerm | Callable) -> LossTerm:
     """`term` on the rows of one task, where `batch.obs["task"] == task`; 0 elsewhere.
 
-    The engine divides by the weight of all rows: a task counts by its share of them.
+    The engine divides by the weight of all rows: a task counts by its share of them. The term sees
+    nothing of the other rows: they have weight 0 for it, so that what it normalises by
+    (`ppo_clip`, `value_mse(normalise=True)`) is of this task, and nan in them harms nothing.
 
     Args:
         task: its number, as in the observation's field "task" (`envs.concat`).
@@ -124,7 +170,9 @@ def for_task(task: int | jax.Array, term: LossTerm | Callable) -> LossTerm:
             raise UsageError(
                 f"for_task reads the field 'task' of the observation, which has the fields: {fields}. Drop for_task, or add it."
             )
-        return jnp.where(batch.obs["task"] == task, term.loss(params, student, batch, context), 0.0)
+        here = batch.obs["task"] == task
+        own = only(here, student, batch)
+        return jnp.where(here, term.loss(params, *own, context), 0.0)
 
     return LossTerm(term.init, loss)
 

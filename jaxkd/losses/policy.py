@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Batch, Context, LossTerm, Outputs, UsageError
-from jaxkd.distributions import Categorical
+from jaxkd.distributions import MASK, Categorical, legal, log_probs
 from jaxkd.losses.combine import at, stateless
 
 _END = 1e-3  # of beta: nearer to 0 or 1 the float32 quotient of the normalised divergence loses its digits
@@ -235,7 +235,8 @@ def logit_mse() -> LossTerm:
 
     def loss(student, batch):
         ours, theirs = both_logits(student.policy, batch.teacher.policy, "forward_kl")
-        return jnp.sum(jnp.square(theirs - ours), axis=-1)
+        allowed = legal(ours) & legal(theirs)
+        return jnp.sum(jnp.square(jnp.where(allowed, theirs - ours, 0.0)), axis=-1)
 
     return stateless(loss)
 
@@ -253,10 +254,11 @@ def standardised_kl(
         allow_two: go on with two actions, where the term has no gradient.
 
     Returns:
-        a term, [L, N], nats; discrete actions only, and none of them masked (-1e9 would be all that std sees).
+        a term, [L, N], nats; discrete actions only. Mean and deviation are of the actions that may
+        be taken, each policy's own; with two of them the term has no gradient in that state.
 
     Raises:
-        UsageError: with two actions: standardised, their logits are -0.71 and 0.71 whatever they were.
+        UsageError: with two actions: standardised, their logits are -0.71 and 0.71, always.
 
     >>> standardised_kl(temperature=0.5).init(None, None)
     ()
@@ -293,7 +295,7 @@ def both_logits(ours: Any, theirs: Any, instead: str) -> tuple[jax.Array, jax.Ar
 def _log_probs(ours: Any, theirs: Any, instead: str) -> tuple[jax.Array, jax.Array]:
     """log p_S and log p_T [..., A]."""
     z_ours, z_theirs = both_logits(ours, theirs, instead)
-    return jax.nn.log_softmax(z_ours), jax.nn.log_softmax(z_theirs)
+    return log_probs(z_ours), log_probs(z_theirs)
 
 
 def _skewed(log_p: jax.Array, log_q: jax.Array, share: Any) -> jax.Array:
@@ -304,10 +306,18 @@ def _skewed(log_p: jax.Array, log_q: jax.Array, share: Any) -> jax.Array:
 
 
 def _standardised(z: jax.Array, temperature: Any) -> jax.Array:
-    """(z - mean) / (temperature std + 1e-7) over the actions, Bessel's std; 0 with a finite gradient where all are equal."""
-    centred = z - jnp.mean(z, axis=-1, keepdims=True)
-    var = jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / max(z.shape[-1] - 1, 1)
-    return centred / (temperature * jnp.sqrt(jnp.where(var > 0, var, 1.0)) + 1e-7)
+    """(z - mean) / (temperature std + 1e-7) over the legal actions, Bessel's std; masks stay.
+
+    0 with a finite gradient where all are equal.
+    """
+    allowed = legal(z)
+    number = jnp.sum(allowed, axis=-1, keepdims=True)
+    inside = jnp.where(allowed, z, 0.0)
+    mean = jnp.sum(inside, axis=-1, keepdims=True) / number
+    centred = jnp.where(allowed, inside - mean, 0.0)
+    var = jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / jnp.maximum(number - 1, 1)
+    scaled = centred / (temperature * jnp.sqrt(jnp.where(var > 0, var, 1.0)) + 1e-7)
+    return jnp.where(allowed, scaled, MASK)
 
 
 def _tempered(temperature: Any, student: Outputs, batch: Batch, context: Context) -> tuple:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import LossTerm, UsageError
-from jaxkd.losses.combine import stateless
+from jaxkd.losses.combine import probability_ratio, stateless
 from jaxkd.losses.value import value_of, weighted_moments
 
 
@@ -33,7 +33,8 @@ def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> Los
 
     Args:
         epsilon: clip range, > 0.
-        normalise: A gets mean 0 and standard deviation 1 over the minibatch.
+        normalise: A gets mean 0 and standard deviation 1 over the rows of the minibatch that count
+            (weight above 0), and is 0 where it does not vary: beyond rounding, 1e-6 of its size.
 
     Returns:
         a term, [L, N]; reads `batch.advantage` and `batch.acting.policy`.
@@ -44,20 +45,24 @@ def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> Los
     check.number("epsilon", epsilon, low=0, above=True)
 
     def loss(student, batch):
-        ratio = jnp.exp(
-            student.policy.log_prob(batch.action) - batch.acting.policy.log_prob(batch.action)
-        )
+        ratio = probability_ratio(student, batch)
         advantage = _standardised(batch.advantage, batch.weight) if normalise else batch.advantage
-        return -jnp.minimum(
-            ratio * advantage, jnp.clip(ratio, 1 - epsilon, 1 + epsilon) * advantage
-        )
+        clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
+        return -jnp.minimum(ratio * advantage, clipped * advantage)
 
     return stateless(loss)
 
 
-def _standardised(x, weight):
+def _standardised(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [L, N] with mean 0 and deviation 1 over the rows that count; 0 elsewhere, or if constant."""
+    counts = weight > 0
     mean, var = weighted_moments(x, weight)
-    return (x - mean) / (jnp.sqrt(var) + 1e-8)
+    # The mean of equal numbers is off by rounding: judged by the deviation, 7 times .1 would vary.
+    highest = jnp.max(jnp.where(counts, x, -jnp.inf))
+    lowest = jnp.min(jnp.where(counts, x, jnp.inf))
+    size = jnp.max(jnp.where(counts, jnp.abs(x), 0.0))
+    varies = highest - lowest > 1e-6 * size
+    return jnp.where(counts & varies, (x - mean) / (jnp.sqrt(var) + 1e-8), 0.0)
 
 
 def td_mse(*, stream: str = "", clip: float | jax.Array | None = None) -> LossTerm:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Batch, LossTerm, Outputs, UsageError
-from jaxkd.distributions import Categorical
+from jaxkd.distributions import Categorical, legal
 from jaxkd.losses.combine import at, stateless
 from jaxkd.losses.policy import both_logits, logits_of
 
@@ -65,10 +65,9 @@ def q_mse() -> LossTerm:
 
     def loss(student, batch):
         q = logits_of(student.policy, "student", "td_mse")
-        chosen = jax.nn.one_hot(
-            batch.action, q.shape[-1], dtype=q.dtype
-        )  # the gradient of a gather is a scatter, which is slow
-        return jnp.square(jnp.sum(chosen * q, axis=-1) - batch.target)
+        # Not a gather, whose gradient is a scatter, which is slow.
+        chosen = jax.nn.one_hot(batch.action, q.shape[-1], dtype=bool)
+        return jnp.square(jnp.sum(jnp.where(chosen, q, 0.0), axis=-1) - batch.target)
 
     return stateless(loss)
 
@@ -84,15 +83,18 @@ def advantage_mse(*, normalise: bool = True) -> LossTerm:
         normalise: divide by the variance of A_T over the minibatch and its actions; a constant A_T is divided by 1.
 
     Returns:
-        a term, [L, N]; discrete actions only, none of them masked; reads `batch.teacher.policy`, whose logits are Q-values.
+        a term, [L, N]; discrete actions only, those that neither policy masks; reads
+        `batch.teacher.policy`, whose logits are Q-values.
 
     >>> hierarchical = {"global": value_mse(normalise=True), "local": advantage_mse()}
     """
 
     def loss(student, batch):
         ours, theirs = _advantages(student, batch)
+        allowed = legal(ours) & legal(theirs)
+        ours, theirs = (jnp.where(allowed, x, 0.0) for x in (ours, theirs))
         error = jnp.sum(jnp.square(ours - theirs), axis=-1)
-        weight = jnp.broadcast_to(batch.weight[..., None], theirs.shape)
+        weight = allowed * batch.weight[..., None]
         return error / _spread(theirs, weight) if normalise else error
 
     return stateless(loss)
@@ -117,16 +119,20 @@ def advantage_kl(temperature: float | jax.Array | Callable = 0.01) -> LossTerm:
     def loss(student, batch, context):
         ours, theirs = _advantages(student, batch)
         t = at(temperature, context)
-        return Categorical(theirs / t).kl(Categorical(ours / t))
+        return Categorical(theirs).temper(t).kl(Categorical(ours).temper(t))
 
     return stateless(loss)
 
 
 def weighted_moments(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and population variance [] of x [...] under the weights [...]; 0 where every weight is 0."""
+    """Mean and population variance [] of x [...] under the weights [...].
+
+    What has weight 0 is not looked at, whatever it is; both are 0 where every weight is 0.
+    """
     total = jnp.maximum(jnp.sum(weight), 1e-8)
-    mean = jnp.sum(weight * x) / total
-    return mean, jnp.sum(weight * jnp.square(x - mean)) / total
+    mean = jnp.sum(jnp.where(weight > 0, weight * x, 0.0)) / total
+    squares = jnp.where(weight > 0, weight * jnp.square(x - mean), 0.0)
+    return mean, jnp.sum(squares) / total
 
 
 def _spread(x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import UsageError
+from jaxkd.distributions import legal
 from jaxkd.losses.combine import at
 from jaxkd.losses.policy import logits_of
 from jaxkd.losses.value import value_of
@@ -108,10 +109,13 @@ def one_minus(weight: Callable) -> Callable:
 
 
 def action_gap() -> Callable:
-    """max_a Q_T - mean_a Q_T: what it costs on average not to take the teacher's best action (Farahmand et al. 2015).
+    """max_a Q_T - mean_a Q_T: what a uniformly random legal action costs.
+
+    An action gap as in Farahmand et al. (2015), with the mean in place of the second best action.
 
     Returns:
-        a weight >= 0, [L, N], in units of Q; discrete actions only, none of them masked; the teacher's logits are Q-values.
+        a weight >= 0, [L, N], in units of Q; discrete actions only, without those that are masked;
+        the teacher's logits are Q-values.
 
     >>> from jaxkd.losses import gate, nll
     >>> term = gate(action_gap(), nll())
@@ -119,13 +123,17 @@ def action_gap() -> Callable:
 
     def weight(student, batch, context):
         q = logits_of(batch.teacher.policy, "teacher", "agreement")
-        return jnp.max(q, axis=-1) - jnp.mean(q, axis=-1)
+        allowed = legal(q)
+        mean = jnp.sum(jnp.where(allowed, q, 0.0), axis=-1) / jnp.sum(allowed, axis=-1)
+        return jnp.max(q, axis=-1) - mean
 
     return weight
 
 
 def confidence() -> Callable:
     """1 - H(T) / log A: 1 where the teacher is sure, 0 where it is uniform.
+
+    A is the number of actions that may be taken; where there is only one, the weight is 1.
 
     Returns:
         a weight in [0, 1], [L, N]; discrete actions only; reads `batch.teacher.policy`.
@@ -135,8 +143,10 @@ def confidence() -> Callable:
     """
 
     def weight(student, batch, context):
-        number = logits_of(batch.teacher.policy, "teacher", "agreement").shape[-1]
-        return 1 - batch.teacher.policy.entropy() / jnp.log(number)
+        logits = logits_of(batch.teacher.policy, "teacher", "agreement")
+        number = jnp.sum(legal(logits), axis=-1)
+        most = jnp.log(jnp.maximum(number, 2))  # of an entropy; of a single action it is 0
+        return 1 - batch.teacher.policy.entropy() / most
 
     return weight
 

@@ -1,20 +1,15 @@
 """What the student is paid: factories of `RewardTransform`, chained in the order given."""
 
 from jaxkd.rewards.combine import add, clip, replace, scale
-from jaxkd.rewards.intrinsic import (
-    Predictor,
-    count,
-    disagreement,
-    drnd,
-    ensemble,
-    random_statistics,
-    rdd,
-    rnd,
-)
+from jaxkd.rewards.counts import count
+from jaxkd.rewards.curiosity import disagreement, icm
+from jaxkd.rewards.learned import Model, Predictor, learned, random_statistics
 from jaxkd.rewards.normalise import normalise
+from jaxkd.rewards.novelty import drnd, ensemble, rdd, rnd
 from jaxkd.rewards.shaping import potential_shaping, successor, teacher_reward
 
 __all__ = [
+    "Model",
     "Predictor",
     "add",
     "clip",
@@ -22,6 +17,8 @@ __all__ = [
     "disagreement",
     "drnd",
     "ensemble",
+    "icm",
+    "learned",
     "normalise",
     "potential_shaping",
     "random_statistics",
