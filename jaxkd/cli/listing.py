@@ -52,10 +52,13 @@ def envs() -> int:
 
 
 def methods() -> int:
-    """Prints the table of methods: the first line of each recipe's docstring."""
-    table = rich.table.Table("method", "what it is, and the paper")
-    for name in presets.METHODS:
-        table.add_row(name, (presets.recipe(name).__doc__ or "").splitlines()[0])
+    """Prints the table of methods, as their records say."""
+    table = rich.table.Table(show_lines=True)
+    table.add_column("method", no_wrap=True)
+    for heading in ("what it is", "paper", "needs"):
+        table.add_column(heading)
+    for name, method in presets.METHODS.items():
+        table.add_row(name, method.summary, method.paper, method.needs)
     console().print(table)
     return 0
 
