@@ -21,7 +21,7 @@ import rich.console
 import jaxkd
 from jaxkd import presets
 from jaxkd.base import Algorithm, ArtifactError
-from jaxkd.cli import directory, failure, main, measure, progress, training, watching
+from jaxkd.cli import directory, failure, main, measure, phases, progress, training, watching
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ["--steps", "4096", "--student-steps", "2048", "--episodes", "64"]
@@ -363,17 +363,17 @@ def fake(bad: dict[int, int], silent: bool = False) -> Algorithm:
     return Algorithm(lambda keys: Parameters(jnp.ones((4, 1)), jnp.zeros((), jnp.int32)), step)
 
 
-def job(folder: Path, stop=lambda: "", quiet: bool = True) -> training.Job:
+def job(folder: Path, stop=lambda: "", quiet: bool = True) -> phases.Job:
     shown = progress.Progress(rich.console.Console(file=io.StringIO(), force_terminal=True), quiet)
-    return training.Job(
-        directory.Directory(folder), shown, jaxkd.seeds(0, 4), 10, lambda: 0.0, stop
-    )
+    return phases.Job(directory.Directory(folder), shown, jaxkd.seeds(0, 4), lambda: 0.0, stop)
+
+
+def train(job, phase, algorithm, num_updates, *, alive) -> training.Trained:
+    return training.train(job, phase, algorithm, num_updates, alive=alive, steps_per_update=10)
 
 
 def test_a_seed_that_diverges_is_named_and_the_others_go_on(tmp_path, capsys):
-    trained = training.train(
-        job(tmp_path), "student", fake({1: 3, 3: 3, 2: 7}), 20, alive=np.ones(4, bool)
-    )
+    trained = train(job(tmp_path), "student", fake({1: 3, 3: 3, 2: 7}), 20, alive=np.ones(4, bool))
     assert trained.alive.tolist() == [True, False, False, False] and trained.updates == 20
     named = capsys.readouterr().err.splitlines()
     assert named[0] == "error: run diverged: seeds 1, 3 not finite at update 3 (student)."
@@ -383,9 +383,7 @@ def test_a_seed_that_diverges_is_named_and_the_others_go_on(tmp_path, capsys):
 
 
 def test_parameters_are_watched_too(tmp_path, capsys):
-    trained = training.train(
-        job(tmp_path), "control", fake({2: 1}, silent=True), 5, alive=np.ones(4, bool)
-    )
+    trained = train(job(tmp_path), "control", fake({2: 1}, silent=True), 5, alive=np.ones(4, bool))
     assert (
         trained.alive.tolist() == [True, True, False, True]
         and "seeds 2 not finite" in capsys.readouterr().err
@@ -393,7 +391,7 @@ def test_parameters_are_watched_too(tmp_path, capsys):
 
 
 def test_seeds_that_are_dead_already_are_not_named_again(tmp_path, capsys):
-    trained = training.train(
+    trained = train(
         job(tmp_path), "student", fake({0: 1}), 3, alive=np.array([False, True, True, True])
     )
     assert trained.alive.tolist() == [False, True, True, True] and capsys.readouterr().err == ""
@@ -403,7 +401,7 @@ def test_all_seeds_diverged_ends_the_phase(tmp_path):
     with pytest.raises(
         failure.Diverged, match=r"seeds 0, 1, 2, 3 not finite at update 2 \(teacher\)"
     ):
-        training.train(
+        train(
             job(tmp_path), "teacher", fake(dict.fromkeys(range(4), 2)), 20, alive=np.ones(4, bool)
         )
 
@@ -412,7 +410,7 @@ def test_exit_code_of_a_diverged_run(tmp_path, monkeypatch, capsys):
     def diverge(*arguments, **keywords):
         raise failure.Diverged("run diverged: all.")
 
-    monkeypatch.setattr("jaxkd.cli.distill.train", diverge)
+    monkeypatch.setattr("jaxkd.cli.work.train", diverge)
     assert command("distill", "CartPole-v1", "--out", "out", folder=tmp_path)[0] == 5
     assert capsys.readouterr().err == "error: run diverged: all.\n"
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "diverged"
@@ -437,7 +435,7 @@ def test_diverged_run_exits_with_5(tmp_path, monkeypatch, capsys):
 
 
 def test_training_stops_within_a_chunk(tmp_path):
-    trained = training.train(
+    trained = train(
         job(tmp_path, stop=lambda: "SIGINT"), "student", fake({}), 500, alive=np.ones(4, bool)
     )
     assert trained.updates == 1
@@ -445,7 +443,7 @@ def test_training_stops_within_a_chunk(tmp_path):
 
 def test_live_line(tmp_path):
     watched = job(tmp_path, quiet=False)
-    training.train(watched, "student", fake({}), 3, alive=np.ones(4, bool))
+    train(watched, "student", fake({}), 3, alive=np.ones(4, bool))
     watched.progress.close()
     assert "student: 3/3 updates" in watched.progress.console.file.getvalue()
 

@@ -1,6 +1,7 @@
 """What a preset says, as the keywords of a recipe.
 
-Every function is (env, preset, num_updates) -> dict. A method names one of them as its `settings`, or brings its own.
+Every function is (env, preset, num_updates) -> dict. A method names one of them as its `settings`,
+or brings its own.
 """
 
 from typing import Any
