@@ -134,6 +134,49 @@ def test_an_evaluation_must_end(key):
     assert np.all(evaluate(limited, policy, policy.init(key), key, num_episodes=8).lengths <= 3)
 
 
+class Late(Coin):
+    """Its long episodes go on for `late` steps beyond the limit that it states."""
+
+    def __init__(self, late):
+        self.late = late
+
+    def is_truncated(self, state, params):
+        return state["time"] >= params.max_steps_in_episode + self.late
+
+
+def test_an_episode_beyond_the_stated_limit_is_finished(key):
+    """One step later than stated: 1 + ... + 9 = 45; it was a 0 of length 0."""
+    env, policy = envs.make(Late(1), 20), constant(1.0, 0.0)
+    assert env.max_steps == 8
+    result = evaluate(env, policy, policy.init(key), key, num_episodes=60)
+    assert set(np.unique(result.returns)) == {3.0, 45.0}
+    assert set(np.unique(result.lengths)) == {2, 9}
+
+
+def test_an_unfinished_episode_is_nan_and_not_a_zero(key):
+    """The long ones never end; the first episodes of the environments show which they are."""
+    env, policy = envs.make(Late(1000), 20), constant(1.0, 0.0)
+    result = evaluate(env, policy, policy.init(key), key, num_episodes=20)
+    short = env.reset(jax.random.split(key)[0])[0]["short"]
+    np.testing.assert_array_equal(result.returns, np.where(short, 3.0, np.nan))
+    discounted = np.where(short, 1 + 2 * 0.99, np.nan)
+    np.testing.assert_allclose(result.discounted_returns, discounted, rtol=1e-6)
+    np.testing.assert_array_equal(result.lengths, np.where(short, 2, 0))
+
+
+def test_a_return_that_is_not_finite_is_of_its_own_episode_alone(key):
+    """nan is paid in short episodes; the long ones after them in the same environment are clean."""
+
+    class Broken(Coin):
+        def step_env(self, key, state, action, params):
+            obs, state, reward, done, info = super().step_env(key, state, action, params)
+            return obs, state, jnp.where(state["short"], jnp.nan, reward), done, info
+
+    env, policy = envs.make(Broken(), 20), constant(1.0, 0.0)
+    result = evaluate(env, policy, policy.init(key), key, num_episodes=100)
+    np.testing.assert_array_equal(result.returns, np.where(result.lengths == 2, np.nan, 36.0))
+
+
 # --- statistics -----------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +191,13 @@ def test_iqm_has_fractional_edges():
     """Five values: a quarter is 1.25 of them, so the middle 2.5 are 3/4 of the second, the third, 3/4 of the fourth."""
     assert iqm([0, 4, 100, 1, 2]) == pytest.approx((0.75 * 1 + 2 + 0.75 * 4) / 2.5)
     assert iqm([7.0]) == 7.0 and iqm([1.0, 3.0]) == 2.0
+
+
+def test_iqm_of_what_is_not_a_number():
+    assert np.isnan(iqm([1.0, 2.0, 3.0, np.nan])) and iqm([-np.inf, 1.0, 3.0, np.inf]) == 2.0
+    assert np.isnan(interval([1.0, 2.0, np.nan])).any()
+    with pytest.raises(UsageError, match="at least one value"):
+        iqm([])
 
 
 def test_interval_covers_about_as_often_as_it_says():

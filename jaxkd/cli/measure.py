@@ -122,9 +122,11 @@ def likeness(
 
     @jax.jit
     def measured(keys, trained, teacher_params):
-        return probe.step(
-            probe.init(keys)._replace(params=trained.params, actors=trained.actors), teacher_params
-        )[1]
+        fresh = probe.init(keys)
+        # A recurrent teacher that was not there has not seen these episodes: new ones begin.
+        watched = jax.tree.structure(trained.actors) == jax.tree.structure(fresh.actors)
+        actors = trained.actors if watched else fresh.actors
+        return probe.step(fresh._replace(params=trained.params, actors=actors), teacher_params)[1]
 
     metrics = jax.device_get(measured(phase_keys(keys, "likeness"), trained, teacher_params))
     return {name: metrics[f"loss/{name}"] for name in terms}

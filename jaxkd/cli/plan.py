@@ -28,6 +28,7 @@ from jaxkd.presets import (
 _COUNTS = ("seeds", "lanes", "episodes", "steps", "student_steps")
 _COMPARED = ("teacher", "student", "control")  # the rows of the table
 _ADAM = 3  # parameters and two moments of each: what a training keeps at the least
+_MOST_STEPS = 10**15  # of one seed: a year at 30 million a second
 _EPISODE_BYTES = 12  # return, length and discounted return
 
 
@@ -54,7 +55,8 @@ def plan(settings: Distill, device: Any) -> Plan:
     Raises:
         UsageError, ArtifactError: everything that can be refused, refused now.
     """
-    _check_numbers(settings)
+    available = _memory(device)
+    _check_numbers(settings, available)
     method, chosen = find_method(settings.method), _preset(settings)
     env = make_env(settings.env, chosen)
     if settings.teacher:
@@ -64,7 +66,8 @@ def plan(settings: Distill, device: Any) -> Plan:
         teacher, params = teacher_network(env, chosen), None
     size = actor_size(teacher, _shapes(teacher), env.obs_spec)
     student = student_network(env, chosen, settings.student, size, method)
-    _check_memory(settings, env, (student,) if settings.teacher else (teacher, student), device)
+    learners = (student,) if settings.teacher else (teacher, student)
+    _check_networks(settings, chosen, learners, available)
     parts = _Parts(env, method_env(env, method), teacher, params, student)
     phases = _phases(settings, chosen, parts)
     check_order(phases)
@@ -124,17 +127,30 @@ def _preset(settings: Distill) -> Preset:
 # --- refusals -----------------------------------------------------------------------------------
 
 
-def _check_numbers(settings: Distill) -> None:
+def _check_numbers(settings: Distill, available: int) -> None:
+    """What can be refused without making an environment, which takes a second."""
     for name in _COUNTS:
         value = getattr(settings, name)
         if value is not None:
             check.count(f"--{name.replace('_', '-')}", value)
+    for name in ("steps", "student_steps"):
+        if (getattr(settings, name) or 0) > _MOST_STEPS:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {getattr(settings, name)} is more than any machine "
+                f"can do; at most {_MOST_STEPS}."
+            )
     if not 0 <= settings.seed < 2**32:
         raise UsageError(f"--seed must be in [0, 2**32), got {settings.seed}.")
     if settings.lanes is not None and settings.lanes > settings.seeds:
         raise UsageError(
             f"--lanes {settings.lanes} of --seeds {settings.seeds}: no more seeds can be computed "
             "at once than there are."
+        )
+    results = settings.seeds * settings.episodes * _EPISODE_BYTES
+    if results > available:
+        raise UsageError(
+            f"the results of --seeds {settings.seeds} x --episodes {settings.episodes} alone take "
+            f"{_in_words(results)}, and there are {_in_words(available)}. Take fewer."
         )
 
 
@@ -148,20 +164,30 @@ def _check_steps(settings: Distill, option: str, steps_per_update: int) -> None:
         )
 
 
-def _check_memory(settings: Distill, env: Env, learners: tuple[Policy, ...], device: Any) -> None:
-    """Refuses what cannot fit: the least that the networks and the evaluation take.
+def _check_networks(
+    settings: Distill, chosen: Preset, learners: tuple[Policy, ...], available: int
+) -> None:
+    """Refuses networks that cannot fit: the least that training them takes.
 
     It is far from what a run takes; it is known in no time, and tells a slip from a wish.
     """
-    biggest = max(sum(x.size * x.dtype.itemsize for x in _leaves(policy)) for policy in learners)
-    needed = settings.seeds * max(_ADAM * biggest, _EPISODE_BYTES * settings.episodes)
-    available = _memory(device)
-    if needed > available:
-        raise UsageError(
-            f"--seeds {settings.seeds} of --episodes {settings.episodes} and --student "
-            f"{settings.student} take at least {needed / 2**30:.3g} GiB, and there are "
-            f"{available / 2**30:.3g}. Take fewer or smaller ones."
-        )
+    rows = chosen.num_envs * chosen.unroll_length // chosen.num_minibatches
+    at_once = settings.lanes or settings.seeds
+    for policy in learners:
+        leaves = jax.tree.leaves(_shapes(policy))
+        kept = settings.seeds * _ADAM * sum(x.size * x.dtype.itemsize for x in leaves)
+        # A dense layer has as many activations as biases; the gradient needs a minibatch of them.
+        activations = at_once * rows * sum(x.size for x in leaves if x.ndim == 1) * 4
+        if kept + activations > available:
+            raise UsageError(
+                f"--seeds {settings.seeds} with --student {settings.student} take at least "
+                f"{_in_words(kept + activations)}, and there are {_in_words(available)}. "
+                "Take fewer seeds (or --lanes), or a smaller student."
+            )
+
+
+def _in_words(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.3g} GiB"
 
 
 def _memory(device: Any) -> int:
@@ -172,7 +198,3 @@ def _memory(device: Any) -> int:
 
 def _shapes(policy: Policy) -> Any:
     return jax.eval_shape(policy.init, jax.random.key(0))
-
-
-def _leaves(policy: Policy) -> list[Any]:
-    return jax.tree.leaves(_shapes(policy))
