@@ -1,4 +1,4 @@
-"""The command `jaxkd`: one tiny run that many tests read, every error with its exit code, interruption, divergence."""
+"""The command `jaxkd`: one tiny run that many tests read, every error, interruption, divergence."""
 
 import contextlib
 import io
@@ -51,11 +51,14 @@ def ran(tmp_path_factory) -> SimpleNamespace:
     )
 
 
-# --- help and devices -----------------------------------------------------------------------------------------------
+# --- help and devices ---------------------------------------------------------------------------
 
 
 def test_help_is_fast_and_loads_no_jax():
-    program = "import sys; sys.argv = ['jaxkd', '--help']; from jaxkd.cli import main\ntry: main()\nfinally: print('jax' in sys.modules)"
+    program = (
+        "import sys; sys.argv = ['jaxkd', '--help']; from jaxkd.cli import main\n"
+        "try: main()\nfinally: print('jax' in sys.modules)"
+    )
     seconds = []
     for _ in range(3):
         started = time.monotonic()
@@ -73,7 +76,10 @@ def test_help_is_fast_and_loads_no_jax():
 
 
 def test_package_is_lazy_and_whole():
-    program = "import sys, jaxkd; assert 'jax' not in sys.modules; import jaxkd.run, jaxkd.evaluate; print(jaxkd.run, jaxkd.evaluate)"
+    program = (
+        "import sys, jaxkd; assert 'jax' not in sys.modules; "
+        "import jaxkd.run, jaxkd.evaluate; print(jaxkd.run, jaxkd.evaluate)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
     )
@@ -99,7 +105,7 @@ def test_doctor(capsys):
     )
 
 
-# --- a run ----------------------------------------------------------------------------------------------------------
+# --- a run --------------------------------------------------------------------------------------
 
 
 def test_run_says_where_and_what(ran):
@@ -274,7 +280,7 @@ def test_episodes_that_did_not_end_are_left_out_and_counted(capsys):
     assert row["student"]["iqm"] is None and row["student"]["kept"] is None
 
 
-# --- phases ---------------------------------------------------------------------------------------
+# --- phases -------------------------------------------------------------------------------------
 
 
 def test_phases_read_what_earlier_ones_leave(tmp_path):
@@ -297,7 +303,7 @@ def test_no_phase_begins_after_a_signal(tmp_path):
     assert seen == ["a"]
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +401,7 @@ def test_explain():
     assert failure.explain(KeyError("a bug")) == (None, "")
 
 
-# --- directories ----------------------------------------------------------------------------------------------------
+# --- directories --------------------------------------------------------------------------------
 
 
 def test_directories_are_never_shared(tmp_path, monkeypatch):
@@ -431,7 +437,7 @@ def test_json_is_plain_and_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-# --- training, with an algorithm that does nothing ------------------------------------------------------------------
+# --- training, with an algorithm that does nothing ----------------------------------------------
 
 
 class Parameters(NamedTuple):
@@ -442,7 +448,10 @@ class Parameters(NamedTuple):
 
 
 def fake(bad: dict[int, int], silent: bool = False) -> Algorithm:
-    """For four seeds; the parameters of seed `i` become nan at update `bad[i]`, and its loss, unless `silent`."""
+    """For four seeds; the parameters of seed `i` become nan at update `bad[i]`.
+
+    So does its loss, unless `silent`.
+    """
     when = jnp.array([bad.get(i, 10**6) for i in range(4)])
 
     def step(state):
@@ -555,7 +564,7 @@ def test_live_line(tmp_path):
     assert "student: 3/3 updates" in watched.progress.console.file.getvalue()
 
 
-# --- signals and compile seconds ------------------------------------------------------------------------------------
+# --- signals and compile seconds ----------------------------------------------------------------
 
 
 def test_first_signal_is_noted_and_handlers_come_back():

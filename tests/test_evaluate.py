@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes on a probe with known returns, greedy and sampled; the statistics of a claim."""
+"""Evaluation: whole episodes on a probe with known returns; the statistics of a claim."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,10 @@ class Params(NamedTuple):
 
 
 class Coin:
-    """Half of the episodes last 2 steps, half are cut at the limit of 8; step t pays t, action 1 ten times that."""
+    """Half of the episodes last 2 steps, half are cut at the limit of 8.
+
+    Step t pays t, action 1 ten times that.
+    """
 
     name, default_params = "Coin", Params()
 
@@ -51,9 +54,10 @@ def constant(*logits):
 
 
 def test_every_environment_plays_the_same_number_of_whole_episodes(key):
-    """400 episodes on 80 environments of 5 each: half of them are long. Counting the first 400 that end would see mostly short ones.
+    """400 episodes on 80 environments of 5 each: half of them are long.
 
-    The long ones: 1 + ... + 8 = 36, at gamma = 1/2 4 - 10 / 128 = 3.921875; the short ones: 3, and 1 + 2 / 2 = 2.
+    Counting the first 400 that end would see mostly short ones. The long ones: 1 + ... + 8 = 36, at
+    gamma = 1/2 4 - 10 / 128 = 3.921875; the short ones: 3, and 1 + 2 / 2 = 2.
     """
     env, policy = envs.make(Coin(), 80), constant(1.0, 0.0)
     result = evaluate(env, policy, policy.init(key), key, num_episodes=321, gamma=0.5)
@@ -69,7 +73,10 @@ def test_every_environment_plays_the_same_number_of_whole_episodes(key):
 
 
 def test_first_episodes_are_not_the_first_to_end(key):
-    """One episode each: the fraction of long ones is that of the starts, 1/2; of the first 400 endings it were about 1/5."""
+    """One episode each: the fraction of long ones is that of the starts, 1/2.
+
+    Of the first 400 endings it were about 1/5.
+    """
     env, policy = envs.make(Coin(), 400), constant(1.0, 0.0)
     lengths = evaluate(env, policy, policy.init(key), key, num_episodes=400).lengths
     starts = env.reset(jax.random.split(key)[0])[0]["short"]
@@ -77,7 +84,10 @@ def test_first_episodes_are_not_the_first_to_end(key):
 
 
 def test_greedy_takes_the_mode_and_sampled_does_not(key):
-    """p(action 1) = 1/4. Greedy pays t, sampled t (1 + 9 / 4) on average; another key samples other actions."""
+    """p(action 1) = 1/4. Greedy pays t, sampled t (1 + 9 / 4) on average.
+
+    Another key samples other actions.
+    """
     env, policy = envs.make(Coin(), 200), constant(np.log(3.0), 0.0)
     params = policy.init(key)
     greedy = evaluate(env, policy, params, key, num_episodes=200)
@@ -87,13 +97,16 @@ def test_greedy_takes_the_mode_and_sampled_does_not(key):
     assert abs(rate - 3.25) < 0.5
     other = evaluate(env, policy, params, jax.random.key(9), num_episodes=200, greedy=False)
     assert not np.array_equal(sampled.returns, other.returns)
-    # Its params are an input: another policy of the same network, and nothing of the first one is left.
+    # Its params are an input: another policy of the same network, nothing of the first is left.
     flipped = evaluate(env, policy, params[::-1], key, num_episodes=200)
     assert set(np.unique(flipped.returns)) == {30.0, 360.0}
 
 
 def test_a_carry_starts_anew_with_every_episode(key):
-    """The policy counts its steps since `reset` in its carry and plays action 1 in the second alone: 1 + 20, or 1 + 20 + 3 + ... + 8."""
+    """The policy counts its steps since `reset` in its carry, and plays action 1 in the second.
+
+    That is 1 + 20, or 1 + 20 + 3 + ... + 8.
+    """
 
     def step(params, carry, obs, reset):
         carry = jnp.where(reset > 0, 0, carry) + 1
@@ -177,7 +190,7 @@ def test_a_return_that_is_not_finite_is_of_its_own_episode_alone(key):
     np.testing.assert_array_equal(result.returns, np.where(result.lengths == 2, np.nan, 36.0))
 
 
-# --- statistics -----------------------------------------------------------------------------------------------------
+# --- statistics ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [4, 8, 40])
@@ -188,7 +201,10 @@ def test_iqm_is_scipys_trimmed_mean(size):
 
 
 def test_iqm_has_fractional_edges():
-    """Five values: a quarter is 1.25 of them, so the middle 2.5 are 3/4 of the second, the third, 3/4 of the fourth."""
+    """Five values: a quarter is 1.25 of them.
+
+    The middle 2.5 are 3/4 of the second, the third, 3/4 of the fourth.
+    """
     assert iqm([0, 4, 100, 1, 2]) == pytest.approx((0.75 * 1 + 2 + 0.75 * 4) / 2.5)
     assert iqm([7.0]) == 7.0 and iqm([1.0, 3.0]) == 2.0
 
@@ -201,7 +217,7 @@ def test_iqm_of_what_is_not_a_number():
 
 
 def test_interval_covers_about_as_often_as_it_says():
-    """200 samples of 30: the true mean lies within its 90 % interval in 90 % of them, give or take."""
+    """200 samples of 30: the true mean lies within its 90 % interval in 90 % of them or so."""
     rng = np.random.default_rng(0)
     limits = np.array(
         [

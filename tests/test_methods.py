@@ -144,7 +144,7 @@ def test_a_dagger_that_never_mixes_and_keeps_one_rollout_is_on_policy_distillati
 
 
 def test_a_teacher_that_is_still_learning():
-    """It learns as it does alone; the student has today's params of it, or those of its best return."""
+    """It learns as it does alone; the student has its params of today, or of its best return."""
     env = jaxkd.envs.make("CartPole-v1", 8, max_steps=10)
     small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (8,))
     sizes = dict(unroll_length=8, num_minibatches=1)
