@@ -68,7 +68,7 @@ def weak_teacher(name: str, arena, floor: float):
 def arms(env, p, teacher, size: int, score: float, floor: float, num_updates: int) -> dict:
     """(student, algorithm) by name."""
     switch = int(SWITCH * num_updates)
-    rl = presets.METHODS["distil_then_finetune"](env, p, num_updates) | dict(switch=switch)
+    rl = presets.METHODS["distil_then_finetune"].settings(env, p, num_updates) | dict(switch=switch)
     small, q_small = (
         presets.student_network(env, p, "auto:1/4", size, method)
         for method in ("distil_then_finetune", "qdagger")
@@ -83,7 +83,7 @@ def arms(env, p, teacher, size: int, score: float, floor: float, num_updates: in
     graded = losses.gate(
         losses.performance_gate(teacher_return=score, random_return=floor), losses.forward_kl()
     )
-    q = presets.METHODS["jump_start"](env, p, num_updates) | dict(
+    q = presets.METHODS["jump_start"].settings(env, p, num_updates) | dict(
         behavior=behavior.epsilon_greedy(EPSILON, teacher_first(switch))
     )
     del q["horizon"], q["epsilon"]

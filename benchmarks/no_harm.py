@@ -44,8 +44,7 @@ def arms(env, p: Preset) -> dict:
     """(policy, algorithm, updates) by name."""
     plain = presets.teacher_network(env, p)
     ppo, num_updates = presets.teaching(env, plain, p)
-    given = presets.METHODS["guided_exploration"](env, p, num_updates)
-    del given["weight"]  # of a teacher's KL
+    given = presets.METHODS["exploration"].settings(env, p, num_updates)
     curious = networks.mlp(
         env, p.hidden, separate=True, normalise=p.normalise_obs, extra=("bonus",)
     )

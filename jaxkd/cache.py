@@ -12,10 +12,11 @@ from jaxkd.base import UsageError
 
 
 def compile_cache(folder: str | Path | None = None) -> Path:
-    """Keeps compiled programs on disk from now on: the next process that compiles the same program loads it instead.
+    """Keeps compiled programs on disk from now on.
 
-    Whoever can write to the folder can run code in your process (jax trusts it), so it is made for you alone. Programs of another version of
-    jaxlib or another kind of CPU are in another folder.
+    The next process that compiles the same program loads it instead. Whoever can write to the
+    folder can run code in your process (jax trusts it), so it is made for you alone. Programs of
+    another version of jaxlib or another kind of CPU are in another folder.
 
     Args:
         folder: where; default the user's cache folder for jaxkd.
@@ -43,7 +44,8 @@ def compile_cache(folder: str | Path | None = None) -> Path:
         ) from error
     if shared:
         raise UsageError(
-            f"others may write to {path}, and jax runs what it finds there. chmod 700 it, or give compile_cache another folder."
+            f"others may write to {path}, and jax runs what it finds there. chmod 700 it, or give "
+            "compile_cache another folder."
         )
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -52,13 +54,10 @@ def compile_cache(folder: str | Path | None = None) -> Path:
 
 def _machine() -> str:
     """The kind of CPU, as a word: programs for CPUs use every instruction they find."""
+    telling = ("model name", "flags", "Features", "CPU part")
     try:
-        info = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        kind = "".join(
-            line
-            for line in info
-            if line.startswith(("model name", "flags", "Features", "CPU part"))
-        )
+        first_core = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        kind = "".join(line for line in first_core if line.startswith(telling))
     except OSError:
         kind = platform.processor()
     return f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"

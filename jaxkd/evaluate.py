@@ -1,7 +1,7 @@
 """A policy acting alone: whole episodes, and the statistics that a claim needs."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,21 @@ import numpy as np
 
 from jaxkd import check
 from jaxkd.base import Env, Evaluation, Policy, UsageError
+
+_PATIENCE = 2  # times the time limit that an episode is waited for: a limit may be misread
+
+
+class _Play(NamedTuple):
+    """The loop of an evaluation; `R` rounds, so that every environment plays R episodes."""
+
+    step: jax.Array  # int32 []
+    env_state: Any
+    obs: Any  # [B, ...]
+    reset: jax.Array  # float32 [B]
+    carry: Any  # [B, ...]
+    running: Evaluation  # [B], of the episode under way
+    played: jax.Array  # int32 [B], episodes that have ended
+    finished: Evaluation  # [R, B]
 
 
 def evaluate(
@@ -21,7 +36,14 @@ def evaluate(
     greedy: bool = True,
     gamma: float = 0.99,
 ) -> Evaluation:
-    """Plays whole episodes; every environment plays the same number, so that short episodes are not favoured.
+    """Plays whole episodes, the same number in every environment: short ones are not favoured.
+
+    An episode that does not end within twice the time limit (an environment that goes on beyond
+    the limit it states) is unfinished: its returns are nan and its length is 0. The mean of the
+    others favours short episodes, so a plain mean, which is nan, says that something is wrong.
+
+    Returns count every reward, also where a step has `TimeStep.weight` 0: a weight says what is
+    learnt from, not what is scored.
 
     Args:
         env: needs a time limit (`max_steps=` in `envs.make` gives one).
@@ -39,91 +61,120 @@ def evaluate(
     check.count("num_episodes", num_episodes)
     if env.max_steps is None:
         raise UsageError(
-            f"{env.name!r} has no time limit, so an evaluation might never end. Give one: envs.make(..., max_steps=1000)."
+            f"{env.name!r} has no time limit, so an evaluation might never end. "
+            "Give one: envs.make(..., max_steps=1000)."
         )
     check.fits("policy", policy, env)
-    return _evaluate(env, policy, params, key, -(-num_episodes // env.num_envs), greedy, gamma)
+    rounds = -(-num_episodes // env.num_envs)
+    return _evaluate(env, policy, params, key, rounds, greedy, gamma)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 4, 5))
 def _evaluate(env, policy, params, key, rounds, greedy, gamma):
     key_reset, key_steps = jax.random.split(key)
-    env_state, obs = env.reset(key_reset)
-    zeros = jnp.zeros(env.num_envs)
-    running = Evaluation(zeros, jnp.zeros(env.num_envs, jnp.int32), zeros)
-    finished = jax.tree.map(lambda x: jnp.zeros((rounds, env.num_envs), x.dtype), running)
-    start = (
-        jnp.int32(0),
-        env_state,
-        obs,
-        jnp.ones(env.num_envs),
-        policy.initial_carry(env.num_envs),
-        running,
-        zeros.astype(jnp.int32),
-        finished,
-    )
+    most_steps = rounds * _PATIENCE * env.max_steps
 
-    def under_way(state):
-        return (state[0] < rounds * env.max_steps) & jnp.any(state[6] < rounds)
+    def under_way(play):
+        return (play.step < most_steps) & jnp.any(play.played < rounds)
 
-    def body(state):
-        step, env_state, obs, reset, carry, running, played, finished = state
-        key_act, key_env = jax.random.split(jax.random.fold_in(key_steps, step))
-        carry, out = policy.step(params, carry, obs, reset)
+    def advance(play):
+        key_act, key_env = jax.random.split(jax.random.fold_in(key_steps, play.step))
+        carry, out = policy.step(params, play.carry, play.obs, play.reset)
         action = out.policy.mode() if greedy else out.policy.sample(key_act)
-        env_state, now = env.step(key_env, env_state, action)
-        discount = jnp.float32(gamma) ** running.lengths
-        rewards = now.reward, jnp.ones_like(running.lengths), discount * now.reward
-        running = Evaluation(*jax.tree.map(jnp.add, tuple(running), rewards))
+        env_state, now = env.step(key_env, play.env_state, action)
+        running = _add(play.running, now.reward, gamma)
         done = now.terminated + now.truncated
-        here = (done > 0)[None] & (played[None] == jnp.arange(rounds)[:, None])  # [rounds, B]
-        finished = jax.tree.map(lambda old, new: jnp.where(here, new[None], old), finished, running)
-        running = jax.tree.map(lambda x: jnp.where(done > 0, jnp.zeros_like(x), x), running)
-        return (
-            step + 1,
+        # The row of each environment's episode under way; none once it has played all of them.
+        row = play.played[None] == jnp.arange(rounds)[:, None]  # [R, B]
+        ends = row & (done > 0)[None]
+        return _Play(
+            play.step + 1,
             env_state,
             now.obs,
             done,
             carry,
-            running,
-            played + done.astype(jnp.int32),
-            finished,
+            jax.tree.map(lambda x: jnp.where(done > 0, jnp.zeros_like(x), x), running),
+            play.played + done.astype(jnp.int32),
+            jax.tree.map(lambda old, new: jnp.where(ends, new[None], old), play.finished, running),
         )
 
-    return jax.tree.map(jnp.ravel, jax.lax.while_loop(under_way, body, start)[-1])
+    start = _begin(env, policy, key_reset, rounds)
+    return jax.tree.map(jnp.ravel, jax.lax.while_loop(under_way, advance, start).finished)
+
+
+def _begin(env: Env, policy: Policy, key: jax.Array, rounds: int) -> _Play:
+    """Before the first step; no episode is finished."""
+    env_state, obs = env.reset(key)
+    reset = jnp.ones(env.num_envs)
+    carry = policy.initial_carry(env.num_envs)
+    none, no_steps = jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32)
+    unfinished = Evaluation(
+        returns=jnp.full((rounds, env.num_envs), jnp.nan),
+        lengths=jnp.zeros((rounds, env.num_envs), jnp.int32),
+        discounted_returns=jnp.full((rounds, env.num_envs), jnp.nan),
+    )
+    running = Evaluation(none, no_steps, none)
+    return _Play(jnp.int32(0), env_state, obs, reset, carry, running, no_steps, unfinished)
+
+
+def _add(running: Evaluation, reward: jax.Array, gamma: Any) -> Evaluation:
+    """The episodes under way, one step longer."""
+    discount = jnp.float32(gamma) ** running.lengths
+    return Evaluation(
+        returns=running.returns + reward,
+        lengths=running.lengths + 1,
+        discounted_returns=running.discounted_returns + discount * reward,
+    )
 
 
 def iqm(scores: Any) -> float:
-    """Interquartile mean: the mean of the middle half of all values, fractional weights at its edges (Agarwal et al. 2021).
+    """Interquartile mean: the mean of the middle half of all values (Agarwal et al. 2021).
+
+    Values at the edges of that half have fractional weights: unlike scipy's trim_mean where the
+    number of values is no multiple of 4. nan where a value is nan.
+
+    Raises:
+        UsageError: without values.
 
     >>> iqm([0.0, 1.0, 2.0, 100.0])
     1.5
     """
-    x = np.sort(np.asarray(scores, np.float64).ravel())
-    rank = np.arange(x.size)
-    weight = np.clip(np.minimum(rank + 1, 0.75 * x.size) - np.maximum(rank, 0.25 * x.size), 0, 1)
-    return float(np.sum(weight * x) / np.sum(weight))
+    ordered = np.sort(np.asarray(scores, np.float64).ravel())
+    size = ordered.size
+    if size == 0:
+        raise UsageError("iqm needs at least one value.")
+    if np.isnan(ordered[-1]):  # sorted last, where its weight may be 0
+        return float("nan")
+    rank = np.arange(size)
+    weight = np.clip(np.minimum(rank + 1, 0.75 * size) - np.maximum(rank, 0.25 * size), 0, 1)
+    inner = weight > 0  # 0 * inf would be nan
+    return float(np.sum(weight[inner] * ordered[inner]) / np.sum(weight))
 
 
 def interval(
     scores: Any, *, statistic: Any = iqm, level: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic; for scores [tasks, seeds] the seeds are drawn within each task (stratified).
+    """Percentile bootstrap interval of a statistic.
+
+    For scores [tasks, seeds] the seeds are drawn within each task (stratified).
 
     >>> low, high = interval([1.0, 2.0, 3.0, 4.0])
     >>> 1.0 <= low < high <= 4.0
     True
     """
     check.number("level", level, low=0, high=1)
-    x = np.atleast_2d(np.asarray(scores, np.float64))
-    draws = np.random.default_rng(seed).integers(x.shape[1], size=(samples, *x.shape))
-    values = [statistic(np.take_along_axis(x, draw, axis=1)) for draw in draws]
+    by_task = np.atleast_2d(np.asarray(scores, np.float64))
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(by_task.shape[1], size=(samples, *by_task.shape))
+    values = [statistic(np.take_along_axis(by_task, draw, axis=1)) for draw in draws]
     low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
 
 
 def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
-    """How many parameters the policy's action distribution depends on: what has to be deployed. Statistics do not count.
+    """How many parameters the action distribution depends on: what has to be deployed.
+
+    Statistics do not count.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)

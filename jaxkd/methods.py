@@ -1,6 +1,7 @@
-"""Recipes named after papers: each is `distill`, `ppo` or `pqn` with other arguments, and takes their keywords.
+"""Recipes named after papers: `distill`, `ppo` or `pqn` with other arguments, and their keywords.
 
-All take (env, student, teacher) and return an `Algorithm` for `run(algorithm, key, num_updates, teacher_params)`.
+All take (env, student, teacher) and return an `Algorithm` for
+`run(algorithm, key, num_updates, teacher_params)`.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def _first_update(update):
     return (update == 0).astype(jnp.float32)
 
 
-# --- supervised ---------------------------------------------------------------------------------------------------------
+# --- supervised -------------------------------------------------------------------------------
 
 
 def policy_distillation(
@@ -50,7 +51,8 @@ def policy_distillation(
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> kd = policy_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), capacity=2)
+    >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = policy_distillation(env, small, big, capacity=2)
     """
     keywords = _given(
         keywords, losses={"kl": losses.forward_kl()}, behavior=teacher_acts(), memory=ring(capacity)
@@ -75,7 +77,8 @@ def dagger(
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> kd = dagger(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), capacity=2)
+    >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = dagger(env, small, big, capacity=2)
     """
     return distill(
         env,
@@ -86,28 +89,29 @@ def dagger(
             losses={"kl": losses.forward_kl()},
             behavior=mixture(beta),
             memory=ring(capacity),
-        )
-        | keywords,
+        ),
     )
 
 
 def on_policy_distillation(
     env: Env, student: Policy, teacher: Policy, *, beta: Weight | None = None, **keywords
 ) -> Algorithm:
-    """The student acts and is corrected in every state by a KL, or a divergence between the two (Agarwal et al. 2024, GKD).
+    """The student acts and is corrected in every state by a divergence (Agarwal et al. 2024, GKD).
 
     Args:
-        beta: of the generalised Jensen-Shannon divergence, normalised: 0 forward KL, 1 reverse KL; None: forward KL itself.
+        beta: of the generalised Jensen-Shannon divergence, normalised: 0 forward KL, 1 reverse KL;
+            None: forward KL itself.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> kd = on_policy_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), beta=0.5)
+    >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = on_policy_distillation(env, small, big, beta=0.5)
     """
     divergence = losses.forward_kl() if beta is None else losses.jsd(beta, normalise=True)
     return distill(env, student, teacher, **_given(keywords, losses={"kl": divergence}))
 
 
-# --- with reinforcement learning ------------------------------------------------------------------------------------------
+# --- with reinforcement learning --------------------------------------------------------------
 
 
 def kickstarting(
@@ -116,7 +120,8 @@ def kickstarting(
     """PPO with a KL to the teacher that should fade (Schmitt et al. 2018).
 
     Args:
-        weight: of the KL; reduce it quickly, such as `optax.linear_schedule(2.0, 0.0, 100)`. Constant, it holds the student at its teacher.
+        weight: of the KL; reduce it quickly, such as `optax.linear_schedule(2.0, 0.0, 100)`.
+            Constant, it holds the student at its teacher.
 
     >>> import jaxkd, optax
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
@@ -145,7 +150,8 @@ def proximal_policy_distillation(
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> kd = proximal_policy_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
+    >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = proximal_policy_distillation(env, small, big)
     """
     term = losses.scale(weight, losses.proximal(clip, losses.forward_kl()))
     return ppo(
@@ -164,10 +170,13 @@ def qdagger(
     weight: Weight = 3.0,
     **keywords,
 ) -> Algorithm:
-    """Q-learning with a cross-entropy to the teacher that fades as the student gets better (Agarwal et al. 2022).
+    """Q-learning with a KL to the teacher that fades with success (Agarwal et al. 2022).
+
+    The paper's term is the cross-entropy, which has the same gradient.
 
     Args:
-        teacher_return, random_return: between which the student's own return is placed: 1 at the random one, 0 at the teacher's.
+        teacher_return, random_return: between which the student's own return is placed: 1 at the
+            random one, 0 at the teacher's.
         temperature: of both softmaxes; small for Q-values.
         weight: at a student no better than random.
 
@@ -177,9 +186,8 @@ def qdagger(
     >>> kd = qdagger(env, small, big, teacher_return=500.0, random_return=20.0)
     """
     gate = losses.performance_gate(teacher_return=teacher_return, random_return=random_return)
-    term = losses.scale(
-        1 / jnp.square(temperature), losses.forward_kl(temperature)
-    )  # the paper has no factor T^2
+    # `forward_kl` has the factor T^2, the paper has none.
+    term = losses.scale(1 / jnp.square(temperature), losses.forward_kl(temperature))
     return pqn(
         env,
         student,
@@ -199,16 +207,21 @@ def grpo(
     standardise: bool = True,
     **keywords,
 ) -> Algorithm:
-    """Episodes compared within groups of equal starts, no critic, the teacher as the reference policy (Shao et al. 2024).
+    """Episodes compared in groups of equal starts, the teacher as reference (Shao et al. 2024).
+
+    No critic is learnt.
 
     Args:
-        env: with `group_size=` above 1 and a time limit; every update plays whole episodes from a reset.
+        env: with `group_size=` above 1 and a time limit; every update plays whole episodes from a
+            reset.
         reference: weight of KL(student || teacher), in closed form.
-        standardise: False is Dr.GRPO (Liu et al. 2025), without the groups' standard deviation and the episodes' length.
+        standardise: False is Dr.GRPO (Liu et al. 2025), without the groups' standard deviation and
+            the episodes' length.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4, group_size=2, max_steps=8)
-    >>> kd = grpo(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
+    >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = grpo(env, small, big)
     """
     terms = {
         "policy": losses.ppo_clip(clip, normalise=False),
@@ -232,10 +245,10 @@ def distil_then_finetune(
     half_life: float | jax.Array = 20.0,
     **keywords,
 ) -> Algorithm:
-    """Distillation, then PPO from there: the critic learns from the start, and the KL fades after the switch (Baker et al. 2022, VPT).
+    """Distillation, then PPO whose KL to the teacher fades (Baker et al. 2022, VPT).
 
-    A critic that starts at random destroys a good policy; here it has judged the student's own returns for `switch` updates
-    before its advantages count.
+    The critic learns from the start. One that starts at random destroys a good policy; here it has
+    judged the student's own returns for `switch` updates before its advantages count.
 
     Args:
         switch: updates of distillation.
@@ -243,7 +256,8 @@ def distil_then_finetune(
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> kd = distil_then_finetune(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), switch=50)
+    >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = distil_then_finetune(env, small, big, switch=50)
     """
     after = lambda update: (update >= switch).astype(jnp.float32)
     weight = lambda update: 0.5 ** (jnp.maximum(update - switch, 0) / half_life)
@@ -255,10 +269,11 @@ def distil_then_finetune(
 def jump_start(
     env: Env, student: Policy, teacher: Policy, *, horizon: float | Callable, **keywords
 ) -> Algorithm:
-    """Q-learning while the teacher plays the first steps of every episode (Uchendu et al. 2022, JSRL).
+    """Q-learning while the teacher plays each episode's first steps (Uchendu et al. 2022, JSRL).
 
     Args:
-        horizon: the teacher's steps, a number or `(update, episode_return) -> steps`; it should shrink to 0.
+        horizon: the teacher's steps, a number or `(update, episode_return) -> steps`; it should
+            shrink to 0.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
@@ -268,7 +283,8 @@ def jump_start(
     return pqn(env, student, teacher, behavior=guide_then_student(horizon), **keywords)
 
 
-# --- paid for exploring: the student needs a value head for the bonus, `extra=("bonus",)` in its network -------------------------
+# --- paid for exploring -----------------------------------------------------------------------
+# The student needs a value head for the bonus: `extra=("bonus",)` in its network.
 
 
 def exploration(
@@ -281,44 +297,52 @@ def exploration(
     lambda_: float | jax.Array = 0.95,
     **keywords,
 ) -> Algorithm:
-    """PPO with a bonus in a stream and with a value head of its own, its return running through resets (Burda et al. 2018, RND).
+    """PPO with a bonus for novelty, a stream of its own (Burda et al. 2018, RND).
+
+    The bonus has its own value head, and its return runs through resets.
 
     Args:
         bonus: of stream "bonus"; default `rewards.rnd(stream="bonus")`.
-        gamma, lambda_: of the environment's reward; the bonus has 0.99 and 0.95. The environment's advantage counts twice.
+        gamma, lambda_: of the environment's reward; the bonus has 0.99 and 0.95. The environment's
+            advantage counts twice.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
     >>> explorer = exploration(env, jaxkd.networks.mlp(env, (8,), extra=("bonus",)))
     """
-    paid = {
+    further_rewards = keywords.pop("rewards", None) or {}
+    further_losses = keywords.pop("losses", None) or {}
+    bonuses = {
         "bonus": bonus or rewards.rnd(stream="bonus"),
         "scale": rewards.normalise(0.99, episodic=False, stream="bonus"),
     }
-    each = {"": scaled_returns(2.0, gae(gamma, lambda_)), "bonus": gae(0.99, episodic=False)}
-    terms = {"bonus value": losses.scale(0.5, losses.td_mse(stream="bonus"))}
-    rewards_, losses_ = keywords.pop("rewards", None) or {}, keywords.pop("losses", None) or {}
+    returns = {"": scaled_returns(2.0, gae(gamma, lambda_)), "bonus": gae(0.99, episodic=False)}
+    terms = {"bonus value": losses.scale(0.5, losses.td_mse(stream="bonus"))} | further_losses
     return ppo(
         env,
         student,
         teacher,
-        **_given(keywords, rewards=rewards_ | paid, returns=each, losses=terms | losses_),
+        **_given(keywords, rewards=further_rewards | bonuses, returns=returns, losses=terms),
     )
 
 
 def guided_exploration(
     env: Env, student: Policy, teacher: Policy, *, weight: Weight = 1.0, **keywords
 ) -> Algorithm:
-    """`exploration` with a KL to a weak or narrow teacher: it leads where it knows the way, the bonus takes over from there.
+    """`exploration` with a KL to a weak or narrow teacher.
+
+    It leads where it knows the way, the bonus takes over from there.
 
     Args:
-        weight: of the KL; should fade, such as `optax.linear_schedule(2.0, 0.0, 100)`, or gate it where the teacher knows nothing:
+        weight: of the KL; should fade, such as `optax.linear_schedule(2.0, 0.0, 100)`, or gate it
+            where the teacher knows nothing:
             `losses={"kl": losses.gate(where, losses.forward_kl())}` replaces the term.
         keywords: of `exploration`.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
-    >>> kd = guided_exploration(env, jaxkd.networks.mlp(env, (8,), extra=("bonus",)), jaxkd.networks.mlp(env, (16,)))
+    >>> student = jaxkd.networks.mlp(env, (8,), extra=("bonus",))
+    >>> kd = guided_exploration(env, student, jaxkd.networks.mlp(env, (16,)))
     """
     terms = {"kl": losses.scale(weight, losses.forward_kl())} | (keywords.pop("losses", None) or {})
     return exploration(env, student, teacher, losses=terms, **keywords)
@@ -333,7 +357,9 @@ def jump_start_exploration(
     bonus: RewardTransform | None = None,
     **keywords,
 ) -> Algorithm:
-    """`jump_start` whose student is paid for novelty once it acts; one reward, because a Q network has one value.
+    """`jump_start` whose student is paid for novelty once it acts.
+
+    There is one reward, because a Q network has one value.
 
     Args:
         horizon: as in `jump_start`.
@@ -342,13 +368,15 @@ def jump_start_exploration(
     >>> import jaxkd
     >>> env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
     >>> small, big = (jaxkd.networks.mlp(env, (width,), layer_norm=True) for width in (4, 16))
-    >>> kd = jump_start_exploration(env, small, big, horizon=lambda update, episode_return: 100 - update)
+    >>> shrinking = lambda update, episode_return: 100 - update
+    >>> kd = jump_start_exploration(env, small, big, horizon=shrinking)
     """
-    paid = (keywords.pop("rewards", None) or {}) | {"bonus": bonus or rewards.rnd(0.1)}
-    return jump_start(env, student, teacher, horizon=horizon, rewards=paid, **keywords)
+    further_rewards = keywords.pop("rewards", None) or {}
+    chained = further_rewards | {"bonus": bonus or rewards.rnd(0.1)}
+    return jump_start(env, student, teacher, horizon=horizon, rewards=chained, **keywords)
 
 
-# --- Czarnecki et al. 2019: `reward` weighs the environment's reward ------------------------------------------------------
+# --- Czarnecki et al. 2019: `reward` weighs the environment's reward --------------------------
 
 
 def teacher_distillation(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
@@ -356,7 +384,8 @@ def teacher_distillation(env: Env, student: Policy, teacher: Policy, **keywords)
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> kd = teacher_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
+    >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = teacher_distillation(env, small, big)
     """
     return distill(
         env,
@@ -367,19 +396,25 @@ def teacher_distillation(env: Env, student: Policy, teacher: Policy, **keywords)
 
 
 def n_distillation(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
-    """Cross-entropy on the student's states, and the reward that makes it a gradient (Czarnecki et al. 2019).
+    """Cross-entropy on the student's states, as a true gradient (Czarnecki et al. 2019).
 
-    The objective sums a cost over the episode, so without the environment's reward a student that can end its episodes learns to
-    (in CartPole it drops the pole). Give a `reward` where episodes end in failure.
+    A reward for the next state's cross-entropy makes it one. The objective sums a cost over the
+    episode, so without the environment's reward a student that can end its episodes learns to (in
+    CartPole it drops the pole). Give a `reward` where episodes end in failure.
 
     Args:
-        keywords: `reward` (0), weight of the environment's reward, `gamma` (0.99), and those of `ppo`.
+        keywords: `reward` (0), weight of the environment's reward, `gamma` (0.99), and those of
+            `ppo`.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> kd = n_distillation(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), reward=1.0)
+    >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = n_distillation(env, small, big, reward=1.0)
     """
-    measure = lambda ours, theirs: theirs.policy.cross_entropy(ours.policy)
+
+    def measure(ours, theirs):
+        return theirs.policy.cross_entropy(ours.policy)
+
     return _paid_by_teacher(
         env,
         student,
@@ -393,16 +428,22 @@ def n_distillation(env: Env, student: Policy, teacher: Policy, **keywords) -> Al
 def expected_entropy_regularised(
     env: Env, student: Policy, teacher: Policy, **keywords
 ) -> Algorithm:
-    """Reverse cross-entropy on the student's states, and the reward that makes it a gradient (Czarnecki et al. 2019).
+    """Reverse cross-entropy on the student's states, a true gradient (Czarnecki et al. 2019).
+
+    A reward for the next state's reverse cross-entropy makes it one.
 
     Args:
         keywords: as in `n_distillation`, whose warning holds here too.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> kd = expected_entropy_regularised(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)), reward=1.0)
+    >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = expected_entropy_regularised(env, small, big, reward=1.0)
     """
-    measure = lambda ours, theirs: ours.policy.cross_entropy(theirs.policy)
+
+    def measure(ours, theirs):
+        return ours.policy.cross_entropy(theirs.policy)
+
     return _paid_by_teacher(
         env,
         student,
@@ -414,14 +455,17 @@ def expected_entropy_regularised(
 
 
 def entropy_regularised(env: Env, student: Policy, teacher: Policy, **keywords) -> Algorithm:
-    """Reward log pi_T(a | s) for the student's actions, nothing else of the teacher (Czarnecki et al. 2019).
+    """Reward log pi_T(a | s) for the student's actions (Czarnecki et al. 2019).
+
+    Nothing else is taken of the teacher.
 
     Args:
         keywords: as in `n_distillation`.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> kd = entropy_regularised(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
+    >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = entropy_regularised(env, small, big)
     """
     return _paid_by_teacher(
         env, student, teacher, lambda gamma: rewards.teacher_reward(), {}, **keywords
@@ -436,7 +480,8 @@ def teacher_value_reward(env: Env, student: Policy, teacher: Policy, **keywords)
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> kd = teacher_value_reward(env, jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,)))
+    >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
+    >>> kd = teacher_value_reward(env, small, big)
     """
     return _paid_by_teacher(
         env,
@@ -451,12 +496,15 @@ def teacher_value_reward(env: Env, student: Policy, teacher: Policy, **keywords)
 def _paid_by_teacher(
     env, student, teacher, pay, terms, *, reward: Weight = 0.0, gamma=0.99, **keywords: Any
 ) -> Algorithm:
-    """PPO without advantage normalisation on Monte-Carlo returns of reward * environment + what the teacher pays."""
-    paid = {"environment": rewards.scale(reward), "teacher": pay(gamma=gamma)}
+    """PPO on Monte-Carlo returns of reward * environment + what the teacher pays.
+
+    Advantages are not normalised: their size is the objective's.
+    """
+    chained = {"environment": rewards.scale(reward), "teacher": pay(gamma=gamma)}
     terms = {"policy": losses.ppo_clip(normalise=False)} | terms
     return ppo(
         env,
         student,
         teacher,
-        **_given(keywords, losses=terms, rewards=paid, returns=monte_carlo(gamma), entropy=0.0),
+        **_given(keywords, losses=terms, rewards=chained, returns=monte_carlo(gamma), entropy=0.0),
     )

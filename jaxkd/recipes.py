@@ -37,13 +37,17 @@ def ppo(
     num_epochs: int = 4,
     **keywords: Any,
 ) -> Algorithm:
-    """Proximal policy optimisation (Schulman et al. 2017); with a teacher and a distillation term among `losses`, kickstarting.
+    """Proximal policy optimisation (Schulman et al. 2017).
+
+    With a teacher and a distillation term among `losses` it is kickstarting.
 
     Args:
         env, policy: where and who; give the policy a value torso of its own (`separate=True`).
-        clip: of the ratio. The value loss is not clipped: returns are often far larger than a ratio's range.
+        clip: of the ratio. The value loss is not clipped: returns are often far larger than a
+            ratio's range.
         value, entropy: weights of those terms (numbers or schedules `update -> weight`).
-        learning_rate: of Adam behind a gradient clip at norm 0.5; a number, or a schedule by minibatch.
+        learning_rate: of Adam behind a gradient clip at norm 0.5; a number, or a schedule by
+            minibatch.
         losses: further terms by name; one called "policy", "value" or "entropy" replaces PPO's own.
         optimizer: instead of that Adam.
         keywords: of `distill` (rewards, behavior, unroll_length, num_minibatches, ...).
@@ -85,23 +89,27 @@ def pqn(
     num_epochs: int = 4,
     **keywords: Any,
 ) -> Algorithm:
-    """Parallelised Q-learning: no replay, no target network, layer normalisation instead (Gallici et al. 2025).
+    """Parallelised Q-learning (Gallici et al. 2025, PQN).
 
-    The logits of `policy` become Q-values (`networks.q`). Its mode is the greedy policy; as a teacher for a KL it is
+    No replay and no target network; layer normalisation instead. The logits of `policy` become
+    Q-values (`networks.q`). Its mode is the greedy policy; as a teacher for a KL it is
     `networks.temper(networks.q(policy), 0.01)` (Rusu et al. 2015).
 
     Args:
         env, policy: where and who; discrete actions, a network with `layer_norm=True`.
         gamma, lambda_: of Peng's Q(lambda).
         epsilon: of the random actions; a number, or a schedule `update -> epsilon`.
-        learning_rate: of RAdam behind a gradient clip at norm 10; a number, or a schedule by minibatch.
+        learning_rate: of RAdam behind a gradient clip at norm 10; a number, or a schedule by
+            minibatch.
         losses: further terms by name; one called "q" replaces the squared TD error.
         optimizer: instead of that RAdam.
-        keywords: of `distill` (rewards, unroll_length, num_minibatches, ...; behavior and returns replace those above).
+        keywords: of `distill` (rewards, unroll_length, num_minibatches, ...; behavior and returns
+            replace those above).
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> teacher = pqn(env, jaxkd.networks.mlp(env, (128, 128), activation=jax.nn.relu, layer_norm=True))
+    >>> network = jaxkd.networks.mlp(env, (128, 128), activation=jax.nn.relu, layer_norm=True)
+    >>> teacher = pqn(env, network)
     """
     terms: dict[str, LossTerm | Callable] = {"q": q_mse()} | dict(losses or {})
     radam = optax.chain(optax.clip_by_global_norm(10.0), optax.radam(learning_rate))
@@ -132,43 +140,46 @@ class Pair(NamedTuple):
 
 
 def co_distill(student: Algorithm, teacher: Algorithm, *, best_so_far: bool = False) -> Algorithm:
-    """A student of a teacher that is still learning: in every update first the teacher makes its step, then the student.
+    """A student of a teacher that is still learning.
+
+    In every update first the teacher makes its step, then the student.
 
     Args:
         student: a distillation, whose step takes the teacher's params.
-        teacher: an algorithm without inputs, such as `ppo`, of the policy that `student` was given as its teacher.
-        best_so_far: the teacher's params are those of its highest return so far, not today's (Rusu et al. 2015, online distillation).
+        teacher: an algorithm without inputs, such as `ppo`, of the policy that `student` was given
+            as its teacher.
+        best_so_far: the teacher's params are those of its highest return so far, not today's (Rusu
+            et al. 2015, online distillation).
 
     Returns:
-        an Algorithm for `run(algorithm, key, num_updates)`; metrics are the student's, the teacher's under "teacher/".
+        an Algorithm for `run(algorithm, key, num_updates)`; metrics are the student's, the
+        teacher's under "teacher/".
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> big, small = jaxkd.networks.mlp(env, (16,)), jaxkd.networks.mlp(env, (4,))
-    >>> both = co_distill(distill(env, small, big, losses={"kl": jaxkd.losses.forward_kl()}), ppo(env, big))
+    >>> learning = distill(env, small, big, losses={"kl": jaxkd.losses.forward_kl()})
+    >>> both = co_distill(learning, ppo(env, big))
     >>> sorted(jaxkd.run(both, jax.random.key(0), 2)[1])[-2:]
     ['teacher/loss/value', 'teacher/return']
     """
 
     def init(key):
+        pupil = student.init(component_key(key, "student"))
         learning = teacher.init(component_key(key, "teacher"))
-        return Pair(
-            student.init(component_key(key, "student")),
-            learning,
-            learning.params,
-            jnp.float32(-jnp.inf),
-        )
+        return Pair(pupil, learning, teaching=learning.params, best=jnp.float32(-jnp.inf))
 
     def step(state):
-        learning, theirs = teacher.step(state.teacher)
-        better = (theirs["return"] > state.best) | (not best_so_far)
+        learning, of_teacher = teacher.step(state.teacher)
+        # "return" is nan before the first episode ends: nothing is better then.
+        best_yet = of_teacher["return"] > state.best
+        taken = best_yet | (not best_so_far)
         teaching = jax.tree.map(
-            lambda new, old: jnp.where(better, new, old), learning.params, state.teaching
+            lambda new, old: jnp.where(taken, new, old), learning.params, state.teaching
         )
+        best = jnp.where(best_yet, of_teacher["return"], state.best)
         pupil, metrics = student.step(state.student, teaching)
-        best = jnp.where(theirs["return"] > state.best, theirs["return"], state.best)
-        return Pair(pupil, learning, teaching, best), metrics | {
-            f"teacher/{name}": value for name, value in theirs.items()
-        }
+        renamed = {f"teacher/{name}": value for name, value in of_teacher.items()}
+        return Pair(pupil, learning, teaching, best), metrics | renamed
 
     return Algorithm(init, step, student.description)

@@ -13,7 +13,9 @@ from jaxkd.base import Algorithm, UsageError
 
 
 def seeds(seed: int, n: int) -> jax.Array:
-    """n keys [n] from one number: fold_in(key(seed), i), so that seed 7 is the same run whether 8 or 64 are asked for.
+    """n keys [n] from one number: fold_in(key(seed), i).
+
+    Seed 7 is the same run whether 8 or 64 are asked for.
 
     >>> seeds(0, 16).shape
     (16,)
@@ -29,15 +31,17 @@ def run(
     *inputs: Any,
     deterministic: bool = False,
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """`num_updates` steps from a fresh state, compiled once an algorithm: call it again with another key and nothing is compiled.
+    """`num_updates` steps from a fresh state, compiled once an algorithm.
 
-    Inside your own jit or vmap it is inlined.
+    Call it again with another key and nothing is compiled. Inside your own jit or vmap it is
+    inlined.
 
     Args:
         algorithm: keep one object; it is compiled by its identity.
         key: a typed key (`jax.random.key`, `jaxkd.seeds`).
         inputs: of the algorithm's step: the teacher's params.
-        deterministic: the same bits in every run also on a GPU, and float32 products without TF32; slower there. A CPU's are the same anyway.
+        deterministic: the same bits in every run also on a GPU, and float32 products without TF32;
+            slower there. A CPU's are the same anyway.
 
     Returns:
         (State, metrics: dict of [num_updates]).
@@ -56,7 +60,8 @@ def run(
         return _advance(algorithm, _start(algorithm, key), num_updates, *inputs)
     if isinstance(key, Tracer):
         raise UsageError(
-            "deterministic=True is an option of the compiler, which takes it at the outermost jit only: call run outside of jit."
+            "deterministic=True is an option of the compiler, which takes it at the outermost jit "
+            "only: call run outside of jit."
         )
     with jax.default_matmul_precision("highest"):
         return _advance_deterministic(algorithm, _start(algorithm, key), num_updates, *inputs)
@@ -70,9 +75,10 @@ def stream(
     chunk_size: int,
     state: Any = None,
 ) -> Iterator[tuple[Any, dict[str, jax.Array]]]:
-    """`run` in chunks, the same bits: yields (State, metrics [<= chunk_size]) after each, for progress, logs and checkpoints.
+    """`run` in chunks, the same bits, for progress, logs and checkpoints.
 
-    The state's memory is donated to the next chunk: a yielded State is valid until the next item is asked for.
+    Yields (State, metrics [<= chunk_size]) after each. The state's memory is donated to the next
+    chunk: a yielded State is valid until the next item is asked for.
 
     Args:
         key, inputs: as in `run`; many seeds are `stream(lanes(algorithm), seeds(0, n), ...)`.
@@ -81,7 +87,8 @@ def stream(
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> for state, metrics in stream(jaxkd.ppo(env, jaxkd.networks.mlp(env, (8,))), jaxkd.seeds(0, 1)[0], 3, chunk_size=2):
+    >>> ppo, key = jaxkd.ppo(env, jaxkd.networks.mlp(env, (8,))), jaxkd.seeds(0, 1)[0]
+    >>> for state, metrics in stream(ppo, key, 3, chunk_size=2):
     ...     print(metrics["return"].shape)
     (2,)
     (1,)
@@ -97,16 +104,20 @@ def stream(
 
 
 def lanes(algorithm: Algorithm, *, shared: bool = True, at_once: int | None = None) -> Algorithm:
-    """`algorithm` for many keys at once: init takes keys [n], every leaf of state and metrics leads with [n].
+    """`algorithm` for many keys at once.
+
+    init takes keys [n], every leaf of state and metrics leads with [n].
 
     Args:
-        shared: the inputs are one for all lanes (one copy in memory); False: they lead with [n] too (a teacher for each seed).
-        at_once: lanes computed together in an update, group after group; fewer keep fewer rollouts in memory. A seed has the same bits for the
-            same `at_once`, whatever n is. Default all.
+        shared: the inputs are one for all lanes (one copy in memory); False: they lead with [n] too
+            (a teacher for each seed).
+        at_once: lanes computed together in an update, group after group; fewer keep fewer rollouts
+            in memory. A seed has the same bits for the same `at_once`, whatever n is. Default all.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
-    >>> state, metrics = run(lanes(jaxkd.ppo(env, jaxkd.networks.mlp(env, (8,)))), jaxkd.seeds(0, 3), 2)
+    >>> many = lanes(jaxkd.ppo(env, jaxkd.networks.mlp(env, (8,))))
+    >>> state, metrics = run(many, jaxkd.seeds(0, 3), 2)
     >>> metrics["return"].shape
     (2, 3)
     """
@@ -116,22 +127,21 @@ def lanes(algorithm: Algorithm, *, shared: bool = True, at_once: int | None = No
 
     def step(state, *inputs):
         if at_once is None:
-            return jax.vmap(algorithm.step, (0, *[None if shared else 0 for _ in inputs]))(
-                state, *inputs
-            )
+            axes = (0, *[None if shared else 0 for _ in inputs])
+            return jax.vmap(algorithm.step, axes)(state, *inputs)
         if shared:
-            return jax.lax.map(
-                lambda state: algorithm.step(state, *inputs), state, batch_size=at_once
-            )
+            one = lambda state: algorithm.step(state, *inputs)
+            return jax.lax.map(one, state, batch_size=at_once)
         return jax.lax.map(lambda row: algorithm.step(*row), (state, *inputs), batch_size=at_once)
 
     return Algorithm(jax.vmap(algorithm.init), step, algorithm.description)
 
 
 def memory_needed(algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any) -> int:
-    """Bytes that `run` with these arguments will take on a device, known by compiling it: before anything runs.
+    """Bytes that `run` with these arguments will take on a device, before anything runs.
 
-    Inputs, outputs and what lies between, of one device of a mesh; the process itself and the compiler come on top.
+    Known by compiling it: inputs, outputs and what lies between, of one device of a mesh; the
+    process itself and the compiler come on top.
 
     Args:
         key, inputs: as in `run`, or their shapes.
@@ -171,6 +181,7 @@ _advance_donated = jax.jit(_updates, static_argnums=(0, 2), donate_argnums=1)
 def _check_call(algorithm: Any, num_updates: Any) -> None:
     if not isinstance(algorithm, Algorithm):
         raise UsageError(
-            f"run and stream take an Algorithm (jaxkd.ppo, jaxkd.distill), got {type(algorithm).__name__}."
+            "run and stream take an Algorithm (jaxkd.ppo, jaxkd.distill), got "
+            f"{type(algorithm).__name__}."
         )
     check.count("num_updates", num_updates)

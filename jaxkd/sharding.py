@@ -1,4 +1,6 @@
-"""Many devices, one process or many: seeds and environments spread over a mesh; XLA adds the communication.
+"""Many devices, one process or many: seeds and environments spread over a mesh.
+
+XLA adds the communication.
 
 Legend of shapes: `n` seeds, `B` environments.
 """
@@ -21,7 +23,8 @@ def mesh(*, seeds: int | None = None, envs: int | None = None) -> Mesh:
     Seeds need no communication: spread them first.
 
     Args:
-        seeds, envs: devices along that axis; their product is the number of all devices, or of the first ones of a single process.
+        seeds, envs: devices along that axis; their product is the number of all devices, or of the
+            first ones of a single process.
 
     Raises:
         UsageError: more devices than there are, or fewer than all in several processes.
@@ -36,9 +39,11 @@ def mesh(*, seeds: int | None = None, envs: int | None = None) -> Mesh:
     if not sizes:
         raise UsageError("mesh needs seeds= or envs=, such as mesh(envs=jax.device_count()).")
     if wanted > len(devices) or (wanted < len(devices) and jax.process_count() > 1):
+        asked = " x ".join(f"{size} {name}" for name, size in sizes.items())
         raise UsageError(
-            f"a mesh of {' x '.join(f'{size} {name}' for name, size in sizes.items())} takes {wanted} devices, and there are {len(devices)}. "
-            f"On a CPU, jax.config.update('jax_num_cpu_devices', {wanted}) before the first use of jax makes that many."
+            f"a mesh of {asked} takes {wanted} devices, and there are {len(devices)}. "
+            f"On a CPU, jax.config.update('jax_num_cpu_devices', {wanted}) before the first use "
+            "of jax makes that many."
         )
     return jax.make_mesh(
         tuple(sizes.values()),
@@ -49,15 +54,17 @@ def mesh(*, seeds: int | None = None, envs: int | None = None) -> Mesh:
 
 
 def shard(algorithm: Algorithm, over: Mesh) -> Algorithm:
-    """`algorithm` with its state spread over a mesh: the same numbers as on one device, to rounding.
+    """`algorithm` with its state spread over a mesh: the numbers of one device, to rounding.
 
-    Seeds are the first axis of every leaf of `lanes(algorithm)`; environments are the first axis of what is in a field named `actors`, after the
-    seeds. Everything else is a copy on each device: gradients and running statistics are summed over the environments of all of
-    them. Metrics are whole on every device. Save or load the state as any other.
+    Seeds are the first axis of every leaf of `lanes(algorithm)`; environments are the first axis of
+    what is in a field named `actors`, after the seeds. Everything else is a copy on each device:
+    gradients and running statistics are summed over the environments of all of them. Metrics are
+    whole on every device. Save or load the state as any other.
 
     Args:
         algorithm: of `distill`, `ppo`, ...; of `lanes` for a mesh with seeds.
-        over: `sharding.mesh(...)`, or a mesh of your own with axes called "seeds" and "envs", of type Auto.
+        over: `sharding.mesh(...)`, or a mesh of your own with axes called "seeds" and "envs", of
+            type Auto.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
@@ -69,7 +76,8 @@ def shard(algorithm: Algorithm, over: Mesh) -> Algorithm:
     unknown = [name for name in over.axis_names if name not in AXES]
     if unknown or any(kind != AxisType.Auto for kind in over.axis_types):
         raise UsageError(
-            f"the mesh must have axes among {AXES}, all of type Auto, got {over}. Use jaxkd.sharding.mesh."
+            f"the mesh must have axes among {AXES}, all of type Auto, got {over}. "
+            "Use jaxkd.sharding.mesh."
         )
 
     def init(key):
@@ -88,16 +96,19 @@ def spread(over: Mesh, state: Any) -> Any:
     """A state whose leaves are spread as `shard` says, inside or outside of jit."""
     seeds = tuple(name for name in over.axis_names if name == "seeds")
 
+    def of_actors(path) -> bool:
+        return any(getattr(part, "name", getattr(part, "key", None)) == "actors" for part in path)
+
     def one(path, x):
-        acts = "envs" in over.axis_names and any(
-            getattr(p, "name", getattr(p, "key", None)) == "actors" for p in path
-        )
-        axes = (*seeds, "envs") if acts else seeds
+        by_env = "envs" in over.axis_names and of_actors(path)
+        axes = (*seeds, "envs") if by_env else seeds
         for axis, name in enumerate(axes):
-            if x.ndim <= axis or x.shape[axis] % over.shape[name]:
+            devices = over.shape[name]
+            if x.ndim <= axis or x.shape[axis] % devices:
+                hint = "wrap the algorithm in lanes, and " if name == "seeds" else ""
                 raise UsageError(
-                    f"{jax.tree_util.keystr(path)} {x.shape} cannot be divided among {over.shape[name]} devices along {name!r}: "
-                    f"{'wrap the algorithm in lanes, and ' if name == 'seeds' else ''}let their number divide that of {name}."
+                    f"{jax.tree_util.keystr(path)} {x.shape} cannot be divided among {devices} "
+                    f"devices along {name!r}: {hint}let their number divide that of {name}."
                 )
         return _constrain(over, x, PartitionSpec(*axes))
 

@@ -1,4 +1,4 @@
-"""The command `jaxkd`: one tiny run that many tests read, every error with its exit code, interruption, divergence."""
+"""The command `jaxkd`: one tiny run that many tests read, every error, interruption, divergence."""
 
 import contextlib
 import io
@@ -20,8 +20,9 @@ import rich.console
 
 import jaxkd
 from jaxkd import presets
-from jaxkd.base import Algorithm, ArtifactError
-from jaxkd.cli import directory, failure, main, measure, progress, training, watching
+from jaxkd.base import Algorithm, ArtifactError, Evaluation
+from jaxkd.cli import directory, failure, main, measure, phases, progress, training, watching, work
+from jaxkd.cli.summary import Result, network, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ["--steps", "4096", "--student-steps", "2048", "--episodes", "64"]
@@ -50,11 +51,14 @@ def ran(tmp_path_factory) -> SimpleNamespace:
     )
 
 
-# --- help and devices -----------------------------------------------------------------------------------------------
+# --- help and devices ---------------------------------------------------------------------------
 
 
 def test_help_is_fast_and_loads_no_jax():
-    program = "import sys; sys.argv = ['jaxkd', '--help']; from jaxkd.cli import main\ntry: main()\nfinally: print('jax' in sys.modules)"
+    program = (
+        "import sys; sys.argv = ['jaxkd', '--help']; from jaxkd.cli import main\n"
+        "try: main()\nfinally: print('jax' in sys.modules)"
+    )
     seconds = []
     for _ in range(3):
         started = time.monotonic()
@@ -72,7 +76,10 @@ def test_help_is_fast_and_loads_no_jax():
 
 
 def test_package_is_lazy_and_whole():
-    program = "import sys, jaxkd; assert 'jax' not in sys.modules; import jaxkd.run, jaxkd.evaluate; print(jaxkd.run, jaxkd.evaluate)"
+    program = (
+        "import sys, jaxkd; assert 'jax' not in sys.modules; "
+        "import jaxkd.run, jaxkd.evaluate; print(jaxkd.run, jaxkd.evaluate)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
     )
@@ -98,7 +105,7 @@ def test_doctor(capsys):
     )
 
 
-# --- a run ----------------------------------------------------------------------------------------------------------
+# --- a run --------------------------------------------------------------------------------------
 
 
 def test_run_says_where_and_what(ran):
@@ -224,7 +231,79 @@ def test_a_saved_teacher_teaches(ran, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------
+def test_a_recurrent_teacher_and_a_method_that_needs_none(tmp_path):
+    """The student of `exploration` learns alone and is compared with the teacher all the same."""
+    teacher = jaxkd.networks.lstm(jaxkd.envs.make("CartPole-v1", num_envs=2), (8,), units=4)
+    jaxkd.save_policy(tmp_path / "lstm", teacher, teacher.init(jax.random.key(0)))
+    arguments = "--teacher lstm.npz --method exploration --seeds 1 --student mlp:8 --out out"
+    code, printed = command(
+        "distill", "CartPole-v1", *arguments.split(), "--quiet", *SIZES, folder=tmp_path
+    )
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert code == 0 and "lstm:8,4" in printed and summary["teacher"]["network"] == "lstm:8,4"
+    last = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0]
+    assert "loss/bonus value" in last and "loss/kl" not in last and summary["kl"] > 0
+
+
+def test_every_network_is_described():
+    env = jaxkd.envs.make("CartPole-v1", num_envs=2)
+    both = jaxkd.envs.concat(env, jaxkd.envs.make("Acrobot-v1", num_envs=2))
+    made = {
+        "mlp:8,4": jaxkd.networks.mlp(env, (8, 4)),
+        "gru:8,8": jaxkd.networks.gru(env, (8,)),
+        "cnn:4,32": jaxkd.networks.cnn(jaxkd.envs.make("Breakout-MinAtar", 2), (4,), (32,)),
+        "multihead:8": jaxkd.networks.multihead(both, (8,)),
+        "a network of your own": jaxkd.networks.mlp(env, (8,))._replace(description=()),
+    }
+    assert {words: network(policy) for words, policy in made.items()} == {w: w for w in made}
+
+
+def test_episodes_that_did_not_end_are_left_out_and_counted(capsys):
+    returns = np.array([[1.0, 3.0, np.nan], [5.0, np.nan, np.nan]], np.float32)
+    lengths = np.array([[2, 2, 0], [2, 2, 0]])
+    played = Evaluation(returns, lengths, returns)
+    trained = training.Trained(None, np.ones(2, bool), 1, 1, 0.0, 0.0)
+    env = jaxkd.envs.make("CartPole-v1", num_envs=2)
+    work._warn_left_out("student", env, played, trained.alive)
+    assert capsys.readouterr().err.startswith(
+        "warning: 3 of 6 episodes of the student are in no mean: 2 did not end within twice"
+    )
+    policy = jaxkd.networks.mlp(env, (8,))
+    rows = dict.fromkeys(
+        ("teacher", "student", "control"),
+        Result(policy, played, {"actor_parameters": 1}, trained),
+    )
+    row = summarise(rows, played, {})["student"]
+    assert row["returns"].tolist() == [2.0, 5.0] and row["episodes_left_out"] == 3
+    nothing = played._replace(returns=np.full((2, 3), np.nan))
+    row = summarise(rows | {"student": rows["student"]._replace(episodes=nothing)}, played, {})
+    assert row["student"]["iqm"] is None and row["student"]["kept"] is None
+
+
+# --- phases -------------------------------------------------------------------------------------
+
+
+def test_phases_read_what_earlier_ones_leave(tmp_path):
+    given = job(tmp_path)
+    doubling = phases.Phase("double", ("number",), "double", lambda job, number: 2 * number)
+    adding = phases.Phase("add", ("double", "number"), "sum", lambda job, a, b: a + b)
+    first = phases.Phase("make", (), "number", lambda job: len(job.keys))
+    left = phases.perform([first, doubling, adding], given)
+    assert left == {"number": 4, "double": 8, "sum": 12}
+    with pytest.raises(ValueError, match="phase 'add' reads 'double'"):
+        phases.check_order([first, adding, doubling])
+
+
+def test_no_phase_begins_after_a_signal(tmp_path):
+    seen = []
+    stopping = job(tmp_path, stop=lambda: "SIGTERM" if seen else "")
+    rows = [phases.Phase(name, (), name, lambda job, n=name: seen.append(n)) for name in "ab"]
+    with pytest.raises(failure.Interrupted, match="SIGTERM: stopped before the phase 'b'"):
+        phases.perform(rows, stopping)
+    assert seen == ["a"]
+
+
+# --- errors -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +329,24 @@ def teachers(tmp_path_factory) -> Path:
         (["CartPole-v1", "--seed=-1"], 2, "--seed must be in [0, 2**32), got -1"),
         (["CartPole-v1", "--student", "tiny"], 2, "student must be auto:1/15"),
         (["CartPole-v1", "--student", "cnn:4"], 2, "cnn needs one grid"),
+        (["CartPole-v1", "--student", "auto:-1/2"], 2, "student must be auto:1/15"),
+        (["CartPole-v1", "--student", "auto:1/0"], 2, "student must be auto:1/15"),
+        (["CartPole-v1", "--student", "auto:99999999"], 2, "Take a smaller share"),
+        (["CartPole-v1", "--student", "mlp:1000000000"], 2, "at most 1000000 units"),
+        (["CartPole-v1", "--student", "mlp:1000000"], 2, "or a smaller student"),
+        (["CartPole-v1", "--student", "mlp:" + "4," * 5000 + "4"], 2, "at most 100 layers"),
+        (["CartPole-v1", "--steps", "1"], 2, "less than one update, which takes 2048"),
+        (["CartPole-v1", "--student-steps", "2047"], 2, "less than one update, which takes 2048"),
+        (["CartPole-v1", "--steps", str(10**30)], 2, "more than any machine can do"),
+        (["CartPole-v1", "--steps", str(2**31 * 2048)], 2, "Take fewer steps"),
+        (["CartPole-v1", "--student-steps", str(10**25)], 2, "more than any machine can do"),
+        (["CartPole-v1", "--seeds", "999999999999"], 2, "Take fewer"),
+        (["CartPole-v1", "--seeds", str(10**7), "--episodes", "1"], 2, "Take fewer seeds"),
+        (["CartPole-v1", "--episodes", str(10**15)], 2, "Take fewer"),
+        (["CartPole-v1", "--lanes", "4", "--seeds", "2"], 2, "no more seeds"),
+        (["CartPole-v1", "--out", ""], 2, "empty value"),
+        (["CartPole-v1", "--out="], 2, "empty value"),
+        (["CartPole-v1", "--method", "daggr"], 2, "Did you mean 'dagger'?"),
         (["CartPole-v1", "--out", "{folder}"], 2, "not an empty directory"),
         (["CartPole-v1", "--out", "{folder}/file"], 2, "not an empty directory"),
         (["CartPole-v1", "--out", "{folder}/file/below"], 2, "cannot make the directory"),
@@ -304,7 +401,7 @@ def test_explain():
     assert failure.explain(KeyError("a bug")) == (None, "")
 
 
-# --- directories ----------------------------------------------------------------------------------------------------
+# --- directories --------------------------------------------------------------------------------
 
 
 def test_directories_are_never_shared(tmp_path, monkeypatch):
@@ -340,7 +437,7 @@ def test_json_is_plain_and_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-# --- training, with an algorithm that does nothing ------------------------------------------------------------------
+# --- training, with an algorithm that does nothing ----------------------------------------------
 
 
 class Parameters(NamedTuple):
@@ -351,7 +448,10 @@ class Parameters(NamedTuple):
 
 
 def fake(bad: dict[int, int], silent: bool = False) -> Algorithm:
-    """For four seeds; the parameters of seed `i` become nan at update `bad[i]`, and its loss, unless `silent`."""
+    """For four seeds; the parameters of seed `i` become nan at update `bad[i]`.
+
+    So does its loss, unless `silent`.
+    """
     when = jnp.array([bad.get(i, 10**6) for i in range(4)])
 
     def step(state):
@@ -363,17 +463,17 @@ def fake(bad: dict[int, int], silent: bool = False) -> Algorithm:
     return Algorithm(lambda keys: Parameters(jnp.ones((4, 1)), jnp.zeros((), jnp.int32)), step)
 
 
-def job(folder: Path, stop=lambda: "", quiet: bool = True) -> training.Job:
+def job(folder: Path, stop=lambda: "", quiet: bool = True) -> phases.Job:
     shown = progress.Progress(rich.console.Console(file=io.StringIO(), force_terminal=True), quiet)
-    return training.Job(
-        directory.Directory(folder), shown, jaxkd.seeds(0, 4), 10, lambda: 0.0, stop
-    )
+    return phases.Job(directory.Directory(folder), shown, jaxkd.seeds(0, 4), lambda: 0.0, stop)
+
+
+def train(job, phase, algorithm, num_updates, *, alive) -> training.Trained:
+    return training.train(job, phase, algorithm, num_updates, alive=alive, steps_per_update=10)
 
 
 def test_a_seed_that_diverges_is_named_and_the_others_go_on(tmp_path, capsys):
-    trained = training.train(
-        job(tmp_path), "student", fake({1: 3, 3: 3, 2: 7}), 20, alive=np.ones(4, bool)
-    )
+    trained = train(job(tmp_path), "student", fake({1: 3, 3: 3, 2: 7}), 20, alive=np.ones(4, bool))
     assert trained.alive.tolist() == [True, False, False, False] and trained.updates == 20
     named = capsys.readouterr().err.splitlines()
     assert named[0] == "error: run diverged: seeds 1, 3 not finite at update 3 (student)."
@@ -383,9 +483,7 @@ def test_a_seed_that_diverges_is_named_and_the_others_go_on(tmp_path, capsys):
 
 
 def test_parameters_are_watched_too(tmp_path, capsys):
-    trained = training.train(
-        job(tmp_path), "control", fake({2: 1}, silent=True), 5, alive=np.ones(4, bool)
-    )
+    trained = train(job(tmp_path), "control", fake({2: 1}, silent=True), 5, alive=np.ones(4, bool))
     assert (
         trained.alive.tolist() == [True, True, False, True]
         and "seeds 2 not finite" in capsys.readouterr().err
@@ -393,7 +491,7 @@ def test_parameters_are_watched_too(tmp_path, capsys):
 
 
 def test_seeds_that_are_dead_already_are_not_named_again(tmp_path, capsys):
-    trained = training.train(
+    trained = train(
         job(tmp_path), "student", fake({0: 1}), 3, alive=np.array([False, True, True, True])
     )
     assert trained.alive.tolist() == [False, True, True, True] and capsys.readouterr().err == ""
@@ -403,7 +501,7 @@ def test_all_seeds_diverged_ends_the_phase(tmp_path):
     with pytest.raises(
         failure.Diverged, match=r"seeds 0, 1, 2, 3 not finite at update 2 \(teacher\)"
     ):
-        training.train(
+        train(
             job(tmp_path), "teacher", fake(dict.fromkeys(range(4), 2)), 20, alive=np.ones(4, bool)
         )
 
@@ -412,7 +510,7 @@ def test_exit_code_of_a_diverged_run(tmp_path, monkeypatch, capsys):
     def diverge(*arguments, **keywords):
         raise failure.Diverged("run diverged: all.")
 
-    monkeypatch.setattr("jaxkd.cli.distill.train", diverge)
+    monkeypatch.setattr("jaxkd.cli.work.train", diverge)
     assert command("distill", "CartPole-v1", "--out", "out", folder=tmp_path)[0] == 5
     assert capsys.readouterr().err == "error: run diverged: all.\n"
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "diverged"
@@ -437,20 +535,36 @@ def test_diverged_run_exits_with_5(tmp_path, monkeypatch, capsys):
 
 
 def test_training_stops_within_a_chunk(tmp_path):
-    trained = training.train(
+    trained = train(
         job(tmp_path, stop=lambda: "SIGINT"), "student", fake({}), 500, alive=np.ones(4, bool)
     )
     assert trained.updates == 1
 
 
+def test_live_mean_is_of_the_seeds_that_are_alive(tmp_path, capsys):
+    """The lost seed's return goes on looking like any other: here -100 where the others have 1."""
+    shown = []
+    watched = job(tmp_path)
+    watched.progress.advance = lambda *where, **values: shown.append(values)
+    broken = fake({2: 2})
+
+    def step(state):
+        state, metrics = broken.step(state)
+        return state, metrics | {"return": jnp.array([1.0, 1.0, -100.0, 1.0])}
+
+    train(watched, "student", broken._replace(step=step), 3, alive=np.ones(4, bool))
+    assert shown[-1]["mean_return"] == 1.0 and shown[-1]["lost"] == 1
+    assert "seeds 2 not finite" in capsys.readouterr().err
+
+
 def test_live_line(tmp_path):
     watched = job(tmp_path, quiet=False)
-    training.train(watched, "student", fake({}), 3, alive=np.ones(4, bool))
+    train(watched, "student", fake({}), 3, alive=np.ones(4, bool))
     watched.progress.close()
     assert "student: 3/3 updates" in watched.progress.console.file.getvalue()
 
 
-# --- signals and compile seconds ------------------------------------------------------------------------------------
+# --- signals and compile seconds ----------------------------------------------------------------
 
 
 def test_first_signal_is_noted_and_handlers_come_back():

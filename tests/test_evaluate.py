@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes on a probe with known returns, greedy and sampled; the statistics of a claim."""
+"""Evaluation: whole episodes on a probe with known returns; the statistics of a claim."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,10 @@ class Params(NamedTuple):
 
 
 class Coin:
-    """Half of the episodes last 2 steps, half are cut at the limit of 8; step t pays t, action 1 ten times that."""
+    """Half of the episodes last 2 steps, half are cut at the limit of 8.
+
+    Step t pays t, action 1 ten times that.
+    """
 
     name, default_params = "Coin", Params()
 
@@ -51,9 +54,10 @@ def constant(*logits):
 
 
 def test_every_environment_plays_the_same_number_of_whole_episodes(key):
-    """400 episodes on 80 environments of 5 each: half of them are long. Counting the first 400 that end would see mostly short ones.
+    """400 episodes on 80 environments of 5 each: half of them are long.
 
-    The long ones: 1 + ... + 8 = 36, at gamma = 1/2 4 - 10 / 128 = 3.921875; the short ones: 3, and 1 + 2 / 2 = 2.
+    Counting the first 400 that end would see mostly short ones. The long ones: 1 + ... + 8 = 36, at
+    gamma = 1/2 4 - 10 / 128 = 3.921875; the short ones: 3, and 1 + 2 / 2 = 2.
     """
     env, policy = envs.make(Coin(), 80), constant(1.0, 0.0)
     result = evaluate(env, policy, policy.init(key), key, num_episodes=321, gamma=0.5)
@@ -69,7 +73,10 @@ def test_every_environment_plays_the_same_number_of_whole_episodes(key):
 
 
 def test_first_episodes_are_not_the_first_to_end(key):
-    """One episode each: the fraction of long ones is that of the starts, 1/2; of the first 400 endings it were about 1/5."""
+    """One episode each: the fraction of long ones is that of the starts, 1/2.
+
+    Of the first 400 endings it were about 1/5.
+    """
     env, policy = envs.make(Coin(), 400), constant(1.0, 0.0)
     lengths = evaluate(env, policy, policy.init(key), key, num_episodes=400).lengths
     starts = env.reset(jax.random.split(key)[0])[0]["short"]
@@ -77,7 +84,10 @@ def test_first_episodes_are_not_the_first_to_end(key):
 
 
 def test_greedy_takes_the_mode_and_sampled_does_not(key):
-    """p(action 1) = 1/4. Greedy pays t, sampled t (1 + 9 / 4) on average; another key samples other actions."""
+    """p(action 1) = 1/4. Greedy pays t, sampled t (1 + 9 / 4) on average.
+
+    Another key samples other actions.
+    """
     env, policy = envs.make(Coin(), 200), constant(np.log(3.0), 0.0)
     params = policy.init(key)
     greedy = evaluate(env, policy, params, key, num_episodes=200)
@@ -87,13 +97,16 @@ def test_greedy_takes_the_mode_and_sampled_does_not(key):
     assert abs(rate - 3.25) < 0.5
     other = evaluate(env, policy, params, jax.random.key(9), num_episodes=200, greedy=False)
     assert not np.array_equal(sampled.returns, other.returns)
-    # Its params are an input: another policy of the same network, and nothing of the first one is left.
+    # Its params are an input: another policy of the same network, nothing of the first is left.
     flipped = evaluate(env, policy, params[::-1], key, num_episodes=200)
     assert set(np.unique(flipped.returns)) == {30.0, 360.0}
 
 
 def test_a_carry_starts_anew_with_every_episode(key):
-    """The policy counts its steps since `reset` in its carry and plays action 1 in the second alone: 1 + 20, or 1 + 20 + 3 + ... + 8."""
+    """The policy counts its steps since `reset` in its carry, and plays action 1 in the second.
+
+    That is 1 + 20, or 1 + 20 + 3 + ... + 8.
+    """
 
     def step(params, carry, obs, reset):
         carry = jnp.where(reset > 0, 0, carry) + 1
@@ -134,7 +147,50 @@ def test_an_evaluation_must_end(key):
     assert np.all(evaluate(limited, policy, policy.init(key), key, num_episodes=8).lengths <= 3)
 
 
-# --- statistics -----------------------------------------------------------------------------------------------------
+class Late(Coin):
+    """Its long episodes go on for `late` steps beyond the limit that it states."""
+
+    def __init__(self, late):
+        self.late = late
+
+    def is_truncated(self, state, params):
+        return state["time"] >= params.max_steps_in_episode + self.late
+
+
+def test_an_episode_beyond_the_stated_limit_is_finished(key):
+    """One step later than stated: 1 + ... + 9 = 45; it was a 0 of length 0."""
+    env, policy = envs.make(Late(1), 20), constant(1.0, 0.0)
+    assert env.max_steps == 8
+    result = evaluate(env, policy, policy.init(key), key, num_episodes=60)
+    assert set(np.unique(result.returns)) == {3.0, 45.0}
+    assert set(np.unique(result.lengths)) == {2, 9}
+
+
+def test_an_unfinished_episode_is_nan_and_not_a_zero(key):
+    """The long ones never end; the first episodes of the environments show which they are."""
+    env, policy = envs.make(Late(1000), 20), constant(1.0, 0.0)
+    result = evaluate(env, policy, policy.init(key), key, num_episodes=20)
+    short = env.reset(jax.random.split(key)[0])[0]["short"]
+    np.testing.assert_array_equal(result.returns, np.where(short, 3.0, np.nan))
+    discounted = np.where(short, 1 + 2 * 0.99, np.nan)
+    np.testing.assert_allclose(result.discounted_returns, discounted, rtol=1e-6)
+    np.testing.assert_array_equal(result.lengths, np.where(short, 2, 0))
+
+
+def test_a_return_that_is_not_finite_is_of_its_own_episode_alone(key):
+    """nan is paid in short episodes; the long ones after them in the same environment are clean."""
+
+    class Broken(Coin):
+        def step_env(self, key, state, action, params):
+            obs, state, reward, done, info = super().step_env(key, state, action, params)
+            return obs, state, jnp.where(state["short"], jnp.nan, reward), done, info
+
+    env, policy = envs.make(Broken(), 20), constant(1.0, 0.0)
+    result = evaluate(env, policy, policy.init(key), key, num_episodes=100)
+    np.testing.assert_array_equal(result.returns, np.where(result.lengths == 2, np.nan, 36.0))
+
+
+# --- statistics ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [4, 8, 40])
@@ -145,13 +201,23 @@ def test_iqm_is_scipys_trimmed_mean(size):
 
 
 def test_iqm_has_fractional_edges():
-    """Five values: a quarter is 1.25 of them, so the middle 2.5 are 3/4 of the second, the third, 3/4 of the fourth."""
+    """Five values: a quarter is 1.25 of them.
+
+    The middle 2.5 are 3/4 of the second, the third, 3/4 of the fourth.
+    """
     assert iqm([0, 4, 100, 1, 2]) == pytest.approx((0.75 * 1 + 2 + 0.75 * 4) / 2.5)
     assert iqm([7.0]) == 7.0 and iqm([1.0, 3.0]) == 2.0
 
 
+def test_iqm_of_what_is_not_a_number():
+    assert np.isnan(iqm([1.0, 2.0, 3.0, np.nan])) and iqm([-np.inf, 1.0, 3.0, np.inf]) == 2.0
+    assert np.isnan(interval([1.0, 2.0, np.nan])).any()
+    with pytest.raises(UsageError, match="at least one value"):
+        iqm([])
+
+
 def test_interval_covers_about_as_often_as_it_says():
-    """200 samples of 30: the true mean lies within its 90 % interval in 90 % of them, give or take."""
+    """200 samples of 30: the true mean lies within its 90 % interval in 90 % of them or so."""
     rng = np.random.default_rng(0)
     limits = np.array(
         [

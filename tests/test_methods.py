@@ -1,5 +1,8 @@
 """The recipes named after papers: each runs with the preset's settings, and is what it says."""
 
+import re
+from pathlib import Path
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import pytest
 
 import jaxkd
 from jaxkd import presets
+from jaxkd.cli import main
 from jaxkd.optimize import component_key
 
 PRESET = presets.preset("CartPole-v1")._replace(
@@ -28,8 +32,9 @@ def test_every_method_learns_something_finite_from_its_teacher(method):
     state = algorithm.init(key)
 
     def two_updates(state, params):
-        once, _ = algorithm.step(state, params)
-        return algorithm.step(once, params)
+        inputs = (params,) if presets.METHODS[method].needs_teacher else ()
+        once, _ = algorithm.step(state, *inputs)
+        return algorithm.step(once, *inputs)
 
     sure, other = (
         jax.tree.map(lambda x: 30 * x, teacher.init(jax.random.key(seed))) for seed in (1, 2)
@@ -43,18 +48,67 @@ def test_every_method_learns_something_finite_from_its_teacher(method):
         for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(state.params), strict=True)
     ]
     assert max(moved) > 0
-    differently, _ = program(state, other)
-    assert any(
-        (a != b).any()
-        for a, b in zip(
-            jax.tree.leaves(after.params), jax.tree.leaves(differently.params), strict=True
-        )
-    )
+    if presets.METHODS[method].needs_teacher:
+        differently, _ = program(state, other)
+        pairs = zip(jax.tree.leaves(after.params), jax.tree.leaves(differently.params), strict=True)
+        assert any((a != b).any() for a, b in pairs)
 
 
 def test_an_unknown_method_names_the_nearest():
     with pytest.raises(jaxkd.UsageError, match="Did you mean 'kickstarting'"):
-        presets.recipe("kickstart")
+        presets.find_method("kickstart")
+
+
+def test_a_method_of_your_own_is_a_record_of_five_lines():
+    def values_too(env, student, teacher, **keywords):
+        terms = {"kl": jaxkd.losses.forward_kl(), "value": jaxkd.losses.value_mse()}
+        return jaxkd.distill(env, student, teacher, losses=terms, **keywords)
+
+    mine = presets.Method(values_too, paper="mine", heads=("bonus",), group_size=4)
+    env = presets.method_env(jaxkd.envs.make("CartPole-v1", 8, max_steps=12), mine)
+    teacher, key = jaxkd.networks.mlp(env, (8,)), jax.random.key(0)
+    student = presets.student_network(env, PRESET, "mlp:4", 100, mine)
+    algorithm, num_updates = presets.distillation(env, student, teacher, PRESET, method=mine)
+    assert env.group_size == 4 and num_updates == PRESET.student_steps // (8 * 12)
+    state = algorithm.init(key)
+    assert any("bonus" in jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(state))
+    _, metrics = algorithm.step(state, teacher.init(key))
+    assert {"loss/kl", "loss/value"} <= set(metrics)
+
+
+def test_every_record_says_what_it_is_and_needs():
+    """The name is the recipe's own; a paper is cited by authors, year and title."""
+    for name, method in presets.METHODS.items():
+        assert method.build is getattr(jaxkd.methods, name)
+        assert method.summary.endswith(".") and len(method.summary) < 100
+        assert re.match(r"[A-Z][a-z]+( et al\.)? \d{4}, \w+", method.paper)
+    assert presets.METHODS["qdagger"].needs == "a Q student; the teacher's return"
+    assert presets.METHODS["dagger"].needs == ""
+
+
+def test_the_command_lists_every_method(capsys):
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in presets.METHODS) and "Schmitt" in printed
+
+
+def test_the_readme_lists_every_method():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name, method in presets.METHODS.items():
+        assert f"| `{name}` | {method.paper} | {method.needs} |" in readme
+
+
+def test_a_preset_without_an_expected_return_is_refused():
+    env = jaxkd.envs.make("Asterix-MinAtar", 8, max_steps=12)
+    with pytest.raises(jaxkd.UsageError, match="qdagger needs an expected return"):
+        presets.METHODS["qdagger"].settings(env, PRESET._replace(gate=None), 10)
+
+
+def test_more_updates_than_a_schedule_counts_are_refused():
+    env = jaxkd.envs.make("CartPole-v1", 8, max_steps=12)
+    for method in ("dagger", "qdagger", "kickstarting"):
+        with pytest.raises(jaxkd.UsageError, match="Take fewer steps"):
+            presets.METHODS[method].settings(env, PRESET, 2**31)
 
 
 def test_finetuning_starts_after_the_switch_and_weans_the_student():
@@ -90,7 +144,7 @@ def test_a_dagger_that_never_mixes_and_keeps_one_rollout_is_on_policy_distillati
 
 
 def test_a_teacher_that_is_still_learning():
-    """It learns as it does alone; the student has today's params of it, or those of its best return."""
+    """It learns as it does alone; the student has its params of today, or of its best return."""
     env = jaxkd.envs.make("CartPole-v1", 8, max_steps=10)
     small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (8,))
     sizes = dict(unroll_length=8, num_minibatches=1)

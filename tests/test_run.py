@@ -13,10 +13,12 @@ import jaxkd
 COMPILES = """
 import sys, jax, jaxkd
 hits = []
-jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if name.endswith("cache_hits") else None)
+note = lambda name, **_: hits.append(name) if name.endswith("cache_hits") else None
+jax.monitoring.register_event_listener(note)
 print(jaxkd.compile_cache(sys.argv[1]))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.jit(lambda x: jax.lax.fori_loop(0, 5, lambda i, y: y @ y, x))(jax.numpy.eye(3)).block_until_ready()
+power = jax.jit(lambda x: jax.lax.fori_loop(0, 5, lambda i, y: y @ y, x))
+power(jax.numpy.eye(3)).block_until_ready()
 print(len(hits))
 """
 
@@ -44,7 +46,7 @@ def test_deterministic_inside_a_jit_is_refused(ppo, key):
 
 @pytest.mark.slow
 def test_lanes_in_groups_are_the_same_lanes(ppo):
-    """5 seeds, 2 at once (which does not divide them): all lanes' numbers, and among 3 the same bits."""
+    """5 seeds, 2 at once (which does not divide them): all lanes' numbers, same bits among 3."""
     few, many, whole = (
         jaxkd.run(jaxkd.lanes(ppo, at_once=size), jaxkd.seeds(0, n), 1)[0].params
         for size, n in ((2, 3), (2, 5), (None, 5))

@@ -1,4 +1,4 @@
-"""Seeds and environments over 8 virtual devices, in one process and in two: the same numbers as on one device."""
+"""Seeds and environments over 8 virtual devices, in one process and in two: as on one device."""
 
 import json
 import socket
@@ -18,7 +18,10 @@ HERE = Path(__file__).parent
 
 
 def children(code: str, number: int = 1) -> list[dict]:
-    """What `number` fresh processes print as JSON in their last line; `code` may use `index` and `port`."""
+    """What `number` fresh processes print as JSON in their last line.
+
+    `code` may use `index` and `port`.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -40,7 +43,10 @@ def children(code: str, number: int = 1) -> list[dict]:
 
 
 def algorithms() -> dict:
-    """Everything that keeps something an environment, or a statistic of all of them; with the teacher, if there is one."""
+    """Everything that keeps something an environment, or a statistic of all of them.
+
+    With the teacher, if there is one.
+    """
     env = jaxkd.envs.make("CartPole-v1", 16)
     big, kl, common = (
         networks.mlp(env, (16,)),
@@ -114,7 +120,7 @@ def in_processes(index: int, port: int) -> None:
 
 
 def communication() -> None:
-    """Prints what one device multiplies in the gradient's forward pass, and where the state lies."""
+    """Prints what one device multiplies in the gradient's forward pass, and where the state is."""
     jax.config.update("jax_num_cpu_devices", 8)
     env = jaxkd.envs.make("CartPole-v1", 16)
     small, big = networks.mlp(env, (11,)), networks.mlp(env, (16,))
@@ -162,7 +168,8 @@ def test_a_device_learns_from_its_share_only():
     (found,) = children("communication()")
     assert "envs" in found["obs"]
     assert "envs" not in found["params"]
-    # A minibatch is 8 steps x 8 environments; each of 8 devices has 8 of its 64 rows, and what is acted is 2 environments.
+    # A minibatch is 8 steps x 8 environments; each of 8 devices has 8 of its 64 rows, and what is
+    # acted is 2 environments.
     rows = {
         line.split("f32[")[1].split(",")[0]
         for line in found["text"].splitlines()

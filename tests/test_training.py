@@ -1,4 +1,4 @@
-"""Training from end to end: on every environment, over a grid of hyperparameters, and with how many matmuls."""
+"""Training from end to end: every environment, a grid of hyperparameters, how many matmuls."""
 
 import contextlib
 import re
@@ -25,7 +25,10 @@ jit = partial(
 
 
 def small(env, width):
-    """A tiny network of the kind that the environment's preset has; its weights are plain normals, because a QR compiles slowly."""
+    """A tiny network of the kind that the environment's preset has.
+
+    Its weights are plain normals, because a QR compiles slowly.
+    """
     grid = presets.preset(env.name).channels
     policy = networks.cnn(env, (2,), (width,)) if grid else networks.mlp(env, (width,))
     flat, unravel = ravel_pytree(
@@ -36,7 +39,7 @@ def small(env, width):
     )
 
 
-# --- every environment ----------------------------------------------------------------------------------------------
+# --- every environment --------------------------------------------------------------------------
 
 
 def teach_and_distil(env, keywords, key):
@@ -54,7 +57,8 @@ def teach_and_distil(env, keywords, key):
     return tuple(zip(starts, (expert.params, pupil.params), (taught, distilled), strict=True))
 
 
-# Few environments: what compiles fastest. Many: the recipes' own optimizers and shuffled minibatches.
+# Few environments: what compiles fastest. Many: the recipes' own optimizers and shuffled
+# minibatches.
 FEW = 2, dict(unroll_length=8, num_minibatches=1, optimizer=optax.sgd(0.01))
 MANY = 2048, dict(unroll_length=4, num_minibatches=4)
 
@@ -65,7 +69,10 @@ MANY = 2048, dict(unroll_length=4, num_minibatches=4)
 )
 @pytest.mark.parametrize("name", envs.ids())
 def test_trains_with_ppo_and_distils_in_one_program(name, num_envs, keywords, key):
-    """All that is trained moves and stays finite; the return is nan until the first episode has ended, and only until then."""
+    """All that is trained moves and stays finite.
+
+    The return is nan until the first episode has ended, and only until then.
+    """
     # gymnax's Swimmer itself adds arrays of different rank.
     with jax.numpy_rank_promotion("allow") if name == "Swimmer-misc" else contextlib.nullcontext():
         env = presets.make_env(name, presets.Preset(num_envs=num_envs))
@@ -84,11 +91,14 @@ def test_trains_with_ppo_and_distils_in_one_program(name, num_envs, keywords, ke
     assert np.all(metrics["loss/kl"] > 0)
 
 
-# --- a grid of hyperparameters --------------------------------------------------------------------------------------
+# --- a grid of hyperparameters ------------------------------------------------------------------
 
 
 def test_a_grid_is_one_call_of_one_program():
-    """3 learning rates x 3 temperatures x 4 seeds: one trace, also for other values; no two cells alike, each what it is alone."""
+    """3 learning rates x 3 temperatures x 4 seeds: one trace, also for other values.
+
+    No two cells are alike, and each is what it is alone.
+    """
     env = envs.make("CartPole-v1", 4)
     teacher, student = small(env, 8), small(env, 4)
     teacher_params = jax.tree.map(lambda x: 10 * x, teacher.init(jax.random.key(5)))
@@ -108,9 +118,8 @@ def test_a_grid_is_one_call_of_one_program():
         return ravel_pytree(state.params)[0], metrics["loss/kl"]
 
     chex.clear_trace_counter()
-    traced_once = jax.vmap(
-        chex.assert_max_traces(experiment, n=1), (0, None, None)
-    )  # chex refuses names that contain "vmap."
+    # The innermost vmap is outside of the assertion: chex refuses names that contain "vmap.".
+    traced_once = jax.vmap(chex.assert_max_traces(experiment, n=1), (0, None, None))
     grid = jit(jax.vmap(jax.vmap(traced_once, (None, None, 0)), (None, 0, None)))
     keys, rates, temperatures = seeds(0, 4), jnp.array([0.1, 0.2, 0.4]), jnp.array([0.5, 1.0, 2.0])
     params, kl = grid(keys, rates, temperatures)
@@ -123,11 +132,13 @@ def test_a_grid_is_one_call_of_one_program():
     np.testing.assert_allclose(params[1, 2, 3], alone, rtol=1e-5, atol=1e-5)
 
 
-# --- the matmuls of one update --------------------------------------------------------------------------------------
+# --- the matmuls of one update ------------------------------------------------------------------
 
-# By minor version of JAX: dots outside of all loops, in the scan over steps, in the scan over minibatches inside the one over epochs.
+# By minor version of JAX: dots outside of all loops, in the scan over steps, in the scan over
+# minibatches inside the one over epochs.
 # The teacher has three layers with its policy head (and a value head), the student two.
-#   ppo:     4 the values of the observations that follow the last row and the cuts, 2 layers + head (its policy is not read)
+#   ppo:     3 the values of the observations that follow the last row and the cuts, 2 layers +
+#            head (its policy is not read)
 #            4 acting: 3 layers, and the value that the advantage reads
 #            10 gradient: 4 forward, 4 of weights, 2 of hidden layers
 #   pqn:     3, 3 and 8: the same without the value head, which a Q network does not have
@@ -139,7 +150,10 @@ DOTS["0.11"] = DOTS["0.10"]
 
 
 def dots_by_loop_depth(program, *args):
-    """The dots in the optimised HLO of `program(*args)` under 0, 1 and 2 loops; only the program text counts, not how often it runs."""
+    """The dots in the optimised HLO of `program(*args)` under 0, 1 and 2 loops.
+
+    Only the program text counts, not how often it runs.
+    """
     text = jax.jit(program).lower(*args).compile().as_text()
     bodies = dict(
         re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
@@ -157,7 +171,7 @@ def dots_by_loop_depth(program, *args):
 
 
 def recipes():
-    """name -> (algorithm, inputs of its step); the last asks the teacher again in every minibatch."""
+    """name -> (algorithm, inputs of its step); the last asks the teacher again in a minibatch."""
     env = envs.make("CartPole-v1", 8)
     teacher, student = networks.mlp(env, (32, 16)), networks.mlp(env, (4,))
     sizes = dict(unroll_length=8, num_minibatches=2, num_epochs=2)

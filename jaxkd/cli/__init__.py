@@ -1,4 +1,7 @@
-"""The command `jaxkd`. This module and `settings` import no jax: `--help` and a mistyped option are answered at once."""
+"""The command `jaxkd`.
+
+This module and `settings` import no jax: `--help` and a mistyped option are answered at once.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +14,10 @@ Exit codes: 2 usage, 3 device, 4 file, 5 diverged, 75 interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; tyro itself exits for `--help` (0) and a mistyped option (2)."""
+    """Runs one command and returns its exit code.
+
+    tyro itself exits for `--help` (0) and a mistyped option (2).
+    """
     import tyro
 
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -21,14 +21,15 @@ def choose(wanted: str) -> Device:
     if wanted == "cpu":
         jax.config.update("jax_platforms", "cpu")
     elif wanted in _EXTRAS:
-        jax.config.update(
-            "jax_platforms", ""
-        )  # asked for by name, it outweighs JAX_PLATFORMS in the environment
+        # Asked for by name, it outweighs JAX_PLATFORMS in the environment.
+        jax.config.update("jax_platforms", "")
     try:
         device = (jax.devices() if wanted == "auto" else jax.devices(wanted))[0]
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # jax asserts that it finds a platform named
         if wanted not in _EXTRAS:
-            raise DeviceError(f"jax {jax.__version__} finds no device: {error}") from error
+            asked = os.environ.get("JAX_PLATFORMS", "")
+            cause = str(error) or f"JAX_PLATFORMS={asked} is not installed here"
+            raise DeviceError(f"jax {jax.__version__} finds no device: {cause}") from error
         raise DeviceError(
             f"jax {jax.__version__} finds no {wanted}, only {jax.devices()[0].platform}. "
             f'Install its support: pip install "jaxkd-rl[{_EXTRAS[wanted]}]"'

@@ -1,4 +1,7 @@
-"""A run's directory: made once, never overwritten; lines are flushed as they come, whole files appear at once."""
+"""A run's directory: made once, never overwritten.
+
+Lines are flushed as they come, whole files appear at once.
+"""
 
 import hashlib
 import json
@@ -51,20 +54,26 @@ def make(env: str, out: Path | None) -> Directory:
         UsageError: if `out` holds something, or no directory can be made there.
     """
     if out is None:
-        stem = f"{env}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-        return next(
-            found
-            for n in count(1)
-            if (found := _new(Path("runs") / (stem if n == 1 else f"{stem}-{n}")))
-        )
+        return _numbered(f"{env}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     made = _new(out)
     if made is None and out.is_dir() and not any(out.iterdir()):
         made = Directory(out)
     if made is None:
         raise UsageError(
-            f"--out {out} exists and is not an empty directory, and a run overwrites nothing. Name another."
+            f"--out {out} exists and is not an empty directory, and a run overwrites nothing. "
+            "Name another."
         )
     return made
+
+
+def _numbered(stem: str) -> Directory:
+    """runs/<stem>, or runs/<stem>-2 and so on: the first that is not there."""
+    for number in count(1):
+        name = stem if number == 1 else f"{stem}-{number}"
+        made = _new(Path("runs") / name)
+        if made is not None:
+            return made
+    raise AssertionError  # count never ends
 
 
 def _new(path: Path) -> Directory | None:
@@ -83,7 +92,7 @@ def _new(path: Path) -> Directory | None:
 
 
 def plain(value: Any) -> Any:
-    """JSON's own types: arrays as lists, whatever is not finite as null, anything else by its name."""
+    """JSON's own types: arrays as lists, what is not finite as null, anything else by its name."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -38,30 +38,33 @@ def envs() -> int:
             for path, shape, dtype in obs
         )
         acts = f"{action[1]} actions" if action[0] == "discrete" else f"{action[1]} in [-1, 1]"
-        gate = getattr(presets.PRESETS.get(name), "gate", None)
-        known = (
-            "-"
-            if name not in presets.PRESETS
-            else "yes"
-            if gate is None
-            else f"yes, return {gate:g}"
-        )
-        table.add_row(name, seen, acts, str(env.max_steps or "none (presets cut at 1000)"), known)
+        limit = str(env.max_steps or "none (presets cut at 1000)")
+        table.add_row(name, seen, acts, limit, _preset_in_words(name))
     console().print(table)
     return 0
 
 
+def _preset_in_words(name: str) -> str:
+    if name not in presets.PRESETS:
+        return "-"
+    gate = presets.PRESETS[name].gate
+    return "yes" if gate is None else f"yes, return {gate:g}"
+
+
 def methods() -> int:
-    """Prints the table of methods: the first line of each recipe's docstring."""
-    table = rich.table.Table("method", "what it is, and the paper")
-    for name in presets.METHODS:
-        table.add_row(name, (presets.recipe(name).__doc__ or "").splitlines()[0])
+    """Prints the table of methods, as their records say."""
+    table = rich.table.Table(show_lines=True)
+    table.add_column("method", no_wrap=True)
+    for heading in ("what it is", "paper", "needs"):
+        table.add_column(heading)
+    for name, method in presets.METHODS.items():
+        table.add_row(name, method.summary, method.paper, method.needs)
     console().print(table)
     return 0
 
 
 def doctor(settings: Doctor) -> int:
-    """Prints versions and device, distils for two updates, and names the extras that are not installed."""
+    """Prints versions and device, distils for two updates, names extras that are missing."""
     device = devices.choose(settings.device)
     print(f"device: {devices.describe(device)}", flush=True)
     print(
@@ -71,9 +74,9 @@ def doctor(settings: Doctor) -> int:
     )
     started = time.monotonic()
     sound = _self_test()
-    print(
-        f"self-test: {'passed' if sound else 'FAILED'} (two updates of a distillation, {time.monotonic() - started:.1f} s)"
-    )
+    took = time.monotonic() - started
+    verdict = "passed" if sound else "FAILED"
+    print(f"self-test: {verdict} (two updates of a distillation, {took:.1f} s)")
     for extra, module in _EXTRAS.items():
         if importlib.util.find_spec(module) is None:
             print(f'extra {extra}: not installed; pip install "jaxkd-rl[{extra}]"')

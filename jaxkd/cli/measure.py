@@ -1,4 +1,4 @@
-"""What is measured on trained policies: returns acting alone, cost of one action, agreement with the teacher.
+"""What is measured on trained policies: returns acting alone, cost of one action, likeness.
 
 Legend of shapes: `n` seeds, `E` episodes.
 """
@@ -32,7 +32,10 @@ def returns(
     shared: bool,
     greedy: bool = True,
 ) -> Evaluation:
-    """Episodes [n, E] of a policy acting alone; the seed's key is folded with "evaluation", so that all policies meet equal starts."""
+    """Episodes [n, E] of a policy acting alone.
+
+    The seed's key is folded with "evaluation", so that all policies meet equal starts.
+    """
     return jax.device_get(
         _returns(env, policy, params, phase_keys(keys, "evaluation"), episodes, shared, greedy)
     )
@@ -47,9 +50,10 @@ def _returns(env, policy, params, keys, episodes, shared, greedy):
 
 
 def cost(env: Env, policy: Policy, params: Any) -> dict[str, Any]:
-    """Of the actor with the parameters of ONE seed: parameters, bytes, FLOPs of a greedy action, median latency of a batch of one.
+    """Of the actor of ONE seed: parameters, bytes, FLOPs of a greedy action, latency.
 
-    FLOPs are XLA's count before optimisation; the latency is one call from Python, dispatch included.
+    FLOPs are XLA's count before optimisation. The latency is the median of one call from Python
+    for a batch of one, dispatch included.
     """
 
     @jax.jit
@@ -85,11 +89,12 @@ def likeness(
     shared: bool,
     length: int,
 ) -> dict[str, jax.Array]:
-    """Student against teacher on one more rollout of the student, from where its training ended; means [n].
+    """Student against teacher on one more rollout of the student, from where its training ended.
 
     Returns:
-        "kl", KL(teacher || student) in nats, and "agreement", the share of equal greedy actions; for continuous actions
-        "action_distance" instead, the mean absolute difference of the greedy actions in [-1, 1].
+        means [n]: "kl", KL(teacher || student) in nats, and "agreement", the share of equal greedy
+        actions; for continuous actions "action_distance" instead, the mean absolute difference of
+        the greedy actions in [-1, 1].
     """
 
     def agreement(student, batch):
@@ -117,9 +122,11 @@ def likeness(
 
     @jax.jit
     def measured(keys, trained, teacher_params):
-        return probe.step(
-            probe.init(keys)._replace(params=trained.params, actors=trained.actors), teacher_params
-        )[1]
+        fresh = probe.init(keys)
+        # A recurrent teacher that was not there has not seen these episodes: new ones begin.
+        watched = jax.tree.structure(trained.actors) == jax.tree.structure(fresh.actors)
+        actors = trained.actors if watched else fresh.actors
+        return probe.step(fresh._replace(params=trained.params, actors=actors), teacher_params)[1]
 
     metrics = jax.device_get(measured(phase_keys(keys, "likeness"), trained, teacher_params))
     return {name: metrics[f"loss/{name}"] for name in terms}

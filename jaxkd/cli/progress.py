@@ -29,11 +29,19 @@ class Progress:
         steps_per_second: float,
         mean_return: float,
         remaining: float,
+        lost: int = 0,
     ) -> None:
-        text = f"{self.phase}: {done}/{total} updates, {_short(steps_per_second)} steps/s, return {mean_return:.4g}"
-        self._show(
-            text + (f", {_clock(remaining)} left" if done < total else ""), last=done == total
-        )
+        """Shows where the phase is; `lost` seeds have diverged and are not in the mean."""
+        parts = [
+            f"{self.phase}: {done}/{total} updates",
+            f"{_short(steps_per_second)} steps/s",
+            f"return {mean_return:.4g}",
+        ]
+        if lost:
+            parts.append(f"{lost} seeds diverged")
+        if done < total:
+            parts.append(f"{_clock(remaining)} left")
+        self._show(", ".join(parts), last=done == total)
 
     def close(self) -> None:
         if self.status is not None:

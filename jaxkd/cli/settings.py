@@ -11,16 +11,21 @@ Device = Literal["auto", "cpu", "gpu", "tpu"]
 
 @dataclass(frozen=True)
 class Distill:
-    """Train a teacher, distil it into a small student, compare: many seeds at once, one table, one directory."""
+    """Train a teacher, distil it into a small student, compare.
+
+    Many seeds at once, one table, one directory.
+    """
 
     env: Annotated[Positional[str], arg(metavar="ENV")]
     """Environment id; `jaxkd envs` lists all."""
     method: str = "on_policy_distillation"
     """How to distil; `jaxkd methods` lists all."""
     student: str = "auto:1/15"
-    """auto:1/15 (the hidden layer whose actor is nearest to 1/15 of the teacher's), mlp:44, mlp:32,32 or cnn:4,32."""
+    """auto:1/15 (the hidden layer whose actor is nearest to 1/15 of the teacher's), mlp:44,
+    mlp:32,32 or cnn:4,32."""
     teacher: Path | None = None
-    """A policy saved by jaxkd.save_policy, the teacher of all seeds; without it every seed trains its own."""
+    """A policy saved by jaxkd.save_policy, the teacher of all seeds; without it every seed trains
+    its own."""
     seeds: int = 16
     """Number of seeds, trained in one compiled function."""
     lanes: int | None = None
@@ -34,7 +39,8 @@ class Distill:
     steps: int | None = None
     """Environment steps of a teacher (default: the preset's)."""
     student_steps: int | None = None
-    """Environment steps of a student, and of the same network trained without a teacher (default: the preset's)."""
+    """Environment steps of a student, and of the same network trained without a teacher (default:
+    the preset's)."""
     episodes: int = 128
     """Evaluation episodes of each policy and seed."""
     quiet: FlagCreatePairsOff[bool] = False
@@ -45,7 +51,7 @@ class Distill:
 
 @dataclass(frozen=True)
 class Envs:
-    """List the environments: id, observation, actions, time limit, preset and its expected return."""
+    """List the environments: id, observation, actions, time limit, preset, expected return."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd.base import Evaluation, Policy
+from jaxkd.cli.training import Trained, mean
 from jaxkd.evaluate import interval, iqm
 
 FORMAT = 1
@@ -20,54 +21,82 @@ class Result(NamedTuple):
 
     policy: Policy
     episodes: Evaluation  # [n, E]
-    alive: np.ndarray  # bool [n]
     cost: dict[str, Any]
-    env_steps: int  # of one seed; 0 for a teacher from a file
-    wall_seconds: float  # of all seeds, without compiling
-    compile_seconds: float
+    trained: Trained  # without steps and seconds for a teacher from a file
 
 
 def summarise(
     results: dict[str, Result], random: Evaluation, likeness: dict[str, Any]
 ) -> dict[str, Any]:
-    """What summary.json holds beside the settings: a row for teacher, student and control, and what compares them."""
-    floor = float(np.mean(random.returns))
+    """What summary.json holds beside the settings.
+
+    A row for teacher, student and control, and what compares them.
+    """
+    floor = float(mean(random.returns))
     rows = {name: _row(result) for name, result in results.items()}
     top = rows["teacher"]["iqm"]
     for row in rows.values():
-        row["fraction_of_teacher"] = row["iqm"] / top if top else None
-        row["kept"] = (row["iqm"] - floor) / (top - floor) if top > floor else None
+        known = row["iqm"] is not None and top is not None
+        row["fraction_of_teacher"] = row["iqm"] / top if known and top else None
+        row["kept"] = (row["iqm"] - floor) / (top - floor) if known and top > floor else None
         row["size_ratio"] = row["actor_parameters"] / rows["teacher"]["actor_parameters"]
-    alive = results["student"].alive
+    alive = results["student"].trained.alive
     compared = {name: float(np.mean(values[alive])) for name, values in likeness.items()}
     return {**rows, "random": {"mean": floor}, **compared, "likeness_by_seed": likeness}
 
 
 def _row(result: Result) -> dict[str, Any]:
-    """Of one policy; seeds that diverged are null and in no statistic."""
-    by_seed = np.where(result.alive, result.episodes.returns.mean(axis=1), np.nan)
-    discounted = np.where(result.alive, result.episodes.discounted_returns.mean(axis=1), np.nan)
+    """Of one policy; seeds that diverged are null and in no statistic.
+
+    Episodes without a finite return, such as those that did not end, are in no mean but counted.
+    """
+    trained, episodes = result.trained, result.episodes
+    alive = trained.alive
+    by_seed = np.where(alive, mean(episodes.returns, axis=1), np.nan)
+    discounted = np.where(alive, mean(episodes.discounted_returns, axis=1), np.nan)
+    scored = np.isfinite(by_seed)
     return {
         "network": network(result.policy),
         "returns": by_seed,
-        "iqm": iqm(by_seed[result.alive]),
-        "interval": interval(by_seed[result.alive]),
+        "iqm": iqm(by_seed[scored]) if scored.any() else None,
+        "interval": interval(by_seed[scored]) if scored.any() else (None, None),
         "discounted_returns": discounted,
-        "discounted_iqm": iqm(discounted[result.alive]),
-        "episodes": result.episodes.returns.shape[1],
-        "seeds_diverged": np.flatnonzero(~result.alive),
+        "discounted_iqm": iqm(discounted[scored]) if scored.any() else None,
+        "episodes": episodes.returns.shape[1],
+        "episodes_left_out": int(np.sum(~np.isfinite(episodes.returns[alive]))),
+        "seeds_diverged": np.flatnonzero(~alive),
         **result.cost,
-        "env_steps": result.env_steps,
-        "wall_seconds": round(result.wall_seconds, 3),
-        "compile_seconds": round(result.compile_seconds, 3),
+        "env_steps": trained.env_steps,
+        "wall_seconds": round(trained.wall_seconds, 3),
+        "compile_seconds": round(trained.compile_seconds, 3),
     }
 
 
+_SIZES = ("channels", "dense", "hidden", "units")  # keywords that say how large a network is
+
+
 def network(policy: Policy) -> str:
-    """A built-in network in the words of --student: "mlp:64,64", "cnn:16,128"."""
-    name, keywords = policy.description[0], dict(policy.description[1])
-    sizes = keywords["hidden"] if name == "mlp" else (*keywords["channels"], *keywords["dense"])
-    return f"{name}:{','.join(map(str, sizes))}"
+    """How a policy was made, in the words of --student where it knows such: "mlp:64,64".
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
+    >>> network(jaxkd.networks.lstm(env, (32,), units=16))
+    'lstm:32,16'
+    >>> network(jaxkd.networks.mlp(env, (8,))._replace(description=()))
+    'a network of your own'
+    """
+    if not policy.description:
+        return "a network of your own"
+    factory, keywords = policy.description[0], dict(policy.description[1])
+    sizes: list[int] = []
+    for name in _SIZES:
+        value = keywords.get(name, ())
+        sizes += value if isinstance(value, tuple | list) else [value]
+    name = getattr(factory, "__name__", str(factory))
+    inner = [network(value) for value in keywords.values() if isinstance(value, Policy)]
+    if inner:
+        return f"{name}({', '.join(inner)})"
+    return f"{name}:{','.join(map(str, sizes))}" if sizes else name
 
 
 def versions() -> dict[str, str]:

@@ -1,47 +1,44 @@
-"""One phase of a run: many seeds trained by one compiled update, watched by the host.
+"""One training of many seeds by one compiled update, watched by the host.
 
-Legend of shapes: `n` seeds.
+Legend of shapes: `n` seeds, `U` updates of a chunk.
 """
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.base import Algorithm, State
-from jaxkd.cli.directory import Directory
+from jaxkd.base import Algorithm
 from jaxkd.cli.failure import Diverged
-from jaxkd.cli.progress import Progress
+from jaxkd.cli.phases import Job
 from jaxkd.optimize import component_key
 from jaxkd.run import stream
 
 _CHUNK_SECONDS = 1.0  # between two looks at a run
 
 
-class Job(NamedTuple):
-    """What every phase of a run needs."""
-
-    directory: Directory
-    progress: Progress
-    keys: jax.Array  # [n]
-    steps_per_update: int  # environment steps of one seed, in the phase under way
-    compile_seconds: Callable[[], float]
-    stop: Callable[[], str]  # names the signal that asked to stop
-
-
 class Trained(NamedTuple):
-    """What a phase leaves."""
+    """What a training leaves."""
 
-    state: State  # [n, ...]
+    state: Any  # State [n, ...]; None of a policy from a file
     alive: np.ndarray  # bool [n], finite to the end
     updates: int  # fewer than planned where the user stopped
     env_steps: int  # of one seed
-    wall_seconds: float  # without compiling
+    wall_seconds: float  # of all seeds, without compiling
     compile_seconds: float
+
+
+class _Chunk(NamedTuple):
+    """What was seen at one look."""
+
+    done: int  # updates so far
+    total: int
+    values: dict[str, np.ndarray]  # metrics [U, n]
+    elapsed: float  # seconds since the phase began
+    rate: float  # updates a second
 
 
 def phase_keys(keys: jax.Array, phase: str) -> jax.Array:
@@ -50,67 +47,77 @@ def phase_keys(keys: jax.Array, phase: str) -> jax.Array:
 
 
 def train(
-    job: Job, phase: str, algorithm: Algorithm, num_updates: int, *inputs: Any, alive: np.ndarray
+    job: Job,
+    phase: str,
+    algorithm: Algorithm,
+    num_updates: int,
+    *inputs: Any,
+    alive: np.ndarray,
+    steps_per_update: int,
 ) -> Trained:
-    """Runs a phase. Updates are dispatched one by one, without waiting, in chunks of about a second: only one program is compiled.
+    """Trains every seed for `num_updates`, or until the user stops it.
+
+    Updates are dispatched one by one, without waiting, in chunks of about a second: only one
+    program is compiled.
+
+    Args:
+        alive: bool [n], the seeds that are worth watching from the start.
+        steps_per_update: environment steps of one seed.
 
     Raises:
         Diverged: when no seed is left.
     """
-    started, compiled = time.monotonic(), job.compile_seconds()
+    began, compiled_before = time.monotonic(), job.compile_seconds()
 
     def seconds() -> tuple[float, float]:
-        compiling = job.compile_seconds() - compiled
-        return time.monotonic() - started - compiling, compiling
+        """Spent in this phase: (running, compiling)."""
+        compiling = job.compile_seconds() - compiled_before
+        return time.monotonic() - began - compiling, compiling
 
     job.progress.begin(phase, "compiling")
-    state, done, chunk, chunk_size, looked = None, 0, [], 1, 0.0
-    for state, metrics in stream(
-        algorithm, phase_keys(job.keys, phase), num_updates, *inputs, chunk_size=1
-    ):
-        chunk.append(metrics)
+    state, done, rows, chunk_size, last_look = None, 0, [], 1, 0.0
+    keys = phase_keys(job.keys, phase)
+    for state, metrics in stream(algorithm, keys, num_updates, *inputs, chunk_size=1):
+        rows.append(metrics)
         done += 1
-        if len(chunk) < chunk_size and done < num_updates:
+        if len(rows) < chunk_size and done < num_updates:
             continue
-        values = {
-            name: np.concatenate([row[name] for row in chunk]) for name in metrics
-        }  # [updates, n], waits for the device
-        wall, compiling = seconds()
-        rate = len(chunk) / max(wall - looked, 1e-3)
-        _record(job, phase, done, num_updates, values, elapsed=wall + compiling, rate=rate)
-        alive = _survivors(phase, done, values, _finite(state.params), alive)
-        chunk, chunk_size, looked = (
-            [],
-            max(1, min(2 * len(chunk), round(_CHUNK_SECONDS * rate))),
-            wall,
-        )
+        # Concatenating waits for the device.
+        values = {name: np.concatenate([row[name] for row in rows]) for name in metrics}
+        running, compiling = seconds()
+        rate = len(rows) / max(running - last_look, 1e-3)
+        chunk = _Chunk(done, num_updates, values, running + compiling, rate)
+        lost, since = _lost(chunk, _finite(state.params), alive)
+        _record(job, phase, chunk, alive & ~lost, steps_per_update)
+        _name_lost(phase, lost, since, alive)
+        alive = alive & ~lost
+        chunk_size = max(1, min(2 * len(rows), round(_CHUNK_SECONDS * rate)))
+        rows, last_look = [], running
         if job.stop():
             break
     assert state is not None  # num_updates is positive
-    return Trained(state, alive, done, done * job.steps_per_update, *seconds())
+    return Trained(state, alive, done, done * steps_per_update, *seconds())
 
 
-def _record(
-    job: Job, phase: str, done: int, total: int, values: dict, *, elapsed: float, rate: float
-) -> None:
+def _record(job: Job, phase: str, chunk: _Chunk, alive: np.ndarray, steps_per_update: int) -> None:
     """The chunk's line in metrics.jsonl, and on the terminal."""
-    means = {name: mean(rows, axis=0) for name, rows in values.items()}
+    means = {name: mean(rows, axis=0) for name, rows in chunk.values.items()}
     job.directory.append(
         "metrics.jsonl",
         phase=phase,
-        updates=done,
-        env_steps=done * job.steps_per_update,
-        elapsed=round(elapsed, 3),
+        updates=chunk.done,
+        env_steps=chunk.done * steps_per_update,
+        elapsed=round(chunk.elapsed, 3),
         seeds=means,
     )
-    steps_per_second = rate * job.steps_per_update * len(job.keys)
-    shown = float(mean(means["return"]))
     job.progress.advance(
-        done,
-        total,
-        steps_per_second=steps_per_second,
-        mean_return=shown,
-        remaining=(total - done) / rate,
+        chunk.done,
+        chunk.total,
+        steps_per_second=chunk.rate * steps_per_update * len(job.keys),
+        # A seed that is lost may go on with returns that look like any other.
+        mean_return=float(mean(means["return"][alive])),
+        remaining=(chunk.total - chunk.done) / chunk.rate,
+        lost=int((~alive).sum()),
     )
 
 
@@ -131,22 +138,31 @@ def _finite(params: Any) -> jax.Array:
     return jnp.all(jnp.stack(leaves), axis=0)
 
 
-def _survivors(
-    phase: str, done: int, values: dict[str, np.ndarray], finite: jax.Array, alive: np.ndarray
-) -> np.ndarray:
-    """`alive` without the seeds that have become non-finite, which are named; "return" may be nan before an episode ends."""
-    rows = np.all(
-        [np.isfinite(x) for name, x in values.items() if "/" in name], axis=0
-    )  # [updates, n]
-    sound = rows.all(axis=0)
-    dead = alive & ~(sound & np.asarray(finite))
-    first = np.where(
-        sound, done, done - rows.shape[0] + 1 + np.argmin(rows, axis=0)
-    )  # the update at which it was seen
-    for update in sorted(set(first[dead].tolist())):
-        seeds = ", ".join(str(seed) for seed in np.flatnonzero(dead & (first == update)))
+def _lost(chunk: _Chunk, finite: jax.Array, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The seeds [n] that have become non-finite in this chunk, and the update [n] when it was seen.
+
+    Metrics without a "/" do not count: "return" is nan before the first episode ends.
+    """
+    watched = [np.isfinite(rows) for name, rows in chunk.values.items() if "/" in name]
+    sound_rows = np.all(watched, axis=0)  # [U, n]
+    sound = sound_rows.all(axis=0)
+    before = chunk.done - sound_rows.shape[0]
+    first_bad_row = np.argmin(sound_rows, axis=0)
+    since = np.where(sound, chunk.done, before + 1 + first_bad_row)
+    return alive & ~(sound & np.asarray(finite)), since
+
+
+def _name_lost(phase: str, lost: np.ndarray, since: np.ndarray, alive: np.ndarray) -> None:
+    """One line on standard error for each update at which seeds were lost.
+
+    Raises:
+        Diverged: instead of the last line, when no seed is left.
+    """
+    nobody_left = not (alive & ~lost).any()
+    updates = sorted(set(since[lost].tolist()))
+    for update in updates:
+        seeds = ", ".join(str(seed) for seed in np.flatnonzero(lost & (since == update)))
         cause = f"run diverged: seeds {seeds} not finite at update {update} ({phase})."
-        if not (alive & ~dead).any() and update == first[dead].max():
+        if nobody_left and update == updates[-1]:
             raise Diverged(f"{cause} No seed is left.")
         print(f"error: {cause}", file=sys.stderr, flush=True)
-    return alive & ~dead

@@ -10,14 +10,16 @@ import jax
 
 @contextlib.contextmanager
 def compilation() -> Iterator[Callable[[], float]]:
-    """A function that says how many seconds jax has traced, lowered and compiled since; what is nested counts once."""
+    """A function that says how many seconds jax has traced, lowered and compiled since.
+
+    What is nested counts once.
+    """
     spans: list[tuple[float, float]] = []
 
     def record(event: str, start_time: float, end_time: float, **kwargs: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            while (
-                spans and spans[-1][0] >= start_time
-            ):  # an inner span is reported before the one around it
+            # An inner span is reported before the one around it.
+            while spans and spans[-1][0] >= start_time:
                 spans.pop()
             spans.append((start_time, end_time))
 
@@ -30,7 +32,10 @@ def compilation() -> Iterator[Callable[[], float]]:
 
 @contextlib.contextmanager
 def signals() -> Iterator[Callable[[], str]]:
-    """A function that names the signal that asked to stop, "" before one did; a second signal stops at once."""
+    """A function that names the signal that asked to stop, "" before one did.
+
+    A second signal stops at once.
+    """
     seen: list[str] = []
     before = {}
 
@@ -39,9 +44,8 @@ def signals() -> Iterator[Callable[[], str]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    with contextlib.suppress(
-        ValueError
-    ):  # only the main thread may; in another one signals are not ours
+    # Only the main thread may handle signals (ValueError); in another one they are not ours.
+    with contextlib.suppress(ValueError):
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: seen[0] if seen else ""

@@ -17,9 +17,10 @@ def console() -> Console:
 
 
 def headline(summary: dict[str, Any], to: Console) -> None:
-    """Prints the table of a summary.json, and below it what compares the policies and what the run took."""
+    """Prints the table of a summary.json, what compares the policies and what the run took."""
     seeds, episodes = len(summary["student"]["returns"]), summary["student"]["episodes"]
-    title = f"{summary['env']}: {seeds} seeds, {episodes} greedy episodes each, every policy acting alone"
+    played = f"{seeds} seeds, {episodes} greedy episodes each, every policy acting alone"
+    title = f"{summary['env']}: {played}"
     table = rich.table.Table(title=title, title_justify="left", title_style="bold")
     table.add_column("policy")
     for heading in (
@@ -38,36 +39,57 @@ def headline(summary: dict[str, Any], to: Console) -> None:
         to.print(line, highlight=False, markup=False)
 
 
+def _number(value: float | None, form: str) -> str:
+    """A number in words; "-" where there is none."""
+    return "-" if value is None else format(value, form)
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
-    low, high = row["interval"]
-    ratio = row["size_ratio"]
-    size = f"{row['actor_parameters']:,}" + (
-        "" if ratio == 1 else f"\n1/{1 / ratio:.1f}" if ratio < 1 else f"\n{ratio:.1f}x"
-    )
+    """One policy's, in the order of the headings."""
+    low, high = (_number(end, ".2f") for end in row["interval"])
     return [
-        f"{row['iqm']:.2f}\n[{low:.2f}, {high:.2f}]",
+        f"{_number(row['iqm'], '.2f')}\n[{low}, {high}]",
         "-" if row["kept"] is None else f"{100 * row['kept']:.1f} %",
-        size,
-        "-" if row["flops_per_action"] is None else f"{row['flops_per_action']:,.0f}",
+        f"{row['actor_parameters']:,}{_ratio(row['size_ratio'])}",
+        _number(row["flops_per_action"], ",.0f"),
         f"{row['latency_us']:.0f} µs",
         f"{row['actor_bytes']:,}",
     ]
 
 
+def _ratio(ratio: float) -> str:
+    """A size against the teacher's, on a line of its own; nothing for an equal one."""
+    if ratio == 1:
+        return ""
+    return f"\n1/{1 / ratio:.1f}" if ratio < 1 else f"\n{ratio:.1f}x"
+
+
 def _lines(summary: dict[str, Any]) -> list[str]:
-    if "agreement" in summary:
-        alike = f"greedy actions equal to the teacher's on {100 * summary['agreement']:.1f} % of the student's states"
-    else:
-        alike = f"greedy actions {summary['action_distance']:.3f} from the teacher's on the student's states (range [-1, 1])"
-    steps = {
-        name: f"{summary[name]['env_steps']:,}" if summary[name]["env_steps"] else "from a file"
-        for name in _NAMES
-    }
-    discounted = ", ".join(f"{name} {summary[name]['discounted_iqm']:.3f}" for name in _NAMES)
+    """Below the table."""
+    rows = {name: summary[name] for name in _NAMES}
+    steps = ", ".join(
+        f"{name} {row['env_steps']:,}" if row["env_steps"] else f"{name} from a file"
+        for name, row in rows.items()
+    )
+    discounted = ", ".join(
+        f"{name} {_number(row['discounted_iqm'], '.3f')}" for name, row in rows.items()
+    )
+    floor = _number(summary["random"]["mean"], ".2f")
+    wall, compiling = summary["wall_seconds"], summary["compile_seconds"]
     return [
-        f"{alike}; KL(teacher || student) {summary['kl']:.4f} nats",
-        f"random policy {summary['random']['mean']:.2f} = 0 % kept; discounted return (0.99) IQM: {discounted}",
-        "environment steps a seed: "
-        + ", ".join(f"{name} {count}" for name, count in steps.items()),
-        f"wall {summary['wall_seconds']:.1f} s, and {summary['compile_seconds']:.1f} s of compiling",
+        f"{_alike(summary)}; KL(teacher || student) {_number(summary['kl'], '.4f')} nats",
+        f"random policy {floor} = 0 % kept; discounted return (0.99) IQM: {discounted}",
+        f"environment steps a seed: {steps}",
+        f"wall {wall:.1f} s, and {compiling:.1f} s of compiling",
     ]
+
+
+def _alike(summary: dict[str, Any]) -> str:
+    """How near the student's greedy actions are to the teacher's."""
+    if "agreement" in summary:
+        share = 100 * summary["agreement"]
+        return f"greedy actions equal to the teacher's on {share:.1f} % of the student's states"
+    distance = summary["action_distance"]
+    return (
+        f"greedy actions {distance:.3f} from the teacher's on the student's states (range [-1, 1])"
+    )
