@@ -37,9 +37,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from jaxkd.cache import compile_cache
-    from jaxkd.checkpoint import load_policy, save_policy
     from jaxkd.evaluate import actor_size, evaluate, interval, iqm
     from jaxkd.learner import describe
+    from jaxkd.policies import load_policy, save_policy
     from jaxkd.recipes import co_distill, distill, ppo, pqn
     from jaxkd.run import lanes, memory_needed, run, seeds, stream
 
@@ -90,7 +90,7 @@ __all__ = [
 
 _HOMES = {  # of the public names that are no modules; every other one in __all__ is a module of its own
     "compile_cache": "cache",
-    **dict.fromkeys(("load_policy", "save_policy"), "checkpoint"),
+    **dict.fromkeys(("load_policy", "save_policy"), "policies"),
     **dict.fromkeys(("actor_size", "evaluate", "interval", "iqm"), "evaluate"),
     **dict.fromkeys(("describe",), "learner"),
     **dict.fromkeys(("co_distill", "distill", "ppo", "pqn"), "recipes"),

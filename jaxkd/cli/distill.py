@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxkd import check, report
 from jaxkd.base import Algorithm, Env, Policy, UsageError
-from jaxkd.checkpoint import load_policy, save_policy
 from jaxkd.cli import device as devices
 from jaxkd.cli import directory, measure, watching
 from jaxkd.cli.failure import INTERRUPTED, Diverged, Interrupted
@@ -21,6 +20,7 @@ from jaxkd.cli.settings import Distill
 from jaxkd.cli.summary import FORMAT, Result, summarise, versions
 from jaxkd.cli.training import Job, Trained, train
 from jaxkd.evaluate import actor_size
+from jaxkd.policies import load_policy, save_policy
 from jaxkd.presets import (
     Preset,
     distillation,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxkd import description
 from jaxkd.base import Evaluation, Policy
 from jaxkd.evaluate import interval, iqm
 
@@ -64,10 +65,15 @@ def _row(result: Result) -> dict[str, Any]:
 
 
 def network(policy: Policy) -> str:
-    """A built-in network in the words of --student: "mlp:64,64", "cnn:16,128"."""
-    name, keywords = policy.description[0], dict(policy.description[1])
-    sizes = keywords["hidden"] if name == "mlp" else (*keywords["channels"], *keywords["dense"])
-    return f"{name}:{','.join(map(str, sizes))}"
+    """A network in the words of --student: "mlp:64,64", "cnn:16,128"; others as they were made."""
+    name, given = description.name(policy), description.keywords(policy)
+    if name == "mlp":
+        sizes = given["hidden"]
+    elif name == "cnn":
+        sizes = (*given["channels"], *given["dense"])
+    else:
+        return description.show(policy)
+    return f"{name}:{','.join(map(str, np.atleast_1d(sizes)))}"
 
 
 def versions() -> dict[str, str]:
