@@ -117,7 +117,7 @@ KINDS = {
     "bfloat16": (mlp(dtype=jnp.bfloat16), VECTOR),
     "half": (networks.feedforward(SPEC, Half()), VECTOR),
     "lstm": (networks.lstm(SPEC, (4,), units=3, activation=nn.gelu), VECTOR),
-    "gru": (networks.gru(SPEC, () or (4,)), VECTOR),
+    "gru": (networks.gru(SPEC, (4,)), VECTOR),
     "multihead": (networks.multihead(TASKS, (4,), network=networks.gru), PADDED),
     "concat": (networks.concat(TASKS, [mlp(), networks.lstm(SPEC, (4,))], [SPEC] * 2), PADDED),
     "mixture": (networks.mixture([mlp(), networks.lstm(SPEC, (4,))], (0.5, 0.5)), VECTOR),
@@ -325,12 +325,11 @@ def sign(file, change):
     ("change", "words"),
     [
         (keyword("activation", {"function": "os:system"}), "a part of Python"),
-        (keyword("activation", {"function": "jax.numpy:array"}), "mlp|not fit|describes no"),
         (keyword("activation", {"function": "my_networks:act"}), "import my_networks first"),
         (keyword("hidden", "x"), "describes no network"),
         (keyword("hidden", [1e9]), "describes no network"),
         (keyword("hidden", [7]), "does not fit its network: .*expected"),
-        (keyword("hidden", [10**12]), "does not fit its network"),
+        (keyword("hidden", [10**9]), "does not fit its network"),
         (keyword("nothing", 1), "has no keyword 'nothing'"),
         (lambda card: card.update(network=[["x"]]), "no policy"),
         (lambda card: card.update(network=None), "no policy"),
@@ -342,9 +341,6 @@ def sign(file, change):
 def test_a_signed_card_does_nothing_else(change, words, tmp_path):
     *_, file = saved(tmp_path)
     sign(file, change)
-    if change is not None and words.startswith("mlp|"):
-        policy, params = load_policy(file)  # a function of jax.numpy is a function of jax.numpy
-        return
     with pytest.raises(ArtifactError, match=words) as raised:
         load_policy(file)
     assert "\n" not in str(raised.value)
@@ -402,15 +398,14 @@ ARRAYS = [
 ]
 
 
-@pytest.mark.parametrize("suffix", [".json", ".npz"])
-@pytest.mark.parametrize("which", range(9))
-def test_damage_is_one_line(suffix, which, tmp_path):
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [(".json", damage) for damage in CARD] + [(".npz", damage) for damage in ARRAYS],
+)
+def test_damage_is_one_line(suffix, damage, tmp_path):
     """C3: also what has no text, no end, or claims more than there is memory."""
-    kinds = CARD if suffix == ".json" else ARRAYS
-    if which >= len(kinds):
-        return
     *_, file = saved(tmp_path)
-    kinds[which](file.with_suffix(suffix))
+    damage(file.with_suffix(suffix))
     with pytest.raises(ArtifactError) as raised:
         load_policy(file)
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
