@@ -39,9 +39,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from jaxkd.cache import compile_cache
-    from jaxkd.checkpoint import load_policy, save_policy
     from jaxkd.describe import describe
     from jaxkd.evaluate import actor_size, evaluate, interval, iqm
+    from jaxkd.policies import load_policy, save_policy
     from jaxkd.recipes import co_distill, distill, ppo, pqn
     from jaxkd.run import lanes, memory_needed, run, seeds, stream
 
@@ -92,7 +92,7 @@ __all__ = [
 
 _HOMES = {  # of the public names that are no modules; the others in __all__ are modules
     "compile_cache": "cache",
-    **dict.fromkeys(("load_policy", "save_policy"), "checkpoint"),
+    **dict.fromkeys(("load_policy", "save_policy"), "policies"),
     **dict.fromkeys(("actor_size", "evaluate", "interval", "iqm"), "evaluate"),
     "describe": "describe",
     **dict.fromkeys(("co_distill", "distill", "ppo", "pqn"), "recipes"),

@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxkd.base import UsageError
+from jaxkd.description import spec
 
 _WRAPPERS = {
     "stateless": "fn",
@@ -196,10 +197,10 @@ def fits(role: str, policy: Any, env: Any) -> None:
         cause = error
     if cause is None and action == given[1]:
         return
-    keywords = dict(policy.description[1]) if policy.description else {}
+    made_for = spec(policy)
     expected = (
-        in_words(keywords["obs"], keywords["action"])
-        if "obs" in keywords
+        in_words(*spaces(made_for.obs_spec, made_for.action_space))
+        if made_for
         else f"{action[1] or 'other'} actions or observations"
     )
     raise UsageError(

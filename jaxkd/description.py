@@ -314,7 +314,17 @@ def _plain_description(description: Description, where: str) -> dict[str, Any]:
             f"file cannot name it. Define it at the top of a module."
         )
     given = {key: plain(value, f"{short}({key}=...)") for key, value in description.keywords}
-    return {"factory": factory, "keywords": given}
+    return {"factory": _public(factory), "keywords": given}
+
+
+def _public(path: str) -> str:
+    """A path of jaxkd by the package that shows it: "jaxkd.networks.mlp:mlp" -> "...networks:mlp"."""
+    module, _, qualname = path.partition(":")
+    package = module.rpartition(".")[0]
+    if module.split(".")[0] != "jaxkd" or not hasattr(sys.modules.get(package), qualname):
+        return path
+    shorter = f"{package}:{qualname}"
+    return shorter if _look_up(shorter) is _look_up(path) else path
 
 
 def _number(value: Any, where: str) -> Any:
@@ -347,7 +357,7 @@ def _importable(value: Any, where: str) -> str:
     full = f"{module}:{getattr(value, '__qualname__', '<')}"
     try:
         if "<" not in full and _found(full) is value:
-            return full
+            return _public(full)
     except UsageError as error:
         raise UsageError(f"{advice} ({error})") from error
     raise UsageError(advice)
@@ -428,8 +438,11 @@ def _found(path: str) -> Any:
     if root != "jaxkd" and module not in sys.modules:
         raise UsageError(f"it needs {qualname!r} of {module!r}: import {module} first, then load")
     found = _look_up(path)
-    own = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
-    if own != (module, qualname) or isinstance(found, BuiltinFunctionType):
+    own = str(getattr(found, "__module__", None))
+    # files name what is public by its package, "jaxkd.networks:mlp", so that modules may move
+    at_home = own == module or (root == "jaxkd" and own.startswith(f"{module}."))
+    same_name = getattr(found, "__qualname__", None) == qualname
+    if not at_home or not same_name or isinstance(found, BuiltinFunctionType):
         raise UsageError(f"{qualname!r} of {module!r} is not defined there")
     return found
 

@@ -1,5 +1,6 @@
 """Several tasks as one: padded environments, teachers a task, one student with a head a task; and several views of one observation."""
 
+import json
 from functools import partial
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import actor_size, distill, envs, evaluate, losses, moments, networks
-from jaxkd.base import Box, Discrete, Memory, Outputs, Policy, UsageError
+from jaxkd import actor_size, description, distill, envs, evaluate, losses, moments, networks
+from jaxkd.base import Discrete, Memory, Outputs, Policy, UsageError
 from jaxkd.distributions import Categorical
 from jaxkd.networks.module import Spec
 from jaxkd.returns import gae
@@ -562,19 +563,11 @@ def test_a_description_of_all_heads(network):
     """It holds the padded specification, from which the same student can be made without the environment."""
     env = envs.concat(*clocks(5, 6))
     student = networks.multihead(env, (6,), network=network, extra=("rnd",), normalise=True)
-    name, keywords = student.description[0], dict(student.description[1])
-    hash(student.description)
-    assert (
-        name == "multihead"
-        and keywords["network"] == network.__name__
-        and keywords["extra"] == ("rnd",)
-    )
-    spec = networks.spec_of(student.description)
-    assert spec == Spec(env.obs_spec, env.action_space)
-    del keywords["obs"], keywords["action"]
-    again = networks.multihead(
-        spec, **keywords | dict(network=network, activation=jax.nn.tanh, dtype=jnp.float32)
-    )
+    given = description.keywords(student)
+    assert description.name(student) == "multihead" and given["network"] is network
+    assert given["normalise"] is True  # a keyword of the network
+    assert description.spec(student) == Spec(env.obs_spec, env.action_space, env.tasks)
+    again = description.rebuild(json.loads(json.dumps(description.plain(student))))
     shapes = [jax.eval_shape(p.init, jax.random.key(0)) for p in (student, again)]
     assert shapes[0] == shapes[1] and again.description == student.description
     if network is networks.mlp:
@@ -588,7 +581,8 @@ def test_a_description_of_all_heads(network):
             networks.mlp(spec, hidden, extra=extra), 2.0
         ),
     )
-    assert own.description == ()
+    with pytest.raises(UsageError, match=r"multihead\(network=...\): .*no importable name"):
+        description.plain(own)
 
 
 # --- views ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Networks: shapes, parameter counts, the banded convolution, observations of every kind, wrappers, descriptions."""
 
+import json
 from functools import partial
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import actor_size, distill, envs, evaluate, losses, moments, networks, run
+from jaxkd import actor_size, description, distill, envs, evaluate, losses, moments, networks, run
 from jaxkd.base import Box, Discrete, Outputs, UsageError
 from jaxkd.distributions import Categorical, Normal
 from jaxkd.networks.cnn import banded, convolve
@@ -151,7 +152,8 @@ def test_cnn_shapes_and_dtypes():
     ids=["mlp", "cnn"],
 )
 def test_bfloat16_computes_small_and_answers_in_float32(make):
-    policy, spec = make(jnp.bfloat16), VECTOR if make(F32).description[0] == "mlp" else GRID
+    policy = make(jnp.bfloat16)
+    spec = description.spec(policy)
     assert {x.dtype for x in jax.tree.leaves(parameters(policy))} == {jnp.dtype(F32)}
     out = outputs(policy, spec)
     assert out.policy.logits.dtype == out.value.dtype == F32 and out.features.dtype == jnp.bfloat16
@@ -413,17 +415,15 @@ def test_mean_and_log_std_are_the_two_halves(key):
     ids=["vector", "grid", "dict", "nested"],
 )
 def test_a_description_holds_the_specification(spec):
-    """`spec_of` gives back what the policy was made for, and a policy of that specification is the same one."""
+    """It says what the policy was made for, through wrappers too, and makes the same one again."""
     policy = networks.mlp(spec, (8,), separate=True)
-    again = networks.spec_of(policy.description)
-    assert again == spec
-    assert hash(policy.description) == hash(networks.mlp(again, [8], separate=True).description)
-    assert jax.tree.structure(parameters(policy)) == jax.tree.structure(
-        parameters(networks.mlp(again, (8,), separate=True))
-    )
-    assert (
-        networks.temper(policy, 0.5).description == ()
-    )  # a tempered policy can not be made again from its description
+    again = description.rebuild(json.loads(json.dumps(description.plain(policy))))
+    assert description.spec(policy) == description.spec(networks.temper(policy, 0.5)) == spec
+    assert again.description == policy.description
+    assert policy.description == networks.mlp(spec, [8], separate=True).description
+    assert policy.description != networks.mlp(spec, [9], separate=True).description
+    assert hash(policy.description) == hash(again.description)
+    assert parameters(policy) == parameters(again)
 
 
 def test_noise_lasts_an_episode_and_is_another_for_each_environment(key):

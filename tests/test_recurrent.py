@@ -11,6 +11,7 @@ import pytest
 
 from jaxkd import (
     actor_size,
+    description,
     distill,
     envs,
     evaluate,
@@ -259,19 +260,13 @@ def test_a_description_makes_it_again(name):
     policy = FACTORIES[name](
         VECTOR, [6], activation=jax.nn.relu, extra=("rnd",), normalise=True, dtype=jnp.bfloat16
     )
-    factory, keywords = policy.description[0], dict(policy.description[1])
-    hash(policy.description)
-    assert factory == name and (keywords["units"], keywords["activation"], keywords["dtype"]) == (
-        6,
-        "relu",
-        "bfloat16",
+    assert description.show(policy) == (
+        f"{name}(env=Spec(obs_spec=float32[3], action_space=Discrete(n=2)), hidden=(6,), "
+        f"activation=relu, normalise=True, dtype=bfloat16, extra=('rnd',))"
     )
-    del keywords["obs"], keywords["action"]
-    again = FACTORIES[name](
-        networks.spec_of(policy.description),
-        **keywords | dict(activation=jax.nn.relu, dtype=jnp.bfloat16),
-    )
+    again = description.rebuild(description.plain(policy))
     assert again.description == policy.description
+    assert hash(again.description) == hash(policy.description)
     shapes = [jax.eval_shape(p.init, jax.random.key(0)) for p in (policy, again)]
     assert shapes[0] == shapes[1]
 

@@ -33,7 +33,7 @@ LAYERS = (
     ("learner",),
     ("recipes",),
     ("methods",),
-    ("run", "evaluate", "checkpoint", "sharding", "cache", "presets"),
+    ("run", "evaluate", "policies", "sharding", "cache", "presets"),
     ("__init__",),  # what imports `jaxkd` itself imports this
     ("cli", "report"),
     ("__main__",),

@@ -7,11 +7,11 @@ import jax
 
 from jaxkd import check
 from jaxkd.base import Algorithm, Env, Policy, UsageError
-from jaxkd.checkpoint import load_policy
 from jaxkd.cli import work
 from jaxkd.cli.phases import Phase, check_order
 from jaxkd.cli.settings import Distill
 from jaxkd.evaluate import actor_size
+from jaxkd.policies import load_policy
 from jaxkd.presets import (
     Preset,
     distillation,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxkd import description
 from jaxkd.base import Evaluation, Policy
 from jaxkd.cli.training import Trained, mean
 from jaxkd.evaluate import interval, iqm
@@ -85,15 +86,14 @@ def network(policy: Policy) -> str:
     >>> network(jaxkd.networks.mlp(env, (8,))._replace(description=()))
     'a network of your own'
     """
-    if not policy.description:
+    name, given = description.name(policy), description.keywords(policy)
+    if not name:
         return "a network of your own"
-    factory, keywords = policy.description[0], dict(policy.description[1])
     sizes: list[int] = []
-    for name in _SIZES:
-        value = keywords.get(name, ())
+    for keyword in _SIZES:
+        value = given.get(keyword) or ()
         sizes += value if isinstance(value, tuple | list) else [value]
-    name = getattr(factory, "__name__", str(factory))
-    inner = [network(value) for value in keywords.values() if isinstance(value, Policy)]
+    inner = [network(value) for value in given.values() if isinstance(value, Policy)]
     if inner:
         return f"{name}({', '.join(inner)})"
     return f"{name}:{','.join(map(str, sizes))}" if sizes else name

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from jaxkd.base import Algorithm, Env, Evaluation, Policy
-from jaxkd.checkpoint import save_policy
 from jaxkd.cli import measure
 from jaxkd.cli.failure import Interrupted
 from jaxkd.cli.phases import Job
 from jaxkd.cli.summary import Result, summarise
 from jaxkd.cli.training import Trained, train
+from jaxkd.policies import save_policy
 from jaxkd.presets import random_policy
 from jaxkd.run import lanes
 

@@ -1,11 +1,12 @@
-"""Networks behind `Policy`: built-in ones, a user's own, and wrappers that make a policy of a policy."""
+"""Networks behind `Policy`: built-in ones, a user's own, wrappers, and one policy of several."""
 
 from jaxkd.networks.cnn import cnn
-from jaxkd.networks.concat import concat, multihead
+from jaxkd.networks.combine import concat, mixture, multihead, per_env
 from jaxkd.networks.mlp import mlp
-from jaxkd.networks.module import feedforward, spec_of
+from jaxkd.networks.module import feedforward
+from jaxkd.networks.noisy import noisy
 from jaxkd.networks.recurrent import gru, lstm
-from jaxkd.networks.wrap import noisy, normalised, q, select, temper
+from jaxkd.networks.wrap import normalised, q, select, temper
 
 __all__ = [
     "cnn",
@@ -13,12 +14,13 @@ __all__ = [
     "feedforward",
     "gru",
     "lstm",
+    "mixture",
     "mlp",
     "multihead",
     "noisy",
     "normalised",
+    "per_env",
     "q",
     "select",
-    "spec_of",
     "temper",
 ]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Policy, UsageError
+from jaxkd.description import described
 from jaxkd.networks import wrap
 from jaxkd.networks.initial import orthogonal
 from jaxkd.networks.mlp import actor_critic
@@ -57,7 +58,10 @@ class Convolutional(nn.Module):
 
     @nn.compact
     def layers(self, obs) -> tuple[jax.Array, ...]:
-        """The input and every layer's activations, [..., F] each; those of a convolution are flattened, F = height * width * channels."""
+        """The input and every layer's activations, [..., F] each.
+
+        Those of a convolution are flattened, F = height * width * channels.
+        """
         lead = obs.shape[:-3]
         x = obs.reshape((-1, *obs.shape[-3:])).astype(self.dtype)
         layers = (x.reshape((*lead, -1)),)
@@ -84,6 +88,7 @@ class Convolutional(nn.Module):
         return self.layers(obs)[-1]
 
 
+@described
 def cnn(
     env: Any,
     channels: Sequence[int] = (16,),
@@ -96,12 +101,14 @@ def cnn(
     select: str | None = None,
     extra: Sequence[str] = (),
 ) -> Policy:
-    """3x3 convolutions, dense layers, a policy and a value head (MinAtar's network: 16 channels, 128 units; Young & Tian 2019).
+    """3x3 convolutions, dense layers, a policy and a value head.
 
-    Its layers [..., F] are in `Outputs.extra`: "hidden_0", "hidden_1", ..., first the convolutions, flattened.
+    MinAtar's network has 16 channels and 128 units (Young & Tian 2019). Its layers [..., F] are in
+    `Outputs.extra`: "hidden_0", "hidden_1", ..., first the convolutions, flattened.
 
     Args:
-        env: an `Env` or anything with `obs_spec` and `action_space`; the observation is one grid (height, width, channels).
+        env: an `Env` or anything with `obs_spec` and `action_space`; the observation is one grid
+            (height, width, channels). Pixels of uint8 are seen as 0 to 255 unless normalise=True.
         channels: of the convolutions, 3x3 without padding.
         dense: widths of the dense layers behind them.
         separate, activation, normalise, dtype, select, extra: as in `mlp`.
@@ -116,13 +123,12 @@ def cnn(
     shape = getattr(wrap.field(env.obs_spec, select), "shape", None)
     if shape is None or len(shape) != 3 or min(shape[:2]) <= 2 * len(channels):
         raise UsageError(
-            f"cnn needs one grid (height, width, channels) of at least 3x3 at each of {len(channels)} convolutions, "
-            f"the observation is {shape}. Use networks.mlp, or select= a field."
+            f"cnn needs one grid (height, width, channels) of at least 3x3 at each of "
+            f"{len(channels)} convolutions, the observation is {shape}. Use networks.mlp, or "
+            f"select= a field."
         )
     torso = partial(Convolutional, channels, dense, activation, dtype)
-    described = dict(channels=channels, dense=dense, activation=activation)
     return actor_critic(
-        "cnn",
         env,
         torso,
         separate=separate,
@@ -130,5 +136,4 @@ def cnn(
         dtype=dtype,
         select=select,
         extra=extra,
-        **described,
     )

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 
 def orthogonal(gain: float) -> Callable:
-    """An initialiser of `gain` times orthonormal rows or columns (the fewer of both), Haar-distributed; kernels [..., in, out].
+    """An initialiser of `gain` times orthonormal rows or columns (the fewer of both).
 
-    Gram-Schmidt, each vector twice ("twice is enough", Giraud et al. 2005), in plain operations: batched QR of LAPACK, which
-    `flax.linen.initializers.orthogonal` becomes under vmap over seeds, can deadlock jaxlib's thread pool on two cores
-    (two such calls wait for each other's tasks).
+    Haar-distributed; kernels [..., in, out]. Gram-Schmidt, each vector twice ("twice is enough",
+    Giraud et al. 2005), in plain operations: batched QR of LAPACK, which
+    `flax.linen.initializers.orthogonal` becomes under vmap over seeds, can deadlock jaxlib's thread
+    pool on two cores (two such calls wait for each other's tasks).
 
     >>> w = orthogonal(1.0)(jax.random.key(0), (3, 2), jnp.float32)
     >>> bool(jnp.allclose(w.T @ w, jnp.eye(2), atol=1e-6))
@@ -22,9 +23,8 @@ def orthogonal(gain: float) -> Callable:
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         rows, columns = math.prod(shape[:-1]), shape[-1]
-        vectors = jax.random.normal(
-            key, (min(rows, columns), max(rows, columns)), jnp.float32
-        )  # one in each row
+        few, many = min(rows, columns), max(rows, columns)
+        vectors = jax.random.normal(key, (few, many), jnp.float32)  # one in each row
 
         def body(i, done):
             vector = vectors[i]

@@ -11,28 +11,22 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Discrete, Outputs, Policy, UsageError
+from jaxkd.description import described
 from jaxkd.distributions import Categorical, Normal
 from jaxkd.networks import module, wrap
 from jaxkd.networks.initial import orthogonal
 
-_TAKEN = (
-    "actor",
-    "critic",
-    "input",
-    "recurrent",
-    "policy",
-    "value",
-    "log_std",
-)  # names of the built-in networks' parameters
-_HIDDEN, _POLICY, _VALUE = (
-    math.sqrt(2),
-    0.01,
-    1.0,
-)  # gains of the orthogonal initialisation (Andrychowicz et al. 2021)
+# names of the built-in networks' parameters
+_TAKEN = ("actor", "critic", "input", "recurrent", "policy", "value", "log_std")
+# gains of the orthogonal initialisation (Andrychowicz et al. 2021)
+_HIDDEN, _POLICY, _VALUE = math.sqrt(2), 0.01, 1.0
 
 
 class Dense(nn.Module):
-    """Dense layers, each followed by the activation; observations are flattened, concatenated and cast first."""
+    """Dense layers, each followed by the activation.
+
+    Observations are flattened, concatenated and cast first.
+    """
 
     hidden: tuple[int, ...]
     activation: Callable
@@ -78,11 +72,15 @@ class ActorCritic(nn.Module):
 def heads(
     module: Any, hidden: Sequence[jax.Array], features: jax.Array, behind: jax.Array
 ) -> Outputs:
-    """A policy head on `features`, the value heads on what is `behind` them; called inside a module that holds what they need.
+    """A policy head on `features`, the value heads on what is `behind` them.
+
+    Called inside a module that holds what they need.
 
     Args:
-        module: with action_space, extra (names of further value heads) and dtype; the heads become its own.
-        hidden: every layer [..., F], shown in `Outputs.extra` as "hidden_0", "hidden_1", ...; jit deletes those that nothing reads.
+        module: with action_space, extra (names of further value heads) and dtype; the heads become
+            its own.
+        hidden: every layer [..., F], shown in `Outputs.extra` as "hidden_0", "hidden_1", ...; jit
+            deletes those that nothing reads.
         features, behind: [..., F].
     """
 
@@ -104,36 +102,23 @@ def heads(
 
 
 def extra_heads(extra: Sequence[str]) -> tuple[str, ...]:
-    """The names of further value heads, checked: "hidden_0", "hidden_1", ... are the layers in `Outputs.extra`."""
+    """The names of further value heads, checked: "hidden_0", ... are layers in `Outputs.extra`."""
     for name in extra:
         if name.startswith("hidden_") or name in _TAKEN:
             raise UsageError(
-                f"extra names a head {name!r}, but hidden_0, hidden_1, ... are the layers, and {', '.join(_TAKEN)} are taken."
+                f"extra names a head {name!r}, but hidden_0, hidden_1, ... are the layers, and "
+                f"{', '.join(_TAKEN)} are taken."
             )
     return tuple(extra)
 
 
-def actor_critic(
-    name: str,
-    env: Any,
-    torso: Callable,
-    *,
-    separate,
-    normalise,
-    dtype,
-    select,
-    extra,
-    **described: Any,
-) -> Policy:
+def actor_critic(env: Any, torso: Callable, *, separate, normalise, dtype, select, extra) -> Policy:
     """The policy of a torso with the heads of `ActorCritic`."""
     network = ActorCritic(torso, env.action_space, separate, extra_heads(extra), dtype)
-    common = dict(
-        separate=separate, normalise=normalise, dtype=dtype, select=select, extra=tuple(extra)
-    )
-    description = module.describe(name, env, **described, **common)
-    return module.build(env, network, normalise=normalise, select=select, description=description)
+    return module.feedforward(env, network, normalise=normalise, select=select)
 
 
+@described
 def mlp(
     env: Any,
     hidden: Sequence[int],
@@ -148,10 +133,12 @@ def mlp(
 ) -> Policy:
     """A multilayer perceptron with a policy and a value head; orthogonal weights, zero biases.
 
-    Its hidden layers [..., F] are in `Outputs.extra`: "hidden_0", "hidden_1", ... (with `separate`, those of the policy's torso).
+    Its hidden layers [..., F] are in `Outputs.extra`: "hidden_0", "hidden_1", ... (with
+    `separate`, those of the policy's torso).
 
     Args:
-        env: an `Env` or anything with `obs_spec` and `action_space`. Several observation arrays are flattened and concatenated.
+        env: an `Env` or anything with `obs_spec` and `action_space`. Several observation arrays
+            are flattened and concatenated.
         hidden: widths of the hidden layers.
         separate: the value has a torso of its own. PPO teachers want it.
         activation: a function of `jax.nn` or `jax.numpy`.
@@ -172,9 +159,7 @@ def mlp(
         raise UsageError("hidden must name at least one layer, such as hidden=(64, 64).")
     ranks = tuple(len(x.shape) for x in jax.tree.leaves(wrap.field(env.obs_spec, select)))
     torso = partial(Dense, hidden, activation, layer_norm, dtype, ranks)
-    described = dict(hidden=hidden, activation=activation, layer_norm=layer_norm)
     return actor_critic(
-        "mlp",
         env,
         torso,
         separate=separate,
@@ -182,5 +167,4 @@ def mlp(
         dtype=dtype,
         select=select,
         extra=extra,
-        **described,
     )

@@ -1,35 +1,36 @@
 """From a flax module to a `Policy`."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import errors
 
-from jaxkd import check
-from jaxkd.base import Box, Discrete, Outputs, Policy, UsageError
+from jaxkd.base import Discrete, Outputs, Policy, UsageError
+from jaxkd.description import Spec as Spec  # what a test or a user gives instead of an Env
+from jaxkd.description import described
 from jaxkd.distributions import Categorical, Normal
 from jaxkd.networks import wrap
 
 
-class Spec(NamedTuple):
-    """What a network must know of an environment; `Env` has the same two fields."""
-
-    obs_spec: Any  # ShapeDtypeStruct of one observation (a pytree)
-    action_space: Any  # Discrete | Box
-
-
+@described
 def feedforward(
     env: Any, module: nn.Module, *, normalise: bool = False, select: str | None = None
 ) -> Policy:
     """A policy from your own flax module.
 
+    What the module keeps beside its collection "params" is not trained: running averages of a
+    `BatchNorm(use_running_average=True)` stay as they are (right for a teacher that was trained
+    elsewhere). A module that must update them, or draw random numbers, is refused.
+
     Args:
         env: an `Env` or anything with `obs_spec` and `action_space`.
-        module: called with obs [..., *obs_shape] in its own dtype, returns `Outputs`, or (policy parameters, value [...]), or
-            policy parameters alone: logits [..., A], or for D continuous actions mean and log-std [..., 2 D], or a
-            distribution record.
+        module: called with obs [..., *obs_shape] in its own dtype, returns `Outputs`, or (policy
+            parameters, value [...]), or policy parameters alone: logits [..., A], or for D
+            continuous actions mean and log-std [..., 2 D], or a distribution record. To be saved,
+            its class and functions are defined at the top of a module.
         normalise: observations standardised by running statistics, kept beside the weights.
         select: the field of a dict observation that the module sees.
 
@@ -37,71 +38,43 @@ def feedforward(
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
     >>> policy = feedforward(env, nn.Dense(2))                       # logits alone
     """
-    return build(env, module, normalise=normalise, select=select)
-
-
-def build(
-    env: Any, module: nn.Module, *, normalise: bool, select: str | None, description: tuple = ()
-) -> Policy:
-    """`feedforward` for the factories of this folder, which also say how to make the policy again."""
     obs_spec = wrap.field(env.obs_spec, select)
     action_space = env.action_space
 
     def init(key):
         obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), obs_spec)
-        return module.init(key, obs)
-
-    def apply(params, obs):
-        return _outputs(module.apply(params, obs), action_space)
+        return _called(module.init, module, key, obs)
 
     def step(params, carry, obs, reset):
-        return carry, apply(params, obs)
+        return carry, _outputs(_called(module.apply, module, params, obs), action_space)
 
-    return wrapped(
-        Policy(init, lambda num_envs: (), step, step, description=description),
-        obs_spec,
-        normalise,
-        select,
-    )
+    def trainable(params):
+        return {
+            collection: jax.tree.map(lambda x, own=collection == "params": own, variables)
+            for collection, variables in params.items()
+        }
+
+    policy = Policy(init, lambda num_envs: (), step, step, trainable=trainable)
+    return wrapped(policy, obs_spec, normalise, select)
 
 
 def wrapped(policy: Policy, obs_spec: Any, normalise: bool, select: str | None) -> Policy:
-    """`policy` on `obs_spec`, standardised where asked for, as the field `select` of a dict observation."""
+    """`policy` on `obs_spec`, standardised where asked for, as the field `select` of an obs."""
     if normalise:
         policy = wrap.normalised(policy, obs_spec)
-    return (
-        wrap.select(policy, select)._replace(description=policy.description) if select else policy
-    )
+    return wrap.select(policy, select) if select else policy
 
 
-def describe(name: str, env: Any, **keywords: Any) -> tuple:
-    """The hashable description of a built-in policy: (factory, ((keyword, plain value), ...))."""
-    plain = {k: getattr(v, "__name__", v) if callable(v) else v for k, v in keywords.items()}
-    plain["dtype"] = jnp.dtype(keywords["dtype"]).name
-    obs, action = check.spaces(env.obs_spec, env.action_space)
-    return name, (("obs", obs), ("action", action), *plain.items())
-
-
-def spec_of(description: tuple) -> Spec:
-    """The observation and action specification a description was made for; dicts of arrays come back as dicts.
-
-    >>> spec_of(("mlp", (("obs", (("", (4,), "float32"),)), ("action", ("discrete", 2))))).action_space
-    Discrete(n=2)
-    """
-    keywords = dict(description[1])
-    kind, *size = keywords["action"]
-    obs: Any = {}
-    for path, shape, dtype in keywords["obs"]:
-        spec = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
-        if not path:
-            obs = spec
-            break
-        *folders, name = path.split("/")
-        place = obs
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = spec
-    return Spec(obs, Discrete(*size) if kind == "discrete" else Box(tuple(size)))
+def _called(function: Any, module: nn.Module, *args: Any) -> Any:
+    """`function(*args)` of a module; what flax says of a module that needs more becomes ours."""
+    try:
+        return function(*args)
+    except (errors.ModifyScopeVariableError, errors.InvalidRngError) as error:
+        raise UsageError(
+            f"{type(module).__name__} updates running averages or draws random numbers (BatchNorm, "
+            f"Dropout), which a policy cannot. Make it with use_running_average=True and "
+            f"deterministic=True, or use LayerNorm, or normalise=True."
+        ) from error
 
 
 def _outputs(result: Any, action_space: Any) -> Outputs:
@@ -112,7 +85,8 @@ def _outputs(result: Any, action_space: Any) -> Outputs:
     if isinstance(result, tuple) and not hasattr(result, "_fields"):
         if len(result) != 2:
             raise UsageError(
-                f"a module returns Outputs, (policy parameters, value) or policy parameters; got {len(result)} values."
+                f"a module returns Outputs, (policy parameters, value) or policy parameters; "
+                f"got {len(result)} values."
             )
         parameters, value = result
     else:
@@ -124,7 +98,8 @@ def _outputs(result: Any, action_space: Any) -> Outputs:
     )
     if parameters.shape[-1] != wanted:
         raise UsageError(
-            f"a module for {action_space} returns policy parameters [..., {wanted}], got {parameters.shape}."
+            f"a module for {action_space} returns policy parameters [..., {wanted}], "
+            f"got {parameters.shape}."
         )
     if isinstance(action_space, Discrete):
         return Outputs(Categorical(parameters), value)

@@ -1,7 +1,8 @@
-"""Networks with a memory: dense layers, an LSTM or GRU cell, and the heads of every built-in network.
+"""Networks with a memory: dense layers, an LSTM or GRU cell, and every built-in network's heads.
 
-Legend of shapes: `L` time, `N` sequences, `X` inputs of the cell, `H` units of the cell, `G` gates (4 in an LSTM, 3 in a GRU).
-Everything but the recurrence itself is computed on the whole [L, N] outside of the scan, the cell's input projection too.
+Legend of shapes: `L` time, `N` sequences, `X` inputs of the cell, `H` units of the cell, `G` gates
+(4 in an LSTM, 3 in a GRU). Everything but the recurrence itself is computed on the whole [L, N]
+outside of the scan, the cell's input projection too.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Policy, UsageError
+from jaxkd.description import described
 from jaxkd.networks import module, wrap
 from jaxkd.networks.initial import orthogonal
 from jaxkd.networks.mlp import Dense, extra_heads, heads
@@ -22,7 +24,7 @@ _FORGET = 1.0  # initial bias of the forget gate: remember first (Jozefowicz et 
 
 
 class Cell(NamedTuple):
-    """A recurrence. A carry is a tuple of `memories` arrays float32 [N, H]; the first is what the cell shows."""
+    """A recurrence. A carry is `memories` arrays float32 [N, H]; the cell shows the first."""
 
     gates: int  # G
     memories: int
@@ -31,7 +33,10 @@ class Cell(NamedTuple):
 
 
 def _lstm(carry: tuple, inputs: jax.Array, kernel: jax.Array) -> tuple:
-    """f, i, o = sigmoid(W [x, h] + b), c' = f c + i tanh(W_c [x, h] + b_c), h' = o tanh(c') (Hochreiter 1997; Gers et al. 2000)."""
+    """f, i, o = sigmoid(W [x, h] + b), c' = f c + i tanh(W_c [x, h] + b_c), h' = o tanh(c').
+
+    Hochreiter & Schmidhuber 1997; Gers et al. 2000.
+    """
     h, c = carry
     f, i, o, new = jnp.split(
         (inputs + h.astype(inputs.dtype) @ kernel).astype(jnp.float32), 4, axis=-1
@@ -41,7 +46,10 @@ def _lstm(carry: tuple, inputs: jax.Array, kernel: jax.Array) -> tuple:
 
 
 def _gru(carry: tuple, inputs: jax.Array, kernel: jax.Array) -> tuple:
-    """r, z = sigmoid(W [x, h] + b), n = tanh(W_n x + b_n + r U_n h), h' = (1 - z) n + z h (Cho et al. 2014, as in cuDNN)."""
+    """r, z = sigmoid(W [x, h] + b), n = tanh(W_n x + b_n + r U_n h), h' = (1 - z) n + z h.
+
+    Cho et al. 2014, as in cuDNN.
+    """
     (h,) = carry
     rest, inner = (x.astype(jnp.float32) for x in (inputs, h.astype(inputs.dtype) @ kernel))
     (r, z, n), (ur, uz, un) = (jnp.split(x, 3, axis=-1) for x in (rest, inner))
@@ -78,7 +86,10 @@ class Recurrent(nn.Module):
 
     @nn.compact
     def __call__(self, carry, obs, reset):
-        """(carry [N, ...], obs [N] or [L, N], reset alike) -> (carry, Outputs); where reset, the carry is zeros first."""
+        """(carry [N, ...], obs [N] or [L, N], reset alike) -> (carry, Outputs).
+
+        Where reset, the carry is zeros first.
+        """
         cell, width = self.cell, self.cell.gates * self.units
         layers = self.torso(name="actor").layers(obs)
         bias = lambda key, shape, dtype: jnp.repeat(jnp.array(cell.biases, dtype), self.units)
@@ -106,6 +117,7 @@ class Recurrent(nn.Module):
 def _recurrent(
     name, cell, env, hidden, units, activation, normalise, dtype, select, extra
 ) -> Policy:
+    """The policy of `lstm` and `gru`; `name` is for messages."""
     hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     for width in hidden:
         check.count("hidden", width)
@@ -125,14 +137,11 @@ def _recurrent(
         obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), obs_spec)
         return network.init(key, initial_carry(1), obs, jnp.ones(1))
 
-    common = dict(
-        activation=activation, normalise=normalise, dtype=dtype, select=select, extra=tuple(extra)
-    )
-    description = module.describe(name, env, hidden=hidden, units=units, **common)
-    policy = Policy(init, initial_carry, network.apply, network.apply, description=description)
+    policy = Policy(init, initial_carry, network.apply, network.apply)
     return module.wrapped(policy, obs_spec, normalise, select)
 
 
+@described
 def lstm(
     env: Any,
     hidden: Sequence[int] = (64,),
@@ -144,9 +153,10 @@ def lstm(
     select: str | None = None,
     extra: Sequence[str] = (),
 ) -> Policy:
-    """Dense layers, an LSTM cell, a policy and a value head (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
+    """Dense layers, an LSTM cell, a policy and a value head.
 
-    The carry is (h, c), zeros where an episode begins. Weights are orthogonal for each gate, the forget gate's bias begins at 1.
+    The carry is (h, c), zeros where an episode begins. Weights are orthogonal for each gate, the
+    forget gate's bias begins at 1. Hochreiter & Schmidhuber 1997; Gers et al. 2000.
 
     Args:
         env: an `Env` or anything with `obs_spec` and `action_space`.
@@ -154,7 +164,8 @@ def lstm(
         units: H, the width of the cell; default that of the last dense layer.
         activation: of the dense layers.
         dtype: of the matrix products; the carry stays float32.
-        normalise, select, extra: as in `mlp`; the layers in `Outputs.extra` end with the cell's h, which is `features` too.
+        normalise, select, extra: as in `mlp`; the layers in `Outputs.extra` end with the cell's h,
+            which is `features` too.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
@@ -165,6 +176,7 @@ def lstm(
     return _recurrent("lstm", LSTM, env, hidden, units, activation, normalise, dtype, select, extra)
 
 
+@described
 def gru(
     env: Any,
     hidden: Sequence[int] = (64,),
@@ -176,10 +188,13 @@ def gru(
     select: str | None = None,
     extra: Sequence[str] = (),
 ) -> Policy:
-    """Dense layers, a GRU cell, a policy and a value head (Cho et al. 2014); three quarters of an LSTM cell's parameters.
+    """Dense layers, a GRU cell, a policy and a value head (Cho et al. 2014).
+
+    The cell has three quarters of an LSTM cell's parameters.
 
     Args:
-        env, hidden, units, activation, normalise, dtype, select, extra: as in `lstm`; the carry is (h,).
+        env, hidden, units, activation, normalise, dtype, select, extra: as in `lstm`; the carry is
+            (h,).
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)

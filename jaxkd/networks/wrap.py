@@ -6,19 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import check, moments
-from jaxkd.base import Policy, UsageError
+from jaxkd.base import Discrete, Policy, UsageError
+from jaxkd.description import described, spec
 
-_EPISODE = (
-    2**16
-)  # numbers of noise between two episodes of one environment: more than there are environments
 _CLIP = 10.0  # of standardised observations, as in Stable-Baselines3's VecNormalize
 
 
+@described
 def normalised(policy: Policy, obs_spec: Any) -> Policy:
-    """`policy` on observations standardised by their running mean and variance, clipped to [-10, 10].
+    """`policy` on observations standardised by running mean and variance, clipped to [-10, 10].
 
-    The statistics live beside the weights, as params["statistics"]: they get no gradient and no weight decay, a student's
-    are updated once an update, a teacher's are frozen.
+    The statistics live beside the weights, as params["statistics"]: they are not `trainable`, a
+    student's are updated once an update, a teacher's are frozen.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
@@ -43,19 +42,31 @@ def normalised(policy: Policy, obs_spec: Any) -> Policy:
             "statistics": moments.update(params["statistics"], obs),
         }
 
+    def trainable(params):
+        return {
+            "policy": policy.trainable(params["policy"]),
+            "statistics": jax.tree.map(lambda x: False, params["statistics"]),
+        }
+
     return policy._replace(
-        init=init, step=through(policy.step), unroll=through(policy.unroll), observe=observe
+        init=init,
+        step=through(policy.step),
+        unroll=through(policy.unroll),
+        observe=observe,
+        trainable=trainable,
     )
 
 
+@described
 def select(policy: Policy, name: str) -> Policy:
-    """`policy` on one field of a dict observation: a privileged teacher and a blind student select different ones.
+    """`policy` on one field of a dict observation.
 
-    Save the policy inside, or make it with `select=`, which is saved; this one has no description. Raises a UsageError when it is first
-    used on an observation without that field.
+    A privileged teacher and a blind student select different ones. Raises a UsageError when it is
+    first used on an observation without that field.
 
     >>> import jaxkd
-    >>> policy = select(jaxkd.networks.mlp(jaxkd.envs.make("CartPole-v1", num_envs=2), hidden=(8,)), "vector")
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
+    >>> policy = select(jaxkd.networks.mlp(env, hidden=(8,)), "vector")
     """
 
     def through(call):
@@ -65,15 +76,18 @@ def select(policy: Policy, name: str) -> Policy:
         step=through(policy.step),
         unroll=through(policy.unroll),
         observe=lambda params, obs: policy.observe(params, field(obs, name)),
-        description=(),
     )
 
 
+@described
 def temper(policy: Policy, temperature: float | jax.Array) -> Policy:
-    """`policy` with its distribution tempered: Q-values to a soft policy (Rusu et al. 2015: a teacher at 0.01), a bolder behaviour.
+    """`policy` with its distribution tempered.
+
+    Q-values to a soft policy (Rusu et al. 2015: a teacher at 0.01), a bolder behaviour.
 
     >>> import jaxkd
-    >>> teacher = temper(jaxkd.networks.mlp(jaxkd.envs.make("CartPole-v1", num_envs=2), hidden=(8,)), 0.01)
+    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
+    >>> teacher = temper(jaxkd.networks.mlp(env, hidden=(8,)), 0.01)
     """
     check.number("temperature", temperature, low=0, above=True)
 
@@ -84,27 +98,30 @@ def temper(policy: Policy, temperature: float | jax.Array) -> Policy:
 
         return tempered
 
-    return policy._replace(step=through(policy.step), unroll=through(policy.unroll), description=())
+    return policy._replace(step=through(policy.step), unroll=through(policy.unroll))
 
 
+@described
 def q(policy: Policy) -> Policy:
-    """A Q network of a discrete policy: its logits are Q(s, a), and value = max_a Q(s, a); what else it called value is not used.
+    """A Q network of a discrete policy: its logits are Q(s, a), and value = max_a Q(s, a).
 
-    Its greedy action is the policy's own, with the same params. What it samples is softmax(Q): temper it before a KL
-    (`temper(q(policy), 0.01)`). Save it as `policy` and wrap what is loaded; the wrapped one has no description.
+    What else it called value is not used. Its greedy action is the policy's own, with the same
+    params. What it samples is softmax(Q): temper it before a KL (`temper(q(policy), 0.01)`).
 
     Raises:
-        UsageError: for continuous actions, at once where the policy has a description, else when it is first used.
+        UsageError: for continuous actions, at once where the policy has a description, else when it
+            is first used.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
     >>> teacher = temper(q(jaxkd.networks.mlp(env, hidden=(8,), layer_norm=True)), 0.01)
     """
     check.kind("policy", policy, Policy, "a Policy (jaxkd.networks.mlp and others)")
-    action: tuple = dict(policy.description[1]).get("action", ()) if policy.description else ()
-    if action and action[0] != "discrete":
+    made_for = spec(policy)
+    if made_for and not isinstance(made_for.action_space, Discrete):
         raise UsageError(
-            f"a Q network has a value for each of n discrete actions, but the policy acts in {action[1]} continuous dimensions."
+            f"a Q network has a value for each of n discrete actions, but the policy acts in "
+            f"{made_for.action_space.shape[0]} continuous dimensions."
         )
 
     def through(call):
@@ -112,76 +129,14 @@ def q(policy: Policy) -> Policy:
             carry, out = call(params, carry, obs, reset)
             if not hasattr(out.policy, "logits"):
                 raise UsageError(
-                    f"a Q network has a value for each of n discrete actions, but the policy is {type(out.policy).__name__}."
+                    f"a Q network has a value for each of n discrete actions, but the policy is "
+                    f"{type(out.policy).__name__}."
                 )
             return carry, out._replace(value=jnp.max(out.policy.logits, axis=-1))
 
         return valued
 
-    return policy._replace(step=through(policy.step), unroll=through(policy.unroll), description=())
-
-
-def noisy(policy: Policy, std: float | jax.Array) -> Policy:
-    """`policy` with Gaussian noise on its weights, drawn anew for each environment whenever an episode begins (Plappert et al. 2018).
-
-    Exploration that is consistent within an episode. What acted is what the losses see: the carry names the noise, so sequences are unrolled
-    as for a recurrent student. Judge and save the policy inside, with params["policy"]. Costs one set of weights an environment.
-
-    Args:
-        std: of the noise on every weight and bias, >= 0; statistics of observations get none.
-
-    >>> import jaxkd
-    >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
-    >>> explorer = noisy(jaxkd.networks.mlp(env, (8,)), 0.1)
-    >>> sorted(explorer.init(jaxkd.seeds(0, 1)[0]))
-    ['policy', 'seed']
-    """
-    check.number("std", std, low=0)
-
-    def init(key):
-        inside, seed = jax.random.split(key)
-        return {
-            "policy": policy.init(inside),
-            "seed": jax.random.uniform(seed),
-        }  # a float, so that any optimizer takes it; no gradient
-
-    def initial_carry(num_envs):
-        return {
-            "policy": policy.initial_carry(num_envs),
-            "episode": jnp.arange(num_envs, dtype=jnp.int32),
-        }
-
-    def perturbed(params, key):
-        paths, structure = jax.tree_util.tree_flatten_with_path(params)
-        keys = jax.random.split(key, len(paths))
-        drawn = [0.0 if "statistics" in jax.tree_util.keystr(path) else std for path, _ in paths]
-        rows = zip(paths, keys, drawn, strict=True)
-        return jax.tree.unflatten(
-            structure,
-            [x + scale * jax.random.normal(own, x.shape, x.dtype) for (_, x), own, scale in rows],
-        )
-
-    def step(params, carry, obs, reset):
-        episode = carry["episode"] + jnp.where(reset > 0, _EPISODE, 0)
-        seed = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(params["seed"]), jnp.int32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), episode)
-
-        def one(key, *row):
-            alone = jax.tree.map(lambda x: x[None], row)
-            return jax.tree.map(
-                lambda x: x[0], policy.step(perturbed(params["policy"], key), *alone)
-            )
-
-        inside, out = jax.vmap(one)(keys, carry["policy"], obs, reset)
-        return {"policy": inside, "episode": episode}, out
-
-    def unroll(params, carry, obs, reset):
-        return jax.lax.scan(lambda carry, row: step(params, carry, *row), carry, (obs, reset))
-
-    def observe(params, obs):
-        return params | {"policy": policy.observe(params["policy"], obs)}
-
-    return Policy(init, initial_carry, step, unroll, observe)
+    return policy._replace(step=through(policy.step), unroll=through(policy.unroll))
 
 
 def field(obs: Any, name: str | None) -> Any:
