@@ -179,8 +179,8 @@ def group_relative(
     check.count("group_size", group_size)
     if group_size < 2:
         raise UsageError(
-            f"group_size must be at least 2, got {group_size}: the only member of a group has nobody "
-            f"to be compared with."
+            f"group_size must be at least 2, got {group_size}: the only member of a group "
+            f"has nobody to be compared with."
         )
 
     def evaluate(reward, value, next_value, batch, context):
@@ -257,14 +257,17 @@ def check_groups(returns: Mapping[str, Returns], env: Env, unroll_length: int) -
             )
         if unroll_length < env.max_steps:
             raise UsageError(
-                f"{who} compare whole episodes, but unroll_length = {unroll_length} is shorter than "
-                f"the {env.max_steps} steps of an episode of {env.name!r}. "
+                f"{who} compare whole episodes, but unroll_length = {unroll_length} is shorter "
+                f"than the {env.max_steps} steps of an episode of {env.name!r}. "
                 f"Take unroll_length={env.max_steps}, or envs.make(..., max_steps={unroll_length})."
             )
 
 
 def scale(coef: float | jax.Array | Callable, returns: Returns) -> Returns:
-    """`returns` with its advantage times `coef` (a number or a schedule `update -> coef`); the target stays.
+    """`returns` with its advantage times `coef`; the target stays.
+
+    Args:
+        coef: a number or a schedule `update -> coef`.
 
     >>> scale(2.0, gae(0.999)).fresh
     False

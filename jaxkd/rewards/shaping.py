@@ -45,7 +45,7 @@ def successor(
     coef: float | jax.Array | Callable = 1.0,
     stream: str = "",
 ) -> RewardTransform:
-    """r - coef gamma l(s') (1 - terminated): what a loss on one's own states lacks to be a gradient.
+    """r - coef gamma l(s') (1 - terminated): what a loss on own states lacks to be a gradient.
 
     A student that acts moves the states it is judged on (Czarnecki et al. 2019, theorem 2).
     `policy_gradient` on this reward, plus the distillation loss l itself on every state, descend
@@ -85,7 +85,8 @@ def potential_shaping(
 
     Args:
         gamma: the same as in `returns`, in [0, 1]; with another one the optimal policy moves.
-        coef: a number or a schedule `update -> coef`. While it changes, so do the targets of the critic.
+        coef: a number or a schedule `update -> coef`. While it changes, so do the targets of the
+            critic.
         stream: the reward it is added to.
 
     >>> potential_shaping(0.99).stream
