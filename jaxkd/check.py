@@ -198,13 +198,14 @@ def fits(role: str, policy: Any, env: Any) -> None:
     if cause is None and action == given[1]:
         return
     made_for = spec(policy)
-    expected = (
-        in_words(*spaces(made_for.obs_spec, made_for.action_space))
-        if made_for
-        else f"{action[1] or 'other'} actions or observations"
-    )
+    wanted = spaces(made_for.obs_spec, made_for.action_space) if made_for else given
+    # made for just this environment: then it is the network that does something else
+    named = in_words(*wanted) if wanted != given else ""
+    expected = named or f"{action[1] or 'other'} actions or observations"
+    first_line = next(iter(str(cause).strip().splitlines()), "")
+    reason = f" ({type(cause).__name__}: {first_line})" if cause else ""
     raise UsageError(
-        f"{role} expects {expected}; {env.name!r} gives {in_words(*given)}."
+        f"{role} expects {expected}; {env.name!r} gives {in_words(*given)}.{reason}"
     ) from cause
 
 

@@ -132,8 +132,7 @@ def _is_env(value: Any) -> bool:
 
 def _is_record(value: Any) -> bool:
     """Whether `value` is a NamedTuple or an instance of a dataclass, such as a flax module."""
-    fields = isinstance(value, tuple) and hasattr(value, "_fields")
-    return fields or (dataclasses.is_dataclass(value) and not isinstance(value, type))
+    return not isinstance(value, type) and _holds_fields(type(value))
 
 
 def _fields(record: Any) -> dict[str, Any]:
@@ -228,15 +227,12 @@ def show(value: Any) -> str:
 
 
 def _show_record(value: Any) -> str:
-    required = [field for field in getattr(value, "_fields", ()) if field not in _defaults(value)]
+    fields, defaults = getattr(value, "_fields", ()), getattr(value, "_field_defaults", {})
+    required = [field for field in fields if field not in defaults]
     main = getattr(value, required[-1]) if required else None
     if callable(main) and not isinstance(main, type):
         return show(main)  # a record by hand, LossTerm(init, loss): what its user has named is loss
     return _call(type(value).__name__, _fields(value))
-
-
-def _defaults(value: Any) -> dict:
-    return getattr(value, "_field_defaults", {})
 
 
 def _chosen(description: Description) -> dict[str, Any]:
