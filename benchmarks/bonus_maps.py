@@ -29,14 +29,7 @@ def deep_sea() -> tuple:
     env = jaxkd.envs.make("DeepSea-bsuite", NUM_ENVS, size=SIZE)
     reached = np.tril(np.ones((SIZE, SIZE), bool)).ravel()
     reached[0] = False  # nothing leads to the start
-    return (
-        env,
-        keywords(SIZE),
-        cells,
-        lambda obs: jnp.argmax(obs.reshape(-1)),
-        (SIZE, SIZE),
-        reached,
-    )
+    return env, keywords(SIZE), cells, lambda obs: jnp.argmax(obs.reshape(-1)), (SIZE, SIZE), reached
 
 
 def four_rooms() -> tuple:
@@ -45,16 +38,9 @@ def four_rooms() -> tuple:
     env = presets.make_env("FourRooms-misc", p)
     side = 13
     goal = env.reset(jax.random.key(SEED))[1][0, 2:]
-    where = jnp.stack(jnp.meshgrid(jnp.arange(side), jnp.arange(side), indexing="ij"), -1).reshape(
-        -1, 2
-    )
+    where = jnp.stack(jnp.meshgrid(jnp.arange(side), jnp.arange(side), indexing="ij"), -1).reshape(-1, 2)
     cells = jnp.concatenate([where, jnp.broadcast_to(goal, where.shape)], -1)
-    given = dict(
-        unroll_length=p.unroll_length,
-        learning_rate=p.learning_rate,
-        num_epochs=p.num_epochs,
-        entropy=p.entropy,
-    )
+    given = dict(unroll_length=p.unroll_length, learning_rate=p.learning_rate, num_epochs=p.num_epochs, entropy=p.entropy)
     return env, given, cells, lambda obs: obs[0] * side + obs[1], (side, side), None
 
 
@@ -63,22 +49,14 @@ def maps(name: str, parts: tuple) -> list[tuple[np.ndarray, np.ndarray]]:
     env, given, cells, number, shape, _ = parts
     normal = name != "DeepSea-bsuite"
     policy = networks.mlp(env, (64, 64), separate=True, extra=("bonus",), normalise=normal)
-    bonus = rewards.rnd(
-        predictor=PREDICTOR._replace(normalise=normal), terminal=False, stream="bonus"
-    )
+    bonus = rewards.rnd(predictor=PREDICTOR._replace(normalise=normal), terminal=False, stream="bonus")
     counted = {"visits": rewards.count(number, len(cells), coef=0.0)}
     algorithm = methods.exploration(env, policy, bonus=bonus, rewards=counted, **given)
-    here = dict.fromkeys(Batch._fields, ()) | {
-        "next_obs": cells[None],
-        "terminated": jnp.zeros((1, len(cells))),
-    }
+    here = dict.fromkeys(Batch._fields, ()) | {"next_obs": cells[None], "terminated": jnp.zeros((1, len(cells)))}
 
     def look(state, key):
         paid = bonus.update(
-            jnp.zeros((1, len(cells))),
-            state.rewards["bonus"],
-            Batch(**here),
-            Context(jnp.int32(0), jnp.float32(0), (), key),
+            jnp.zeros((1, len(cells))), state.rewards["bonus"], Batch(**here), Context(jnp.int32(0), jnp.float32(0), (), key)
         )
         return paid[0][0].reshape(shape), state.rewards["visits"].reshape(shape)
 
@@ -88,9 +66,7 @@ def maps(name: str, parts: tuple) -> list[tuple[np.ndarray, np.ndarray]]:
     for check in (0, 1, 2, CHECKS):
         until = UPDATES[name] * check // CHECKS
         if until > done:
-            *_, (state, _) = jaxkd.stream(
-                algorithm, key, until - done, chunk_size=until - done, state=state
-            )
+            *_, (state, _) = jaxkd.stream(algorithm, key, until - done, chunk_size=until - done, state=state)
             done = until
         found.append(tuple(np.asarray(x) for x in looked(state, key)))
     return found
@@ -100,27 +76,17 @@ def ranks(bonus: np.ndarray, visits: np.ndarray, cells: np.ndarray) -> float:
     """Rank correlation over the cells; nan before anything was visited."""
     from scipy.stats import spearmanr
 
-    return (
-        float(spearmanr(bonus.ravel()[cells], visits.ravel()[cells]).statistic)
-        if visits.any()
-        else float("nan")
-    )
+    return float(spearmanr(bonus.ravel()[cells], visits.ravel()[cells]).statistic) if visits.any() else float("nan")
 
 
 def main() -> None:
     results, figure = {}, plt.figure(figsize=(11, 9.6), layout="constrained")
     axes = figure.subplots(4, 4)
-    for row, (name, parts) in enumerate(
-        {"DeepSea-bsuite": deep_sea(), "FourRooms-misc": four_rooms()}.items()
-    ):
+    for row, (name, parts) in enumerate({"DeepSea-bsuite": deep_sea(), "FourRooms-misc": four_rooms()}.items()):
         found = maps(name, parts)
         cells = parts[5] if parts[5] is not None else found[-1][1].ravel() > 0
         walls = ~cells.reshape(parts[4])
-        results[name] = {
-            "bonus": [],
-            "visits": [],
-            "rank_correlation": [ranks(*pair, cells) for pair in found],
-        }
+        results[name] = {"bonus": [], "visits": [], "rank_correlation": [ranks(*pair, cells) for pair in found]}
         for column, (bonus, visits) in enumerate(found):
             done = UPDATES[name] * (0, 1, 2, CHECKS)[column] // CHECKS
             for axis, values, title in (
@@ -129,25 +95,12 @@ def main() -> None:
             ):
                 image = axis.imshow(np.where(walls, np.nan, values))
                 figure.colorbar(image, ax=axis, shrink=0.8)
-                axis.set(
-                    title=f"{name.split('-')[0]}, update {done}: {title}", xticks=[], yticks=[]
-                )
+                axis.set(title=f"{name.split('-')[0]}, update {done}: {title}", xticks=[], yticks=[])
                 axis.title.set_fontsize(8)
             results[name]["bonus"].append(np.round(bonus, 6).tolist())
             results[name]["visits"].append(visits.tolist())
-        print(
-            name,
-            "rank correlation of bonus and visits",
-            np.round(results[name]["rank_correlation"], 2),
-        )
-    protocol.write(
-        "bonus_maps",
-        {
-            "maps": results,
-            "settings": protocol.digest({"seed": SEED, "size": SIZE, "updates": UPDATES}),
-        },
-        figure,
-    )
+        print(name, "rank correlation of bonus and visits", np.round(results[name]["rank_correlation"], 2))
+    protocol.write("bonus_maps", {"maps": results, "settings": protocol.digest({"seed": SEED, "size": SIZE, "updates": UPDATES})}, figure)
 
 
 if __name__ == "__main__":

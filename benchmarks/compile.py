@@ -17,15 +17,7 @@ import protocol
 from rich.console import Console
 from rich.table import Table
 
-GAMES = (
-    "CartPole-v1",
-    "Acrobot-v1",
-    "MountainCar-v0",
-    "Pendulum-v1",
-    "Catch-bsuite",
-    "Breakout-MinAtar",
-    "Asterix-MinAtar",
-)
+GAMES = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1", "Catch-bsuite", "Breakout-MinAtar", "Asterix-MinAtar")
 BUDGET, CACHED = 12.0, 3.0
 CHILD = """
 import json, sys, time
@@ -56,9 +48,7 @@ print(json.dumps({"import": start - began, "trace": traced - start, "compile": t
 
 def seconds(name: str, folder: str) -> dict[str, float]:
     """Of one fresh process."""
-    made = subprocess.run(
-        [sys.executable, "-c", CHILD, name, folder], capture_output=True, text=True
-    )
+    made = subprocess.run([sys.executable, "-c", CHILD, name, folder], capture_output=True, text=True)
     if made.returncode:
         raise SystemExit(f"{name}: {made.stderr[-2000:]}")
     return json.loads(made.stdout.splitlines()[-1])
@@ -66,11 +56,7 @@ def seconds(name: str, folder: str) -> dict[str, float]:
 
 def row(name: str) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
-        return {
-            "nothing": seconds(name, ""),
-            "filling": seconds(name, folder),
-            "cached": seconds(name, folder),
-        }
+        return {"nothing": seconds(name, ""), "filling": seconds(name, folder), "cached": seconds(name, folder)}
 
 
 def total(found: dict[str, float]) -> float:
@@ -83,9 +69,7 @@ def gate(rows: dict) -> list[str]:
     for name, found in rows.items():
         for how, most in (("nothing", BUDGET), ("cached", CACHED)):
             if total(found[how]) > most:
-                failed.append(
-                    f"{name}: {total(found[how]):.1f} s from {how}, at most {most:.0f} wanted"
-                )
+                failed.append(f"{name}: {total(found[how]):.1f} s from {how}, at most {most:.0f} wanted")
     return failed
 
 
@@ -96,12 +80,7 @@ def draw(rows: dict):
         axis.bar(places, [r[how]["trace"] for r in rows.values()], 0.38, color=colour, alpha=0.4)
         below = [r[how]["trace"] for r in rows.values()]
         axis.bar(
-            places,
-            [r[how]["compile"] for r in rows.values()],
-            0.38,
-            bottom=below,
-            color=colour,
-            label=f"{how}: trace (pale), compile",
+            places, [r[how]["compile"] for r in rows.values()], 0.38, bottom=below, color=colour, label=f"{how}: trace (pale), compile"
         )
     axis.axhline(BUDGET, color="tab:red", ls=":", lw=0.8)
     axis.axhline(CACHED, color="tab:green", ls=":", lw=0.8)
@@ -112,26 +91,11 @@ def draw(rows: dict):
 
 
 def main(names: list[str]) -> int:
-    rows, table = (
-        {},
-        Table("program", "trace", "compile", "from the cache: trace", "load", "import"),
-    )
+    rows, table = {}, Table("program", "trace", "compile", "from the cache: trace", "load", "import")
     for name in names or GAMES:
         rows[name] = row(name)
         fresh, cached = rows[name]["nothing"], rows[name]["cached"]
-        table.add_row(
-            name,
-            *(
-                f"{x:.1f}"
-                for x in (
-                    fresh["trace"],
-                    fresh["compile"],
-                    cached["trace"],
-                    cached["compile"],
-                    fresh["import"],
-                )
-            ),
-        )
+        table.add_row(name, *(f"{x:.1f}" for x in (fresh["trace"], fresh["compile"], cached["trace"], cached["compile"], fresh["import"])))
     Console(width=100).print(table)
     failed = gate(rows)
     print(*failed or ["passed"], sep="\n")

@@ -18,9 +18,7 @@ from jaxkd import methods, networks, rewards
 
 SEED, SEEDS, SIZE, BUDGET = 4, 20, 10, 80_000
 FAST = exploration.PREDICTOR
-MORE = FAST._replace(
-    num_minibatches=4 * FAST.num_minibatches, learning_rate=FAST.learning_rate / 10
-)
+MORE = FAST._replace(num_minibatches=4 * FAST.num_minibatches, learning_rate=FAST.learning_rate / 10)
 DEFAULT = {"predictor": FAST}
 ARMS = {
     "rnd": DEFAULT,
@@ -40,18 +38,14 @@ def settings() -> dict:
 
 
 def main() -> None:
-    env, arena = (
-        jaxkd.envs.make("DeepSea-bsuite", n, size=SIZE) for n in (exploration.NUM_ENVS, 1)
-    )
+    env, arena = (jaxkd.envs.make("DeepSea-bsuite", n, size=SIZE) for n in (exploration.NUM_ENVS, 1))
     policy, found = networks.mlp(env, (64, 64), separate=True, extra=("bonus",)), {}
     keys = protocol.keys(SEED, "drnd", SEEDS)
     for arm, given in ARMS.items():
         began = time.time()
         bonus = getattr(rewards, arm.split(",")[0])(terminal=False, stream="bonus", **given)
         algorithm = methods.exploration(env, policy, bonus=bonus, **exploration.keywords(SIZE))
-        steps = exploration.steps_to_solve(
-            algorithm, policy, arena, exploration.NUM_ENVS * SIZE, BUDGET, keys=keys
-        )
+        steps = exploration.steps_to_solve(algorithm, policy, arena, exploration.NUM_ENVS * SIZE, BUDGET, keys=keys)
         found[arm] = exploration.row(steps, BUDGET)
         print(
             f"{arm:28} solved {found[arm]['solved']}/{SEEDS}, median {found[arm]['median']:.0f} steps, {time.time() - began:.0f} s",

@@ -30,27 +30,13 @@ from jaxkd.base import Outputs, Policy
 from jaxkd.distributions import Categorical
 
 SEEDS, NUM_ENVS = 20, 64
-SEED, FRESH = (
-    3,
-    5,
-)  # FRESH: of arms whose predictors were set, on seed 2, after they had missed a line on seed 3
+SEED, FRESH = 3, 5  # FRESH: of arms whose predictors were set, on seed 2, after they had missed a line on seed 3
 BUDGET = {14: 250_000, 16: 500_000, 20: 500_000}  # environment steps of one seed
 ARMS = ("none", "count", "rnd", "drnd", "rdd", "ensemble")
-GATES = {
-    14: {"rnd": (16, 76_000)},
-    16: {"ensemble": (16, 350_000), "rnd": (10, np.inf)},
-}  # (seeds that solve, median steps)
+GATES = {14: {"rnd": (16, 76_000)}, 16: {"ensemble": (16, 350_000), "rnd": (10, np.inf)}}  # (seeds that solve, median steps)
 GATES |= {20: {"count": (18, 100_000), "ensemble": (15, 500_000), "rnd": (10, 500_000)}}
 WEIGHT, HELPS = 5.0, 0.6  # of the half-teacher's KL; both against the bonus alone, medians
-ROOMS = {
-    "goal": (11, 11),
-    "teachers_goal": (5, 9),
-    "limit": 40,
-    "weight": 1.0,
-    "half_life": 5.0,
-    "budget": 500_000,
-    "episodes": 32,
-}
+ROOMS = {"goal": (11, 11), "teachers_goal": (5, 9), "limit": 40, "weight": 1.0, "half_life": 5.0, "budget": 500_000, "episodes": 32}
 PREDICTOR = rewards.Predictor(learning_rate=3e-3, num_minibatches=8, normalise=False)
 PREDICTORS = dict.fromkeys(("rnd", "ensemble"), PREDICTOR._replace(num_minibatches=16))
 
@@ -64,9 +50,7 @@ def bonus(name: str, size: int = 0):
 
 
 def keywords(size: int) -> dict:
-    return dict(
-        unroll_length=size, num_epochs=4, num_minibatches=4, learning_rate=3e-3, entropy=0.01
-    )
+    return dict(unroll_length=size, num_epochs=4, num_minibatches=4, learning_rate=3e-3, entropy=0.01)
 
 
 def half_teacher(env) -> Policy:
@@ -92,21 +76,14 @@ def above(student, batch, context):
     return jnp.einsum("...ij,i->...", batch.obs, (jnp.arange(size) < size // 2).astype(jnp.float32))
 
 
-def steps_to_solve(
-    algorithm, policy, arena, per_update: int, budget: int, *inputs, keys
-) -> np.ndarray:
+def steps_to_solve(algorithm, policy, arena, per_update: int, budget: int, *inputs, keys) -> np.ndarray:
     """Environment steps [seed] until the greedy policy gets half of the arena's return of 1; inf where it never does."""
 
     def one(key):
         def body(loop):
             state, _, done = loop
             state, _ = algorithm.step(state, *inputs)
-            won = (
-                jaxkd.evaluate(
-                    arena, policy, state.params, key, num_episodes=arena.num_envs
-                ).returns.mean()
-                > 0.5
-            )
+            won = jaxkd.evaluate(arena, policy, state.params, key, num_episodes=arena.num_envs).returns.mean() > 0.5
             return state, won, done + 1
 
         going = lambda loop: ~loop[1] & (loop[2] < budget // per_update)
@@ -117,19 +94,13 @@ def steps_to_solve(
 
 
 def row(found: np.ndarray, budget: int) -> dict:
-    return {
-        "solved": int(np.isfinite(found).sum()),
-        "median": float(np.median(np.minimum(found, budget))),
-        "steps": found.tolist(),
-    }
+    return {"solved": int(np.isfinite(found).sum()), "median": float(np.median(np.minimum(found, budget))), "steps": found.tolist()}
 
 
 def deep_sea(size: int) -> dict[str, Callable]:
     """What runs every arm at one size."""
     env, arena = (jaxkd.envs.make("DeepSea-bsuite", n, size=size) for n in (NUM_ENVS, 1))
-    plain, curious = (
-        networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",))
-    )
+    plain, curious = (networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",)))
 
     def arm(name):
         if name == "none":
@@ -164,82 +135,37 @@ def half() -> Task:
 
 def rooms() -> Task:
     goal, limit = ROOMS["goal"], ROOMS["limit"]
-    make = lambda n, goal, limit: jaxkd.envs.make(
-        "FourRooms-misc", n, use_visual_obs=True, goal_fixed=list(goal), max_steps=limit
-    )
-    env, arena, school = (
-        make(NUM_ENVS, goal, limit),
-        make(ROOMS["episodes"], goal, limit),
-        make(NUM_ENVS, ROOMS["teachers_goal"], 500),
-    )
+    make = lambda n, goal, limit: jaxkd.envs.make("FourRooms-misc", n, use_visual_obs=True, goal_fixed=list(goal), max_steps=limit)
+    env, arena, school = make(NUM_ENVS, goal, limit), make(ROOMS["episodes"], goal, limit), make(NUM_ENVS, ROOMS["teachers_goal"], 500)
     teacher = networks.mlp(school, (64, 64), separate=True)
-    state, metrics = jaxkd.run(
-        jaxkd.ppo(school, teacher, **keywords(limit)),
-        protocol.keys(SEED, "teacher of rooms", 1)[0],
-        100,
-    )
+    state, metrics = jaxkd.run(jaxkd.ppo(school, teacher, **keywords(limit)), protocol.keys(SEED, "teacher of rooms", 1)[0], 100)
     print(f"rooms: the teacher gets {metrics['return'][-1]:.2f} of its own goal", flush=True)
-    kl = losses.scale(
-        lambda update: ROOMS["weight"] * 0.5 ** (update / ROOMS["half_life"]), losses.forward_kl()
-    )
+    kl = losses.scale(lambda update: ROOMS["weight"] * 0.5 ** (update / ROOMS["half_life"]), losses.forward_kl())
     return Task(env, arena, teacher, state.params, kl, keywords(limit), ROOMS["budget"])
 
 
 def guided(task: Task) -> dict[str, Callable]:
     """What runs every arm, with and without the teacher."""
     env, given, kl = task.env, task.keywords, {"kl": task.kl}
-    plain, curious = (
-        networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",))
-    )
+    plain, curious = (networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",)))
     sizes = {name: given[name] for name in ("unroll_length", "num_epochs", "num_minibatches")}
     arms: dict = {
-        "distillation": (
-            plain,
-            lambda: jaxkd.distill(env, plain, task.teacher, losses=kl, **sizes),
-            (task.params,),
-        ),
-        "kl": (
-            plain,
-            lambda: jaxkd.ppo(env, plain, task.teacher, losses=kl, **given),
-            (task.params,),
-        ),
+        "distillation": (plain, lambda: jaxkd.distill(env, plain, task.teacher, losses=kl, **sizes), (task.params,)),
+        "kl": (plain, lambda: jaxkd.ppo(env, plain, task.teacher, losses=kl, **given), (task.params,)),
     }
     for name in ("rnd", "ensemble"):
-        both = partial(
-            methods.guided_exploration,
-            env,
-            curious,
-            task.teacher,
-            bonus=bonus(name),
-            losses=kl,
-            **given,
-        )
-        arms[name] = (
-            curious,
-            partial(methods.exploration, env, curious, bonus=bonus(name), **given),
-            (),
-        )
+        both = partial(methods.guided_exploration, env, curious, task.teacher, bonus=bonus(name), losses=kl, **given)
+        arms[name] = (curious, partial(methods.exploration, env, curious, bonus=bonus(name), **given), ())
         arms[f"{name} + kl"] = (curious, both, (task.params,))
 
     def run(policy, make, inputs, keys):
-        return steps_to_solve(
-            make(),
-            policy,
-            task.arena,
-            NUM_ENVS * given["unroll_length"],
-            task.budget,
-            *inputs,
-            keys=keys,
-        )
+        return steps_to_solve(make(), policy, task.arena, NUM_ENVS * given["unroll_length"], task.budget, *inputs, keys=keys)
 
     return {name: partial(run, *arm) for name, arm in arms.items()}
 
 
 TASKS = {"half": half, "rooms": rooms}
-TITLES = {
-    "half": "DeepSea 20, a teacher of its first half",
-    "rooms": "FourRooms, a teacher with another goal",
-}
+TITLES = {"half": "DeepSea 20, a teacher of its first half", "rooms": "FourRooms, a teacher with another goal"}
 
 
 def budget_of(part: str) -> int:
@@ -251,25 +177,17 @@ def gate(part: str, result: dict) -> list[str]:
     failed = []
     if part in TASKS:
         if result["distillation"]["solved"]:
-            failed.append(
-                f"distillation alone solves {result['distillation']['solved']}, wanted none"
-            )
+            failed.append(f"distillation alone solves {result['distillation']['solved']}, wanted none")
         for name in ("rnd", "ensemble"):
             share = result[f"{name} + kl"]["median"] / result[name]["median"]
             if share > HELPS:
-                failed.append(
-                    f"{name}: with the teacher {share:.2f} of the steps without, wanted {HELPS}"
-                )
+                failed.append(f"{name}: with the teacher {share:.2f} of the steps without, wanted {HELPS}")
         return failed
     for arm, (solved, median) in GATES[int(part)].items():
         if result[arm]["solved"] < solved or result[arm]["median"] > median:
-            failed.append(
-                f"{arm}: {result[arm]['solved']} solve, median {result[arm]['median']:.0f}; wanted {solved}, {median:.0f}"
-            )
+            failed.append(f"{arm}: {result[arm]['solved']} solve, median {result[arm]['median']:.0f}; wanted {solved}, {median:.0f}")
     if result["rnd"]["median"] > result["none"]["median"] / 3:
-        failed.append(
-            f"rnd needs more than a third of the {result['none']['median']:.0f} steps without a bonus"
-        )
+        failed.append(f"rnd needs more than a third of the {result['none']['median']:.0f} steps without a bonus")
     return failed
 
 
@@ -278,18 +196,8 @@ def draw(part: str, result: dict, budget: int):
     figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
     for arm, found in result.items():
         steps = np.sort([x for x in found["steps"] if np.isfinite(x)])
-        axis.step(
-            [0, *steps, budget],
-            [0, *range(1, len(steps) + 1), len(steps)],
-            where="post",
-            label=f"{arm} ({found['solved']}/{SEEDS})",
-        )
-    axis.set(
-        xlabel="environment steps",
-        ylabel="seeds solved",
-        title=TITLES.get(part, f"DeepSea {part}"),
-        ylim=(-0.5, SEEDS + 0.5),
-    )
+        axis.step([0, *steps, budget], [0, *range(1, len(steps) + 1), len(steps)], where="post", label=f"{arm} ({found['solved']}/{SEEDS})")
+    axis.set(xlabel="environment steps", ylabel="seeds solved", title=TITLES.get(part, f"DeepSea {part}"), ylim=(-0.5, SEEDS + 0.5))
     axis.legend(fontsize=8)
     return figure
 
@@ -301,14 +209,7 @@ def seed_of(arm: str) -> int:
 def settings(part: str, arm: str) -> str:
     """Digest of what an arm's figures depend on; the bonus alone is the same in "half" as in 20."""
     name = arm.removesuffix(" + kl")
-    used: list = [
-        SEEDS,
-        NUM_ENVS,
-        seed_of(arm),
-        budget_of(part),
-        arm,
-        list(PREDICTORS.get(name, PREDICTOR)),
-    ]
+    used: list = [SEEDS, NUM_ENVS, seed_of(arm), budget_of(part), arm, list(PREDICTORS.get(name, PREDICTOR))]
     used += (
         [keywords(ROOMS["limit"]), ROOMS]
         if part == "rooms"
@@ -320,14 +221,9 @@ def settings(part: str, arm: str) -> str:
 def known(part: str) -> dict[str, dict]:
     """Arms that were run with today's settings."""
     found = {}
-    for file in [
-        protocol.RESULTS / f"exploration/{name}.json"
-        for name in (["20"] if part == "half" else []) + [part]
-    ]:
+    for file in [protocol.RESULTS / f"exploration/{name}.json" for name in (["20"] if part == "half" else []) + [part]]:
         arms = json.loads(file.read_text())["arms"] if file.exists() else {}
-        found |= {
-            arm: made for arm, made in arms.items() if made["settings"] == settings(part, arm)
-        }
+        found |= {arm: made for arm, made in arms.items() if made["settings"] == settings(part, arm)}
     return found
 
 
@@ -340,10 +236,7 @@ def measure(part: str) -> dict[str, dict]:
             continue
         began = time.time()
         steps = run(protocol.keys(seed_of(arm), "deep sea", SEEDS))
-        found[arm] = row(steps, budget_of(part)) | {
-            "seconds": time.time() - began,
-            "settings": settings(part, arm),
-        }
+        found[arm] = row(steps, budget_of(part)) | {"seconds": time.time() - began, "settings": settings(part, arm)}
         told = f"solved {found[arm]['solved']}/{SEEDS}, median {found[arm]['median']:.0f} steps, {found[arm]['seconds']:.0f} s"
         print(f"{part}: {arm:14} {told}", flush=True)
     return {arm: found[arm] for arm in arms}
@@ -355,11 +248,7 @@ def main(parts: list[str]) -> int:
         result = measure(part)
         failed = gate(part, result)
         print(*failed or [f"{part}: passed"], sep="\n", flush=True)
-        protocol.write(
-            f"exploration/{part}",
-            {"arms": result, "failed": failed},
-            draw(part, result, budget_of(part)),
-        )
+        protocol.write(f"exploration/{part}", {"arms": result, "failed": failed}, draw(part, result, budget_of(part)))
         failures += len(failed)
     return failures
 

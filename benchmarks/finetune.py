@@ -28,10 +28,7 @@ from jaxkd.base import Behavior
 GAMES = ("CartPole-v1", "Acrobot-v1")
 # Seed 5 was seen by a gate that failed (CartPole: half-life a twentieth of the updates, PPO fell by 48 %), 2, 5 and 7 by the choice of a longer one.
 SEED, STUDENTS, TEACHERS, CHECKS, EPISODES, FALLS = 6, 10, 16, 20, 64, 5
-TRAINED = {
-    "CartPole-v1": 0.25,
-    "Acrobot-v1": 0.05,
-}  # share of the preset's steps: at .25 every teacher of Acrobot is a good one
+TRAINED = {"CartPole-v1": 0.25, "Acrobot-v1": 0.05}  # share of the preset's steps: at .25 every teacher of Acrobot is a good one
 WEAK, STEPS, SWITCH, EPSILON = (0.3, 0.97), 400_000, 0.3, 0.05  # SWITCH: share of the updates
 MOST = 0.10  # of a fall
 
@@ -42,37 +39,22 @@ def weak_teacher(name: str, arena, floor: float):
     env = presets.make_env(name, p)
     policy = presets.teacher_network(env, p)
     algorithm, updates = presets.teaching(env, policy, p, int(TRAINED[name] * p.num_steps))
-    state, _ = jaxkd.run(
-        jaxkd.lanes(algorithm), protocol.keys(SEED, "weak teacher", TEACHERS), updates
-    )
-    returns, _ = protocol.score(
-        arena, policy, state.params, protocol.keys(SEED, "score weak", TEACHERS), 1024
-    )
+    state, _ = jaxkd.run(jaxkd.lanes(algorithm), protocol.keys(SEED, "weak teacher", TEACHERS), updates)
+    returns, _ = protocol.score(arena, policy, state.params, protocol.keys(SEED, "score weak", TEACHERS), 1024)
     kept = (returns - floor) / (p.gate - floor)
     able = [i for i in np.argsort(returns) if WEAK[0] <= kept[i] <= WEAK[1]]
     if not able:
-        raise SystemExit(
-            f"no teacher of {name} is weak enough: they keep {np.round(kept, 2)}; change TRAINED."
-        )
+        raise SystemExit(f"no teacher of {name} is weak enough: they keep {np.round(kept, 2)}; change TRAINED.")
     params = jax.tree.map(lambda x: x[able[0]], state.params)
-    again, _ = protocol.score(
-        arena,
-        policy,
-        jax.tree.map(lambda x: x[None], params),
-        protocol.keys(SEED, "score the weak", 1),
-        1024,
-    )
+    again, _ = protocol.score(arena, policy, jax.tree.map(lambda x: x[None], params), protocol.keys(SEED, "score the weak", 1), 1024)
     return policy, params, float(again[0])
 
 
 def arms(env, p, teacher, size: int, score: float, floor: float, num_updates: int) -> dict:
     """(student, algorithm) by name."""
     switch = int(SWITCH * num_updates)
-    rl = presets.METHODS["distil_then_finetune"].settings(env, p, num_updates) | dict(switch=switch)
-    small, q_small = (
-        presets.student_network(env, p, "auto:1/4", size, method)
-        for method in ("distil_then_finetune", "qdagger")
-    )
+    rl = presets.METHODS["distil_then_finetune"](env, p, num_updates) | dict(switch=switch)
+    small, q_small = (presets.student_network(env, p, "auto:1/4", size, method) for method in ("distil_then_finetune", "qdagger"))
     until = lambda update: (update < switch).astype(jnp.float32)
     after = lambda update: (update >= switch).astype(jnp.float32)
     hard = {"kl": losses.scale(until, losses.forward_kl())}
@@ -80,22 +62,15 @@ def arms(env, p, teacher, size: int, score: float, floor: float, num_updates: in
     fine = lambda **kw: methods.distil_then_finetune(env, small, teacher, **rl | kw)
     terms = {"policy": losses.scale(after, losses.ppo_clip())} | hard
     q_hard = {"kl": losses.scale(lambda update: 3.0 * until(update), losses.forward_kl())}
-    graded = losses.gate(
-        losses.performance_gate(teacher_return=score, random_return=floor), losses.forward_kl()
-    )
-    q = presets.METHODS["jump_start"].settings(env, p, num_updates) | dict(
-        behavior=behavior.epsilon_greedy(EPSILON, teacher_first(switch))
-    )
+    graded = losses.gate(losses.performance_gate(teacher_return=score, random_return=floor), losses.forward_kl())
+    q = presets.METHODS["jump_start"](env, p, num_updates) | dict(behavior=behavior.epsilon_greedy(EPSILON, teacher_first(switch)))
     del q["horizon"], q["epsilon"]
     learner = lambda terms: jaxkd.pqn(env, q_small, teacher, losses=terms, **q)
     return {
         "warm": (small, fine()),
         "abrupt": (small, fine(losses=terms)),
         "cold": (small, fine(losses=terms | cold)),
-        "qdagger": (
-            q_small,
-            learner(q_hard | {"graded": losses.scale(lambda update: 3.0 * after(update), graded)}),
-        ),
+        "qdagger": (q_small, learner(q_hard | {"graded": losses.scale(lambda update: 3.0 * after(update), graded)})),
         "qdagger_hard": (q_small, learner(q_hard)),
         "q_cold": (q_small, learner(q_hard | {"q": losses.scale(after, losses.q_mse())})),
     }
@@ -103,9 +78,7 @@ def arms(env, p, teacher, size: int, score: float, floor: float, num_updates: in
 
 def teacher_first(switch: int) -> Behavior:
     """The teacher acts before the switch, then the student, greedy."""
-    act = lambda key, student, teacher, context: jnp.where(
-        context.update < switch, teacher.policy.sample(key), student.policy.mode()
-    )
+    act = lambda key, student, teacher, context: jnp.where(context.update < switch, teacher.policy.sample(key), student.policy.mode())
     return Behavior(act, needs_teacher=True)
 
 
@@ -114,25 +87,16 @@ def experiment(name: str) -> dict:
     env, arena = presets.make_env(name, p), jaxkd.envs.make(name, 256)
     floor = protocol.random_return(arena, SEED, 1024)
     teacher, params, score = weak_teacher(name, arena, floor)
-    print(
-        f"{name}: the weak teacher {score:.2f}, random {floor:.2f}, {time.time() - began:.0f} s",
-        flush=True,
-    )
+    print(f"{name}: the weak teacher {score:.2f}, random {floor:.2f}, {time.time() - began:.0f} s", flush=True)
     checked = jaxkd.envs.make(name, EPISODES)
     num_updates = STEPS // (env.num_envs * p.unroll_length) // CHECKS * CHECKS
     result = {"teacher": score, "random": floor, "updates": num_updates, "arms": {}}
     for arm, (student, algorithm) in arms(
         env, p, teacher, jaxkd.actor_size(teacher, params, env.obs_spec), score, floor, num_updates
     ).items():
-        one = lambda key, s=student, a=algorithm: protocol.learning_curve(
-            checked, s, a, num_updates, CHECKS, key, params
-        )[1]
+        one = lambda key, s=student, a=algorithm: protocol.learning_curve(checked, s, a, num_updates, CHECKS, key, params)[1]
         curve = np.asarray(jax.jit(jax.vmap(one))(protocol.keys(SEED, arm, STUDENTS)), np.float64)
-        row = {
-            **fall(curve.mean(0), floor),
-            **protocol.summary(curve[:, -1]),
-            "curve": curve.tolist(),
-        }
+        row = {**fall(curve.mean(0), floor), **protocol.summary(curve[:, -1]), "curve": curve.tolist()}
         result["arms"][arm] = row
         print(
             f"  {arm:14} at the switch (check {row['check']}) {row['before']:.2f}, fall {100 * row['fall']:.1f} %, at the end {row['mean']:.2f}",
@@ -158,9 +122,7 @@ def gate(results: dict) -> list[str]:
                     f"{name}: {arm} falls by {100 * r['arms'][arm]['fall']:.1f} % at the switch, at most {100 * MOST:.0f} % wanted"
                 )
         if r["arms"]["warm"]["mean"] < r["teacher"]:
-            failed.append(
-                f"{name}: fine-tuned students end at {r['arms']['warm']['mean']:.2f}, below their teacher's {r['teacher']:.2f}"
-            )
+            failed.append(f"{name}: fine-tuned students end at {r['arms']['warm']['mean']:.2f}, below their teacher's {r['teacher']:.2f}")
         for soft, hard in (("warm", "cold"), ("qdagger", "qdagger_hard")):
             if r["arms"][soft]["fall"] >= r["arms"][hard]["fall"]:
                 failed.append(f"{name}: {hard} falls no more than {soft}")
@@ -168,48 +130,24 @@ def gate(results: dict) -> list[str]:
 
 
 def draw(results: dict):
-    figure, axes = plt.subplots(
-        1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False
-    )
-    colours = dict(
-        warm="tab:blue",
-        abrupt="tab:cyan",
-        cold="tab:red",
-        qdagger="tab:green",
-        qdagger_hard="tab:olive",
-        q_cold="tab:orange",
-    )
+    figure, axes = plt.subplots(1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False)
+    colours = dict(warm="tab:blue", abrupt="tab:cyan", cold="tab:red", qdagger="tab:green", qdagger_hard="tab:olive", q_cold="tab:orange")
     for axis, (name, r) in zip(axes[0], results.items(), strict=True):
         steps = protocol.steps_of_checks(presets.preset(name), r["updates"], CHECKS)
         for arm, colour in colours.items():
             curve = np.asarray(r["arms"][arm]["curve"])
             axis.plot(steps, curve.T, color=colour, alpha=0.15, lw=0.6)
-            axis.plot(
-                steps,
-                curve.mean(0),
-                color=colour,
-                label=f"{arm} (fall {100 * r['arms'][arm]['fall']:.0f} %)",
-            )
+            axis.plot(steps, curve.mean(0), color=colour, label=f"{arm} (fall {100 * r['arms'][arm]['fall']:.0f} %)")
         axis.axhline(r["teacher"], color="k", ls="--", lw=0.8)
         axis.axvline(SWITCH * steps[-1], color="k", ls=":", lw=0.8)
-        axis.set(
-            title=f"{name}, weak teacher (dashed)",
-            xlabel="environment steps",
-            ylabel="greedy return",
-        )
+        axis.set(title=f"{name}, weak teacher (dashed)", xlabel="environment steps", ylabel="greedy return")
         axis.legend(fontsize=7, loc="lower right")
     return figure
 
 
 def settings() -> dict:
-    values: dict = {
-        k: v
-        for k, v in globals().items()
-        if k.isupper() and isinstance(v, int | float | tuple | dict)
-    }
-    return protocol.digest(
-        values | {"presets": {name: presets.preset(name)._asdict() for name in GAMES}}
-    )
+    values: dict = {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple | dict)}
+    return protocol.digest(values | {"presets": {name: presets.preset(name)._asdict() for name in GAMES}})
 
 
 def main(names: list[str]) -> int:

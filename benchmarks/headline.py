@@ -59,9 +59,7 @@ def job(settings: Settings):
 
         def score(name):
             policy = teacher if name == "teacher" else student
-            return jaxkd.evaluate(
-                env, policy, params[name], keys["score"], num_episodes=settings.episodes
-            ).returns.mean()
+            return jaxkd.evaluate(env, policy, params[name], keys["score"], num_episodes=settings.episodes).returns.mean()
 
         return {name: score(name) for name in phases}
 
@@ -74,51 +72,28 @@ def main(settings: Settings) -> None:
     print(f"device: {device}", flush=True)
     console = report.console()
     experiment, sizes, steps = job(settings)
-    with console.status(
-        f"{settings.env}: {settings.seeds} seeds of teacher, student and control in one compiled call"
-    ):
+    with console.status(f"{settings.env}: {settings.seeds} seeds of teacher, student and control in one compiled call"):
         began = time.perf_counter()
-        program = (
-            jax.jit(jax.vmap(experiment))
-            .lower(jaxkd.seeds(settings.seed, settings.seeds))
-            .compile()
-        )
+        program = jax.jit(jax.vmap(experiment)).lower(jaxkd.seeds(settings.seed, settings.seeds)).compile()
         compiled = time.perf_counter()
         played = jax.block_until_ready(program(jaxkd.seeds(settings.seed, settings.seeds)))
-        seconds = {
-            "compile": round(compiled - began, 1),
-            "run": round(time.perf_counter() - compiled, 1),
-        }
+        seconds = {"compile": round(compiled - began, 1), "run": round(time.perf_counter() - compiled, 1)}
     rows = {}
     for name in ROLES:
         x = np.asarray(played[name], np.float64)
         figures = {"iqm": jaxkd.iqm(x), "interval": jaxkd.interval(x), "worst": x.min()}
         rows[name] = figures | {"actor_parameters": sizes[name], "env_steps": steps[name]}
     table = Table(
-        "policy",
-        title=f"{settings.env}: {settings.seeds} seeds, {settings.episodes} greedy episodes each, every policy acting alone",
+        "policy", title=f"{settings.env}: {settings.seeds} seeds, {settings.episodes} greedy episodes each, every policy acting alone"
     )
-    for heading in (
-        "return IQM [95 % interval]",
-        "worst seed",
-        "actor parameters",
-        "environment steps",
-    ):
+    for heading in ("return IQM [95 % interval]", "worst seed", "actor parameters", "environment steps"):
         table.add_column(heading, justify="right")
     for name, row in rows.items():
         low, high = row["interval"]
-        cells = (
-            f"{row['iqm']:.1f} [{low:.1f}, {high:.1f}]",
-            f"{row['worst']:.1f}",
-            f"{sizes[name]:,}",
-            f"{steps[name]:,}",
-        )
+        cells = f"{row['iqm']:.1f} [{low:.1f}, {high:.1f}]", f"{row['worst']:.1f}", f"{sizes[name]:,}", f"{steps[name]:,}"
         table.add_row(ROLES[name], *cells)
     console.print(table)
-    console.print(
-        f"one compiled call: {seconds['run']} s, and {seconds['compile']} s of compiling",
-        highlight=False,
-    )
+    console.print(f"one compiled call: {seconds['run']} s, and {seconds['compile']} s of compiling", highlight=False)
     if settings.save:
         chosen = {k: v for k, v in vars(settings).items() if k != "save"}
         protocol.write("headline", {"settings": chosen, "rows": rows, "seconds": seconds})

@@ -32,14 +32,8 @@ GATED = HIDDEN[:2]
 MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]])
 ARMS = {
     "q_mse": lambda: {"q": losses.logit_mse()},
-    "hvd_mse": lambda: {
-        "global": losses.value_mse(normalise=True),
-        "local": losses.advantage_mse(),
-    },
-    "hvd_kl": lambda: {
-        "global": losses.value_mse(normalise=True),
-        "local": losses.advantage_kl(TEMPERATURE),
-    },
+    "hvd_mse": lambda: {"global": losses.value_mse(normalise=True), "local": losses.advantage_mse()},
+    "hvd_kl": lambda: {"global": losses.value_mse(normalise=True), "local": losses.advantage_kl(TEMPERATURE)},
     "advantage_only": lambda: {"local": losses.advantage_mse()},
     "policy_kl": lambda: {"kl": losses.forward_kl()},  # of the tempered teacher
 }
@@ -89,10 +83,7 @@ def pairs(cells: np.ndarray) -> Env:
     places = jnp.asarray(cells, jnp.float32)
 
     def draw(key):
-        start, apart = (
-            jax.random.randint(k, (BATCH,), low, len(cells))
-            for k, low in zip(jax.random.split(key), (0, 1), strict=True)
-        )
+        start, apart = (jax.random.randint(k, (BATCH,), low, len(cells)) for k, low in zip(jax.random.split(key), (0, 1), strict=True))
         return jnp.concatenate([places[start], places[(start + apart) % len(cells)]], axis=-1)
 
     def step(key, env_state, action):
@@ -100,23 +91,12 @@ def pairs(cells: np.ndarray) -> Env:
         return env_state, TimeStep(obs, obs, zeros, zeros + 1, zeros)
 
     spec = jax.ShapeDtypeStruct((4,), jnp.float32)
-    return Env(
-        lambda key: (jnp.zeros(BATCH), draw(key)),
-        step,
-        BATCH,
-        spec,
-        Discrete(4),
-        1,
-        truncates=False,
-        name="FourRooms pairs",
-    )
+    return Env(lambda key: (jnp.zeros(BATCH), draw(key)), step, BATCH, spec, Discrete(4), 1, truncates=False, name="FourRooms pairs")
 
 
 def scores(student: Policy, params, key, table, *, by_value: bool):
     """Share of goals reached, and the root mean squared error of the student's value (or of its largest Q) over all pairs."""
-    arena = jaxkd.envs.make(
-        "FourRooms-misc", EPISODES, resample_init_pos=True, resample_goal_pos=True, max_steps=LIMIT
-    )
+    arena = jaxkd.envs.make("FourRooms-misc", EPISODES, resample_init_pos=True, resample_goal_pos=True, max_steps=LIMIT)
     won = jaxkd.evaluate(arena, student, params, key, num_episodes=EPISODES).returns.mean()
     places = np.nonzero(table.max(-1))
     both, values = np.stack(places, -1).astype(np.float32), table.max(-1)[places].astype(np.float32)
@@ -133,18 +113,10 @@ def experiment(cells, table, hidden: tuple[int, ...]) -> dict:
         teacher = networks.temper(tabular(), TEMPERATURE) if name == "policy_kl" else tabular()
         sizes = dict(unroll_length=1, num_minibatches=1, optimizer=optax.adam(LEARNING_RATE))
         kd = jaxkd.distill(env, student, teacher, losses=terms(), **sizes)
-        state, _ = jaxkd.run(
-            jaxkd.lanes(kd), jaxkd.seeds(SEED, SEEDS), UPDATES, jnp.asarray(table, jnp.float32)
-        )
+        state, _ = jaxkd.run(jaxkd.lanes(kd), jaxkd.seeds(SEED, SEEDS), UPDATES, jnp.asarray(table, jnp.float32))
         judge = jax.jit(jax.vmap(partial(scores, student, table=table, by_value=name != "q_mse")))
-        won, error = (
-            np.asarray(x, np.float64) for x in judge(state.params, jaxkd.seeds(SEED + 100, SEEDS))
-        )
-        found[name] = {
-            "success": won.mean(),
-            "interval": jaxkd.interval(won, statistic=np.mean),
-            "seeds": won.tolist(),
-        }
+        won, error = (np.asarray(x, np.float64) for x in judge(state.params, jaxkd.seeds(SEED + 100, SEEDS)))
+        found[name] = {"success": won.mean(), "interval": jaxkd.interval(won, statistic=np.mean), "seeds": won.tolist()}
         if "q" in terms() or "global" in terms():
             found[name]["value_rmse"] = error.mean()
     return found
@@ -155,13 +127,9 @@ def gate(result: dict) -> list[str]:
     failed = []
     for hidden in GATED:
         rows = result["hidden"][_label(hidden)]
-        gain = (
-            max(rows[name]["success"] for name in ("hvd_mse", "hvd_kl")) - rows["q_mse"]["success"]
-        )
+        gain = max(rows[name]["success"] for name in ("hvd_mse", "hvd_kl")) - rows["q_mse"]["success"]
         if gain < GAIN:
-            failed.append(
-                f"hidden {_label(hidden)}: hierarchical value distillation gains {gain:+.3f}, wanted {GAIN:+.2f}"
-            )
+            failed.append(f"hidden {_label(hidden)}: hierarchical value distillation gains {gain:+.3f}, wanted {GAIN:+.2f}")
     return failed
 
 
@@ -170,38 +138,26 @@ def _label(hidden: tuple[int, ...]) -> str:
 
 
 def draw(result: dict):
-    figure, axes = plt.subplots(
-        1, len(HIDDEN), figsize=(4 * len(HIDDEN), 3.4), sharey=True, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, len(HIDDEN), figsize=(4 * len(HIDDEN), 3.4), sharey=True, layout="constrained")
     for hidden, axis in zip(HIDDEN, axes, strict=True):
         rows = result["hidden"][_label(hidden)]
         for place, row in enumerate(rows.values()):
             axis.bar(place, row["success"], color="tab:blue", alpha=0.5)
             axis.plot([place] * SEEDS, row["seeds"], "k.", ms=3)
-        axis.set(
-            title=f"hidden {_label(hidden)}",
-            xticks=range(len(rows)),
-            ylabel="goals reached in 60 steps",
-        )
+        axis.set(title=f"hidden {_label(hidden)}", xticks=range(len(rows)), ylabel="goals reached in 60 steps")
         axis.set_xticklabels(rows, rotation=20, fontsize=8)
     return figure
 
 
 def settings() -> dict:
-    return protocol.digest(
-        {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple)}
-    )
+    return protocol.digest({k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple)})
 
 
 def main(names: list[str]) -> int:
     cells = free_cells()
     table = optimal(cells)
-    arena = jaxkd.envs.make(
-        "FourRooms-misc", EPISODES, resample_init_pos=True, resample_goal_pos=True, max_steps=LIMIT
-    )
-    best = jaxkd.evaluate(
-        arena, tabular(), jnp.asarray(table, jnp.float32), jax.random.key(0), num_episodes=EPISODES
-    ).returns.mean()
+    arena = jaxkd.envs.make("FourRooms-misc", EPISODES, resample_init_pos=True, resample_goal_pos=True, max_steps=LIMIT)
+    best = jaxkd.evaluate(arena, tabular(), jnp.asarray(table, jnp.float32), jax.random.key(0), num_episodes=EPISODES).returns.mean()
     print(f"{len(cells)} free cells; the teacher reaches {float(best):.3f}")
     file = protocol.RESULTS / "hierarchical.json"
     before = json.loads(file.read_text())["hidden"] if names and file.exists() else {}

@@ -29,9 +29,7 @@ from jaxkd.distributions import Categorical
 def inverted(self, key):
     """One uniform number a row, by the inverse of the cumulative probabilities."""
     share = jnp.cumsum(jax.nn.softmax(self.logits), axis=-1)[..., :-1]
-    return jnp.sum(jax.random.uniform(key, share.shape[:-1] + (1,)) >= share, axis=-1).astype(
-        jnp.int32
-    )
+    return jnp.sum(jax.random.uniform(key, share.shape[:-1] + (1,)) >= share, axis=-1).astype(jnp.int32)
 
 
 @contextlib.contextmanager
@@ -50,10 +48,7 @@ def unrolled(times: int):
 @contextlib.contextmanager
 def rolled():
     """Random numbers in acting as JAX compiles them."""
-    with (
-        mock.patch.object(rollout, "unrolled", lambda key: key),
-        mock.patch.object(envs.batch, "unrolled", lambda key: key),
-    ):
+    with mock.patch.object(rollout, "unrolled", lambda key: key), mock.patch.object(envs.batch, "unrolled", lambda key: key):
         yield
 
 
@@ -102,21 +97,12 @@ def one_seed(algorithm):
 
 def row(num_envs: int, num_seeds: int) -> dict[str, dict[str, float]]:
     usual = jaxkd.envs.make("CartPole-v1", num_envs)
-    big, small = (
-        jaxkd.networks.mlp(usual, (64, 64), separate=True),
-        jaxkd.networks.mlp(usual, (44,)),
-    )
+    big, small = jaxkd.networks.mlp(usual, (64, 64), separate=True), jaxkd.networks.mlp(usual, (44,))
     sources = {}
     for name, change in LEVERS.items():
-        env = (
-            jaxkd.envs.make("CartPole-v1", num_envs, reset_pool=8)
-            if name == "reset pool"
-            else usual
-        )
+        env = jaxkd.envs.make("CartPole-v1", num_envs, reset_pool=8) if name == "reset pool" else usual
         key = jax.random.key(0, impl="rbg" if name == "rbg" else None)
-        keys, whole = (
-            (key, one_seed) if num_seeds == 1 else (jax.random.split(key, num_seeds), train)
-        )
+        keys, whole = (key, one_seed) if num_seeds == 1 else (jax.random.split(key, num_seeds), train)
         packed = optax.flatten if name == "flat optimizer" else lambda optimizer: optimizer
         kd = jaxkd.distill(env, small, big, losses=terms()[0], optimizer=packed(KD_OPTIMIZER))
         ppo = jaxkd.ppo(env, big, optimizer=packed(PPO_OPTIMIZER))
@@ -141,12 +127,4 @@ def row(num_envs: int, num_seeds: int) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    protocol.write(
-        "levers",
-        {
-            "rows": {
-                f"{n} envs, {seeds} seeds": row(n, seeds)
-                for n, seeds in ((64, 1), (64, 16), (512, 1))
-            }
-        },
-    )
+    protocol.write("levers", {"rows": {f"{n} envs, {seeds} seeds": row(n, seeds) for n, seeds in ((64, 1), (64, 16), (512, 1))}})

@@ -26,10 +26,7 @@ from jaxkd.base import Env, Policy
 from jaxkd.returns import gae
 
 SEED, TEACHERS, SEEDS, EPISODES, ARENA = 3, 16, 10, 1024, 256  # settings were chosen on seed 1
-SETS = {
-    "two": ("CartPole-v1", "Acrobot-v1"),
-    "three": ("CartPole-v1", "Acrobot-v1", "MountainCar-v0"),
-}
+SETS = {"two": ("CartPole-v1", "Acrobot-v1"), "three": ("CartPole-v1", "Acrobot-v1", "MountainCar-v0")}
 GAMES = SETS["three"]
 STUDENT, CONTROL, OWN = "student", "control", "control, own statistics"
 ROLES = {"two": (STUDENT, CONTROL), "three": (STUDENT, CONTROL, OWN)}
@@ -44,9 +41,7 @@ KEEPS = 0.95  # of what each teacher gains over the random policy, mean over see
 def settings() -> dict:
     """All that the result depends on, and its digest."""
     values = {name: value for name, value in globals().items() if name.isupper()}
-    return protocol.digest(
-        values | {"presets": {game: presets.preset(game)._asdict() for game in GAMES}}
-    )
+    return protocol.digest(values | {"presets": {game: presets.preset(game)._asdict() for game in GAMES}})
 
 
 def the_teachers() -> tuple[dict[str, tuple[Policy, Any]], dict[str, dict]]:
@@ -57,12 +52,7 @@ def the_teachers() -> tuple[dict[str, tuple[Policy, Any]], dict[str, dict]]:
         policy, found, _, steps = protocol.ppo_teacher(game, arena, SEED, EPISODES, TEACHERS)
         teachers[game] = policy, found.params
         size = jaxkd.actor_size(policy, found.params, arena.obs_spec)
-        figures[game] = {
-            "seed": found.best,
-            "return": found.score,
-            "steps": steps,
-            "parameters": size,
-        }
+        figures[game] = {"seed": found.best, "return": found.score, "steps": steps, "parameters": size}
         figures[game]["random"] = protocol.random_return(arena, SEED, EPISODES)
     return teachers, figures
 
@@ -72,34 +62,22 @@ def standardised_by_game(policy: Policy, env: Env) -> Policy:
     number = len(env.tasks)
 
     def init(key):
-        statistics = jax.tree.map(
-            lambda x: jnp.stack([x] * number), moments.empty(env.obs_spec["obs"])
-        )
+        statistics = jax.tree.map(lambda x: jnp.stack([x] * number), moments.empty(env.obs_spec["obs"]))
         return {"policy": policy.init(key), "statistics": statistics}
 
     def through(call):
         def standardised(params, carry, obs, reset):
-            own = jax.lax.stop_gradient(
-                jax.tree.map(lambda x: x[obs["task"]], params["statistics"])
-            )
+            own = jax.lax.stop_gradient(jax.tree.map(lambda x: x[obs["task"]], params["statistics"]))
             seen = jnp.clip((obs["obs"] - own.mean) * jax.lax.rsqrt(own.var + 1e-8), -10.0, 10.0)
             return call(params["policy"], carry, obs | {"obs": seen}, reset)
 
         return standardised
 
     def observe(params, obs):
-        rows = (
-            obs["obs"].reshape(len(obs["obs"]), number, NUM_ENVS, -1).swapaxes(0, 1)
-        )  # [games, T, environments, O]
+        rows = obs["obs"].reshape(len(obs["obs"]), number, NUM_ENVS, -1).swapaxes(0, 1)  # [games, T, environments, O]
         return params | {"statistics": jax.vmap(moments.update)(params["statistics"], rows)}
 
-    return policy._replace(
-        init=init,
-        step=through(policy.step),
-        unroll=through(policy.unroll),
-        observe=observe,
-        description=(),
-    )
+    return policy._replace(init=init, step=through(policy.step), unroll=through(policy.unroll), observe=observe, description=())
 
 
 def network(env: Env, role: str) -> Policy:
@@ -111,16 +89,12 @@ def network(env: Env, role: str) -> Policy:
 
 def lesson(env: Env, role: str, student: Policy, teacher: Policy) -> jaxkd.Algorithm:
     """Distillation, with the KL of every game reported; for a control PPO."""
-    sizes = dict(
-        unroll_length=UNROLL_LENGTH, num_epochs=NUM_EPOCHS, num_minibatches=NUM_MINIBATCHES
-    )
+    sizes = dict(unroll_length=UNROLL_LENGTH, num_epochs=NUM_EPOCHS, num_minibatches=NUM_MINIBATCHES)
     rate = optax.linear_schedule(LEARNING_RATE, 0.0, UPDATES * NUM_EPOCHS * NUM_MINIBATCHES)
     if role != STUDENT:
         sizes |= dict(rewards={"normalise": rewards.normalise(GAMMA)}, returns=gae(GAMMA, LAMBDA))
         return jaxkd.ppo(env, student, learning_rate=rate, entropy=ENTROPY, **sizes)
-    terms = {
-        game: losses.for_task(i, losses.forward_kl()) for i, game in enumerate(env.tasks)
-    }  # their sum is the KL of all rows
+    terms = {game: losses.for_task(i, losses.forward_kl()) for i, game in enumerate(env.tasks)}  # their sum is the KL of all rows
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5))
     return jaxkd.distill(env, student, teacher, losses=terms, optimizer=optimizer, **sizes)
 
@@ -130,13 +104,9 @@ def scored(env: Env, name: str, policy: Policy, params: Any, figures: dict) -> d
     found = {}
     for i, game in enumerate(env.tasks):
         arena = envs.pad(envs.make(game, ARENA), like=env, task=i)
-        returns, _ = protocol.score(
-            arena, policy, params, protocol.keys(SEED, f"score {name} {game}", SEEDS), EPISODES
-        )
+        returns, _ = protocol.score(arena, policy, params, protocol.keys(SEED, f"score {name} {game}", SEEDS), EPISODES)
         floor, ceiling = figures[game]["random"], figures[game]["return"]
-        found[game] = protocol.summary(returns) | {
-            "fraction_of_teacher": (returns.mean() - floor) / (ceiling - floor)
-        }
+        found[game] = protocol.summary(returns) | {"fraction_of_teacher": (returns.mean() - floor) / (ceiling - floor)}
     return found
 
 
@@ -151,18 +121,11 @@ def experiment(number: str, teachers: dict, figures: dict) -> tuple[dict, dict]:
     for role in ROLES[number]:
         student, name, began = network(env, role), f"{role} of {number}", time.time()
         algorithm = jaxkd.lanes(lesson(env, role, student, teacher))
-        state, metrics = jaxkd.run(
-            algorithm,
-            protocol.keys(SEED, name, SEEDS),
-            UPDATES,
-            *([params] if role == STUDENT else []),
-        )
+        state, metrics = jaxkd.run(algorithm, protocol.keys(SEED, name, SEEDS), UPDATES, *([params] if role == STUDENT else []))
         curves |= {(number, role, game): np.asarray(metrics[f"return/{game}"]) for game in names}
         result[role] = scored(env, name, student, state.params, figures)
         if role == STUDENT:
-            result["parameters"] = jaxkd.actor_size(
-                student, jax.tree.map(lambda x: x[0], state.params), env.obs_spec
-            )
+            result["parameters"] = jaxkd.actor_size(student, jax.tree.map(lambda x: x[0], state.params), env.obs_spec)
             for game in names:  # a term is 0 on the rows of the other games
                 result[role][game]["kl"] = len(names) * float(np.mean(metrics[f"loss/{game}"][-1]))
         print(f"{name} games: {time.time() - began:.0f} s", flush=True)
@@ -186,11 +149,7 @@ def draw(result: dict, curves: dict):
     """A row a student, a column a game: returns while learning, every seed; dashed: the game's teacher, acting greedily."""
     figure, axes = plt.subplots(len(SETS), len(GAMES), figsize=(13, 9), layout="constrained")
     colours = {OWN: "tab:green", CONTROL: "tab:orange", STUDENT: "tab:blue"}
-    places = {
-        (number, game): axes[row, column]
-        for row, number in enumerate(SETS)
-        for column, game in enumerate(GAMES)
-    }
+    places = {(number, game): axes[row, column] for row, number in enumerate(SETS) for column, game in enumerate(GAMES)}
     for (number, game), axis in places.items():
         if game not in SETS[number]:
             axis.axis("off")
@@ -203,33 +162,18 @@ def draw(result: dict, curves: dict):
             ended = np.isfinite(curve).any(axis=1)  # nan before the first episode ends
             label = f"{role}: {found['mean']:.1f} ({100 * found['fraction_of_teacher']:.1f} %)"
             axis.plot(steps, curve, color=colour, alpha=0.35, lw=0.6)
-            axis.plot(
-                steps[ended], np.nanmean(curve[ended], axis=1), color=colour, lw=2, label=label
-            )
+            axis.plot(steps[ended], np.nanmean(curve[ended], axis=1), color=colour, lw=2, label=label)
         best = result["teachers"][game]["return"]
         axis.axhline(best, color="k", ls="--", lw=1, label=f"its teacher: {best:.1f}")
-        axis.set(
-            title=f"{game}, one student for {number} games",
-            xlabel="environment steps in this game",
-            ylabel="return while learning",
-        )
+        axis.set(title=f"{game}, one student for {number} games", xlabel="environment steps in this game", ylabel="return while learning")
         heading = "greedy return, alone (share of the teacher's gain)"
-        axis.legend(
-            title=heading,
-            title_fontsize=9,
-            fontsize=9,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.2),
-            frameon=False,
-        )
+        axis.legend(title=heading, title_fontsize=9, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     return figure
 
 
 def table(result: dict) -> str:
     """The figures for a terminal."""
-    lines = [
-        f"{'games':7}{'game':16}{'random':>8}{'teacher':>9}  {'':24}{'mean':>8}{'worst':>8}{'kept':>9}"
-    ]
+    lines = [f"{'games':7}{'game':16}{'random':>8}{'teacher':>9}  {'':24}{'mean':>8}{'worst':>8}{'kept':>9}"]
     for number, names in SETS.items():
         for game in names:
             for role in ROLES[number]:
@@ -255,12 +199,7 @@ def main() -> int:
         curves |= own
     result |= {"failed": gate(result), "seconds": time.time() - began}
     protocol.write("multitask", result, draw(result, curves))
-    print(
-        table(result),
-        *[f"FAILED: {line}" for line in result["failed"]] or ["passed"],
-        f"{result['seconds']:.0f} s",
-        sep="\n",
-    )
+    print(table(result), *[f"FAILED: {line}" for line in result["failed"]] or ["passed"], f"{result['seconds']:.0f} s", sep="\n")
     return len(result["failed"])
 
 

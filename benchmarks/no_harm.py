@@ -19,18 +19,9 @@ import jaxkd
 from jaxkd import methods, networks, presets, rewards
 from jaxkd.presets import Preset
 
-GAMES = (
-    "CartPole-v1",
-    "MountainCar-v0",
-    "MountainCar-v0 raw",
-    "Breakout-MinAtar",
-    "SpaceInvaders-MinAtar",
-)
+GAMES = ("CartPole-v1", "MountainCar-v0", "MountainCar-v0 raw", "Breakout-MinAtar", "SpaceInvaders-MinAtar")
 SEED, SEEDS, EPISODES, STEPS = 3, 20, 128, 300_000
-LOST, KEPT = (
-    10.0,
-    0.95,
-)  # points that MountainCar may lose; share of PPO's return that the other games keep
+LOST, KEPT = 10.0, 0.95  # points that MountainCar may lose; share of PPO's return that the other games keep
 
 
 def settings_of(name: str) -> Preset:
@@ -44,10 +35,9 @@ def arms(env, p: Preset) -> dict:
     """(policy, algorithm, updates) by name."""
     plain = presets.teacher_network(env, p)
     ppo, num_updates = presets.teaching(env, plain, p)
-    given = presets.METHODS["exploration"].settings(env, p, num_updates)
-    curious = networks.mlp(
-        env, p.hidden, separate=True, normalise=p.normalise_obs, extra=("bonus",)
-    )
+    given = presets.METHODS["guided_exploration"](env, p, num_updates)
+    del given["weight"]  # of a teacher's KL
+    curious = networks.mlp(env, p.hidden, separate=True, normalise=p.normalise_obs, extra=("bonus",))
     rnd = methods.exploration(env, curious, bonus=rewards.rnd(stream="bonus"), **given)
     return {"ppo": (plain, ppo, num_updates), "rnd": (curious, rnd, num_updates)}
 
@@ -60,24 +50,13 @@ def curve(returns: np.ndarray) -> list[float | None]:
 def experiment(name: str) -> dict:
     p = settings_of(name)
     game = name.split()[0]
-    env, arena, found = (
-        presets.make_env(game, p),
-        presets.make_env(game, p._replace(num_envs=EPISODES)),
-        {},
-    )
+    env, arena, found = presets.make_env(game, p), presets.make_env(game, p._replace(num_envs=EPISODES)), {}
     for arm, (policy, algorithm, num_updates) in arms(env, p).items():
         began = time.time()
-        state, metrics = jaxkd.run(
-            jaxkd.lanes(algorithm), protocol.keys(SEED, f"{game} teacher", SEEDS), num_updates
-        )
-        returns, _ = protocol.score(
-            arena, policy, state.params, protocol.keys(SEED, f"{game} score", SEEDS), EPISODES
-        )
+        state, metrics = jaxkd.run(jaxkd.lanes(algorithm), protocol.keys(SEED, f"{game} teacher", SEEDS), num_updates)
+        returns, _ = protocol.score(arena, policy, state.params, protocol.keys(SEED, f"{game} score", SEEDS), EPISODES)
         found[arm] = protocol.summary(returns) | {"learning": curve(np.asarray(metrics["return"]))}
-        print(
-            f"{name}: {arm} {returns.mean():.2f} (worst {returns.min():.2f}), {time.time() - began:.0f} s",
-            flush=True,
-        )
+        print(f"{name}: {arm} {returns.mean():.2f} (worst {returns.min():.2f}), {time.time() - began:.0f} s", flush=True)
     return {"arms": found, "random": protocol.random_return(arena, SEED, EPISODES)}
 
 
@@ -93,9 +72,7 @@ def gate(results: dict) -> list[str]:
 
 
 def draw(results: dict):
-    figure, axes = plt.subplots(
-        1, len(results), figsize=(3.6 * len(results), 3.4), layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(results), figsize=(3.6 * len(results), 3.4), layout="constrained", squeeze=False)
     for axis, (name, result) in zip(axes[0], results.items(), strict=True):
         for arm, colour in (("ppo", "tab:blue"), ("rnd", "tab:red")):
             found = result["arms"][arm]
@@ -112,14 +89,8 @@ def draw(results: dict):
 
 
 def settings() -> dict:
-    values: dict = {
-        k: v
-        for k, v in globals().items()
-        if k.isupper() and isinstance(v, int | float | tuple | dict)
-    }
-    return protocol.digest(
-        values | {"presets": {name: settings_of(name)._asdict() for name in GAMES}}
-    )
+    values: dict = {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple | dict)}
+    return protocol.digest(values | {"presets": {name: settings_of(name)._asdict() for name in GAMES}})
 
 
 def main(names: list[str]) -> int:

@@ -31,11 +31,7 @@ from jaxkd.presets import preset
 SEED, SEEDS, EPISODES, ARENA = 3, 10, 1024, 256  # 1 was seen by the choice of settings
 CHAIN, POLE, LENGTH = "MemoryChain-bsuite", "CartPole-v1", 30  # the cue is asked for in step 31
 NUM_ENVS, NUM_EPOCHS, NUM_MINIBATCHES, UPDATES, LONGER = 64, 4, 4, 12, 4
-TEACHERS, CUE_UPDATES, CUE_HIDDEN = (
-    4,
-    20,
-    (8,),
-)  # the best of four; those of the cue are made here, CartPole's by its preset
+TEACHERS, CUE_UPDATES, CUE_HIDDEN = 4, 20, (8,)  # the best of four; those of the cue are made here, CartPole's by its preset
 
 
 class Settings(NamedTuple):
@@ -58,23 +54,14 @@ BOUNDS = {
     POLE: {"teacher": (475, np.inf), "lstm": (475, np.inf), "mlp": (-np.inf, 250)},
 }
 UNITS = {CHAIN: "mean return, in [-1, 1]", POLE: "steps upright, up to 500"}
-COLOURS = {
-    "lstm": "tab:blue",
-    "gru": "tab:green",
-    "mlp": "tab:red",
-    "control": "tab:orange",
-    f"control x{LONGER}": "tab:brown",
-}
+COLOURS = {"lstm": "tab:blue", "gru": "tab:green", "mlp": "tab:red", "control": "tab:orange", f"control x{LONGER}": "tab:brown"}
 
 
 class Privileged(MemoryChain):
     """MemoryChain that shows two fields: what it always shows, and the cue in every step."""
 
     def get_obs(self, state, params, key=None):
-        return {
-            "blind": super().get_obs(state, params, key),
-            "all": 2 * state.context.astype(jnp.float32) - 1,
-        }
+        return {"blind": super().get_obs(state, params, key), "all": 2 * state.context.astype(jnp.float32) - 1}
 
 
 def chain(made: Any, num_envs: int) -> Env:
@@ -102,19 +89,13 @@ def alone(name: str, num_envs: int) -> Env:
 def settings() -> dict:
     """All that the results depend on, and their digest."""
     values = {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | tuple)}
-    return protocol.digest(
-        values
-        | {k: v._asdict() for k, v in EXPERIMENTS.items()}
-        | {"preset": preset(POLE)._asdict()}
-    )
+    return protocol.digest(values | {k: v._asdict() for k, v in EXPERIMENTS.items()} | {"preset": preset(POLE)._asdict()})
 
 
 def the_teacher(name: str) -> tuple[Policy, protocol.Teacher]:
     """Of the field "all", and its figures."""
     if name == POLE:
-        policy, found, *_ = protocol.ppo_teacher(
-            name, envs.make(name, ARENA), SEED, EPISODES, TEACHERS
-        )
+        policy, found, *_ = protocol.ppo_teacher(name, envs.make(name, ARENA), SEED, EPISODES, TEACHERS)
         return networks.select(policy, "all"), found
     env = both(name, NUM_ENVS)
     policy = networks.mlp(env, CUE_HIDDEN, separate=True, select="all")
@@ -131,28 +112,16 @@ def network(env: Env, role: str, chosen: Settings) -> Policy:
     return cell(env, (chosen.hidden,), select="blind")
 
 
-def phase(
-    env: Env, role: str, student: Policy, teacher: Policy, chosen: Settings
-) -> tuple[Algorithm, int]:
+def phase(env: Env, role: str, student: Policy, teacher: Policy, chosen: Settings) -> tuple[Algorithm, int]:
     """Distillation, or PPO of a control, and its number of updates."""
     updates = UPDATES * (LONGER if role.endswith(f"x{LONGER}") else 1)
-    sizes: dict[str, Any] = dict(
-        unroll_length=chosen.unroll_length, num_epochs=NUM_EPOCHS, num_minibatches=NUM_MINIBATCHES
-    )
+    sizes: dict[str, Any] = dict(unroll_length=chosen.unroll_length, num_epochs=NUM_EPOCHS, num_minibatches=NUM_MINIBATCHES)
     rate = chosen.control_rate if role.startswith("control") else chosen.learning_rate
     rate = optax.linear_schedule(rate, 0.0, updates * NUM_EPOCHS * NUM_MINIBATCHES)
     if role.startswith("control"):
-        return jaxkd.ppo(
-            env,
-            student,
-            learning_rate=rate,
-            rewards={"normalise": rewards.normalise(0.99)},
-            **sizes,
-        ), updates
+        return jaxkd.ppo(env, student, learning_rate=rate, rewards={"normalise": rewards.normalise(0.99)}, **sizes), updates
     adam = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5))
-    return jaxkd.distill(
-        env, student, teacher, losses={"kl": losses.forward_kl()}, optimizer=adam, **sizes
-    ), updates
+    return jaxkd.distill(env, student, teacher, losses={"kl": losses.forward_kl()}, optimizer=adam, **sizes), updates
 
 
 def experiment(name: str) -> tuple[dict, dict[str, np.ndarray]]:
@@ -165,48 +134,28 @@ def experiment(name: str) -> tuple[dict, dict[str, np.ndarray]]:
         student = network(env, role, chosen)
         algorithm, updates = phase(env, role, student, teacher, chosen)
         inputs = () if role.startswith("control") else (best.params,)
-        state, metrics = jaxkd.run(
-            jaxkd.lanes(algorithm), protocol.keys(SEED, role, SEEDS), updates, *inputs
-        )
-        returns, _ = protocol.score(
-            arena, student, state.params, protocol.keys(SEED, f"score {role}", SEEDS), EPISODES
-        )
+        state, metrics = jaxkd.run(jaxkd.lanes(algorithm), protocol.keys(SEED, role, SEEDS), updates, *inputs)
+        returns, _ = protocol.score(arena, student, state.params, protocol.keys(SEED, f"score {role}", SEEDS), EPISODES)
         size = jaxkd.actor_size(student, jax.tree.map(lambda x: x[0], state.params), env.obs_spec)
         curves[role] = np.asarray(metrics["return"])
-        result[role] = protocol.summary(returns) | {
-            "steps": updates * NUM_ENVS * chosen.unroll_length,
-            "parameters": size,
-        }
+        result[role] = protocol.summary(returns) | {"steps": updates * NUM_ENVS * chosen.unroll_length, "parameters": size}
     return result | {"seconds": time.time() - began}, curves
 
 
 def gate(result: dict) -> list[str]:
     """What does not hold; empty: passed."""
-    found = (
-        (name, role, result["experiments"][name][role]["mean"], *bound)
-        for name in BOUNDS
-        for role, bound in BOUNDS[name].items()
-    )
-    return [
-        f"{name}: {role} {mean:.3f}, wanted in [{low}, {high}]"
-        for name, role, mean, low, high in found
-        if not low <= mean <= high
-    ]
+    found = ((name, role, result["experiments"][name][role]["mean"], *bound) for name in BOUNDS for role, bound in BOUNDS[name].items())
+    return [f"{name}: {role} {mean:.3f}, wanted in [{low}, {high}]" for name, role, mean, low, high in found if not low <= mean <= high]
 
 
 def table(name: str, rows: dict) -> None:
     """Prints one experiment."""
-    print(
-        f"\n{name}, {UNITS[name]}: the teacher {rows['teacher']['mean']:.2f}, {rows['seconds']:.0f} s"
-    )
+    print(f"\n{name}, {UNITS[name]}: the teacher {rows['teacher']['mean']:.2f}, {rows['seconds']:.0f} s")
     print(f"  {'':12}{'mean':>8}{'worst':>8}{'IQM [95 % interval]':>26}{'steps':>10}{'actor':>8}")
     for role in COLOURS:
         row = rows[role]
         iqm = f"{row['iqm']:.2f} [{row['interval'][0]:.2f}, {row['interval'][1]:.2f}]"
-        print(
-            f"  {role:12}{row['mean']:8.2f}{row['worst']:8.2f}{iqm:>26}{row['steps']:10,}{row['parameters']:8,}",
-            flush=True,
-        )
+        print(f"  {role:12}{row['mean']:8.2f}{row['worst']:8.2f}{iqm:>26}{row['steps']:10,}{row['parameters']:8,}", flush=True)
 
 
 def draw(axes, name: str, rows: dict, curves: dict[str, np.ndarray]) -> None:
@@ -218,26 +167,13 @@ def draw(axes, name: str, rows: dict, curves: dict[str, np.ndarray]) -> None:
         above.plot(steps, curves[role].mean(axis=1), color=colour, lw=1.8, label=role)
         below.bar(place, rows[role]["mean"], color=colour, alpha=0.5)
         below.plot(place + np.linspace(-0.25, 0.25, SEEDS), rows[role]["seeds"], "k.", ms=4)
-        below.annotate(
-            f"{rows[role]['mean']:.2f}",
-            (place, max(rows[role]["seeds"])),
-            (0, 4),
-            textcoords="offset points",
-            ha="center",
-        )
+        below.annotate(f"{rows[role]['mean']:.2f}", (place, max(rows[role]["seeds"])), (0, 4), textcoords="offset points", ha="center")
     for axis in axes:
         axis.axhline(rows["teacher"]["mean"], color="k", ls="--", lw=0.8)
         axis.spines[["top", "right"]].set_visible(False)
-    above.set(
-        xscale="log",
-        xlabel="environment steps",
-        title=name,
-        ylabel="last episode of every environment, sampled",
-    )
+    above.set(xscale="log", xlabel="environment steps", title=name, ylabel="last episode of every environment, sampled")
     above.legend(fontsize=9, loc="upper left")
-    below.set(
-        xticks=range(len(COLOURS)), xticklabels=COLOURS, ylabel=f"alone, greedy:\n{UNITS[name]}"
-    )
+    below.set(xticks=range(len(COLOURS)), xticklabels=COLOURS, ylabel=f"alone, greedy:\n{UNITS[name]}")
     below.margins(y=0.12)
 
 
@@ -248,19 +184,10 @@ def main() -> int:
         found[name], curves = experiment(name)
         table(name, found[name])
         draw(column, name, found[name], curves)
-    result: dict[str, Any] = {
-        "settings": settings(),
-        "experiments": found,
-        "seconds": time.time() - began,
-    }
+    result: dict[str, Any] = {"settings": settings(), "experiments": found, "seconds": time.time() - began}
     result["failed"] = gate(result)
     protocol.write("partial", result, figure)
-    print(
-        "",
-        *[f"FAILED: {line}" for line in result["failed"]] or ["passed"],
-        f"{result['seconds']:.0f} s",
-        sep="\n",
-    )
+    print("", *[f"FAILED: {line}" for line in result["failed"]] or ["passed"], f"{result['seconds']:.0f} s", sep="\n")
     return len(result["failed"])
 
 

@@ -32,11 +32,7 @@ ROUNDS = 5
 FOLDER = Path(os.environ.get("JAXKD_PEERS", Path.home() / ".cache" / "jaxkd-peers"))
 CHILDREN = Path(__file__).parent / "peers"
 PINS = {
-    "rejax": [
-        "rejax==0.1.3",
-        "gymnax==0.0.9",
-        *(f"{name}=={metadata.version(name)}" for name in ("jax", "jaxlib", "flax", "optax")),
-    ],
+    "rejax": ["rejax==0.1.3", "gymnax==0.0.9", *(f"{name}=={metadata.version(name)}" for name in ("jax", "jaxlib", "flax", "optax"))],
     "sb3": ["stable-baselines3==2.9.2", "gymnasium==1.4.0", "torch==2.13.0"],
     "rsl_rl": ["rsl-rl-lib==5.5.1", "tensordict==0.15.3", "torch==2.13.0"],
 }
@@ -56,22 +52,10 @@ class Pair(NamedTuple):
 
 PAIRS = {
     "rejax": Pair("PPO, CartPole", "rejax", "ppo", 400, "ppo", 300, goal=1.3),
-    "rejax, full shuffle": Pair(
-        "PPO, CartPole, ours fully shuffled too", "rejax", "ppo-full-shuffle", 300, "ppo", 300
-    ),
+    "rejax, full shuffle": Pair("PPO, CartPole, ours fully shuffled too", "rejax", "ppo-full-shuffle", 300, "ppo", 300),
     "sb3": Pair("PPO, CartPole", "sb3", "ppo", 400, "ppo", 48),
-    "sb3, distillation": Pair(
-        "distillation, CartPole", "sb3", "distill", 3000, "distill", 96, goal=45
-    ),
-    "sb3, reset pool": Pair(
-        "distillation, CartPole, a reset pool of ours",
-        "sb3",
-        "distill-reset-pool",
-        3000,
-        "distill",
-        96,
-        goal=45,
-    ),
+    "sb3, distillation": Pair("distillation, CartPole", "sb3", "distill", 3000, "distill", 96, goal=45),
+    "sb3, reset pool": Pair("distillation, CartPole, a reset pool of ours", "sb3", "distill-reset-pool", 3000, "distill", 96, goal=45),
     "rsl_rl": Pair("distillation, Pendulum", "rsl_rl", "distill-pendulum", 3000, "distill", 256),
 }
 
@@ -95,14 +79,7 @@ def start(python: Path | str, library: str, work: str, mode: int | str) -> subpr
     command = [str(python), str(CHILDREN / f"with_{library}.py"), work, str(mode)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     with (FOLDER / f"{library}.log").open("w") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
-        )
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
 
 
 def answer(child: subprocess.Popen[str]) -> dict:
@@ -132,49 +109,31 @@ def compare(pair: Pair, quick: bool) -> dict:
     }
     children, told = {}, {}
     try:
-        for (
-            side,
-            arguments,
-        ) in sides.items():  # one after the other: compiling must not be disturbed
+        for side, arguments in sides.items():  # one after the other: compiling must not be disturbed
             children[side] = start(*arguments)
             told[side] = answer(children[side])
-        speeds = [
-            {side: measurement(child) for side, child in children.items()} for _ in range(rounds)
-        ]
+        speeds = [{side: measurement(child) for side, child in children.items()} for _ in range(rounds)]
     finally:
         for child in children.values():
             child.kill()
             child.wait()
     figures = {
-        side: told[side]
-        | {
-            "rounds": [speed[side] for speed in speeds],
-            "steps_per_second": statistics.median(s[side] for s in speeds),
-        }
+        side: told[side] | {"rounds": [speed[side] for speed in speeds], "steps_per_second": statistics.median(s[side] for s in speeds)}
         for side in sides
     }
-    return {
-        "what": pair.what,
-        "ratio": figures["ours"]["steps_per_second"] / figures["theirs"]["steps_per_second"],
-    } | figures
+    return {"what": pair.what, "ratio": figures["ours"]["steps_per_second"] / figures["theirs"]["steps_per_second"]} | figures
 
 
 def verify(pairs: dict[str, Pair]) -> int:
     """Trains each peer once; how many did not learn."""
     table, found = Table("peer", "figures", "learnt"), {}
     for name, pair in pairs.items():
-        if (pair.peer, pair.theirs) in {
-            (done.peer, done.theirs) for done in map(PAIRS.get, found) if done
-        }:
+        if (pair.peer, pair.theirs) in {(done.peer, done.theirs) for done in map(PAIRS.get, found) if done}:
             continue  # the same work, beside another of ours
         child = start(interpreter(pair.peer), pair.peer, pair.theirs, "verify")
         found[name] = answer(child)
         child.wait()
-        figures = ", ".join(
-            f"{key.replace('_', ' ')} {x:.4g}"
-            for key, x in found[name].items()
-            if isinstance(x, float)
-        )
+        figures = ", ".join(f"{key.replace('_', ' ')} {x:.4g}" for key, x in found[name].items() if isinstance(x, float))
         table.add_row(f"{name}: {pair.what}", figures, "yes" if found[name]["learnt"] else "NO")
     Console(width=120).print(table)
     protocol.write("peers_verified", {"peers": found})
@@ -185,25 +144,11 @@ def draw(rows: dict[str, dict]):
     figure, axis = plt.subplots(figsize=(1.5 + 1.7 * len(rows), 3.8), layout="constrained")
     for offset, side, colour in [(-0.2, "ours", "tab:blue"), (0.2, "theirs", "tab:orange")]:
         heights = [row[side]["steps_per_second"] for row in rows.values()]
-        axis.bar(
-            [place + offset for place in range(len(rows))],
-            heights,
-            width=0.4,
-            color=colour,
-            label=side,
-        )
+        axis.bar([place + offset for place in range(len(rows))], heights, width=0.4, color=colour, label=side)
     for place, row in enumerate(rows.values()):
-        axis.annotate(
-            f"{row['ratio']:.1f}x",
-            (place - 0.2, row["ours"]["steps_per_second"]),
-            ha="center",
-            va="bottom",
-        )
+        axis.annotate(f"{row['ratio']:.1f}x", (place - 0.2, row["ours"]["steps_per_second"]), ha="center", va="bottom")
     axis.set(yscale="log", ylabel="environment steps per second", xticks=range(len(rows)))
-    axis.set_xticklabels(
-        [f"{name}\n{', '.join(row['what'].split(', ')[:2])}" for name, row in rows.items()],
-        fontsize=8,
-    )
+    axis.set_xticklabels([f"{name}\n{', '.join(row['what'].split(', ')[:2])}" for name, row in rows.items()], fontsize=8)
     axis.margins(y=0.1)
     figure.legend(loc="outside upper right", ncols=2, fontsize=8)
     return figure
@@ -211,36 +156,21 @@ def draw(rows: dict[str, dict]):
 
 def gate(rows: dict[str, dict]) -> list[str]:
     """What does not hold; empty: passed."""
-    goals = {
-        name: pair.goal for name, pair in PAIRS.items() if pair.goal is not None and name in rows
-    }
-    return [
-        f"{name}: {rows[name]['ratio']:.2f} times, wanted {goal}"
-        for name, goal in goals.items()
-        if rows[name]["ratio"] < goal
-    ]
+    goals = {name: pair.goal for name, pair in PAIRS.items() if pair.goal is not None and name in rows}
+    return [f"{name}: {rows[name]['ratio']:.2f} times, wanted {goal}" for name, goal in goals.items() if rows[name]["ratio"] < goal]
 
 
 def main(arguments: list[str]) -> int:
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # what the children run on, and the device that is written down
-    names, options = (
-        [x for x in arguments if not x.startswith("--")],
-        {x for x in arguments if x.startswith("--")},
-    )
+    jax.config.update("jax_platforms", "cpu")  # what the children run on, and the device that is written down
+    names, options = [x for x in arguments if not x.startswith("--")], {x for x in arguments if x.startswith("--")}
     if unknown := (set(names) - set(PINS)) | (options - {"--quick", "--verify"}):
-        raise SystemExit(
-            f"{', '.join(sorted(unknown))}? The peers are {', '.join(PINS)}, the options --quick and --verify."
-        )
+        raise SystemExit(f"{', '.join(sorted(unknown))}? The peers are {', '.join(PINS)}, the options --quick and --verify.")
     pairs = {name: pair for name, pair in PAIRS.items() if not names or pair.peer in names}
     if "--verify" in options:
         return verify(pairs)
     file, quick = protocol.RESULTS / "peers.json", "--quick" in options
     rows = json.loads(file.read_text())["rows"] if names and file.exists() and not quick else {}
-    table = Table(
-        "peer", "what", "ours, steps/s", "theirs, steps/s", "ratio", "compile s (ours, theirs)"
-    )
+    table = Table("peer", "what", "ours, steps/s", "theirs, steps/s", "ratio", "compile s (ours, theirs)")
     for name, pair in pairs.items():
         row = rows[name] = compare(pair, quick)
         speeds = [f"{row[side]['steps_per_second'] / 1e3:,.1f}k" for side in ("ours", "theirs")]

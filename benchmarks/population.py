@@ -41,9 +41,7 @@ def exploit(key, states, rates, scores):
     source = jnp.arange(MEMBERS).at[order[:few]].set(order[-few:])
     changed = jnp.where(jax.random.bernoulli(key, shape=(MEMBERS,)), FACTOR, 1 / FACTOR)
     copied = jnp.arange(MEMBERS) != source
-    states = jax.tree.map(lambda x: x[source], states)._replace(
-        key=states.key
-    )  # what is random stays a member's own
+    states = jax.tree.map(lambda x: x[source], states)._replace(key=states.key)  # what is random stays a member's own
     return states, jnp.where(copied, rates[source] * changed, rates)
 
 
@@ -52,9 +50,7 @@ def population(key, adapts: bool):
     keys = jax.random.split(key, 3)
     low, high = np.log(RATES)
     rates = jnp.exp(jax.random.uniform(keys[0], (MEMBERS,), minval=low, maxval=high))
-    states = jax.vmap(lambda key, rate: learner(rate).init(key))(
-        jax.random.split(keys[1], MEMBERS), rates
-    )
+    states = jax.vmap(lambda key, rate: learner(rate).init(key))(jax.random.split(keys[1], MEMBERS), rates)
 
     def one_round(members, key):
         states, rates = members
@@ -69,40 +65,20 @@ def main() -> None:
     keys, results = protocol.keys(SEED, "population", SEEDS), {}
     for name, adapts, colour in (("grid", False, "tab:gray"), ("population", True, "tab:blue")):
         began = time.time()
-        scores, rates = map(
-            np.asarray, jax.jit(jax.vmap(lambda key, adapts=adapts: population(key, adapts)))(keys)
-        )
+        scores, rates = map(np.asarray, jax.jit(jax.vmap(lambda key, adapts=adapts: population(key, adapts)))(keys))
         last = scores[:, -1]
-        results[name] = {
-            "mean": last.mean(),
-            "median": np.median(last),
-            "best": last.max(1).mean(),
-            "seconds": time.time() - began,
-        }
+        results[name] = {"mean": last.mean(), "median": np.median(last), "best": last.max(1).mean(), "seconds": time.time() - began}
         results[name] |= {"scores": last.tolist(), "rates": rates[:, -1].tolist()}
         print(
             f"{name:10} members in the last round: mean {last.mean():.1f}, median {np.median(last):.1f}, the best {last.max(1).mean():.1f}"
         )
-        axes[0].plot(
-            1 + np.arange(ROUNDS),
-            scores.mean((0, 2)),
-            color=colour,
-            label=f"{name}, mean of members",
-        )
+        axes[0].plot(1 + np.arange(ROUNDS), scores.mean((0, 2)), color=colour, label=f"{name}, mean of members")
         axes[1].scatter(rates[:, -1].ravel(), last.ravel(), s=8, color=colour, label=name)
     axes[0].set(xlabel="round", ylabel="return")
     axes[1].set(xscale="log", xlabel="learning rate in the last round", ylabel="return")
     for axis in axes:
         axis.legend(fontsize=7)
-    settings = dict(
-        seed=SEED,
-        seeds=SEEDS,
-        members=MEMBERS,
-        rounds=ROUNDS,
-        updates=UPDATES,
-        rates=RATES,
-        factor=FACTOR,
-    )
+    settings = dict(seed=SEED, seeds=SEEDS, members=MEMBERS, rounds=ROUNDS, updates=UPDATES, rates=RATES, factor=FACTOR)
     protocol.write("population", {"arms": results, "settings": protocol.digest(settings)}, figure)
 
 

@@ -32,29 +32,16 @@ def teach(dtype, p, arena):
 
 def main() -> None:
     p = presets.preset("CartPole-v1")
-    env, arena = (
-        presets.make_env("CartPole-v1", p),
-        presets.make_env("CartPole-v1", p._replace(num_envs=EPISODES)),
-    )
+    env, arena = presets.make_env("CartPole-v1", p), presets.make_env("CartPole-v1", p._replace(num_envs=EPISODES))
     found, runs = {}, {}
     for name, dtype in DTYPES.items():
         policy, teacher = teach(dtype, p, arena)
         student = jaxkd.networks.mlp(env, STUDENT, dtype=dtype)
         kd, updates = presets.distillation(env, student, policy, p)
-        state, _ = jaxkd.run(
-            jaxkd.lanes(kd), protocol.keys(SEED, "student", SEEDS), updates, teacher.params
-        )
-        returns, _ = protocol.score(
-            arena, student, state.params, protocol.keys(SEED, "score", SEEDS), EPISODES
-        )
-        found[name] = {
-            "teacher": teacher.score,
-            "student": protocol.summary(returns),
-            "seconds": [],
-        }
-        runs[name] = lambda kd=kd, params=teacher.params: jax.block_until_ready(
-            jaxkd.run(kd, jax.random.key(0), UPDATES, params)
-        )
+        state, _ = jaxkd.run(jaxkd.lanes(kd), protocol.keys(SEED, "student", SEEDS), updates, teacher.params)
+        returns, _ = protocol.score(arena, student, state.params, protocol.keys(SEED, "score", SEEDS), EPISODES)
+        found[name] = {"teacher": teacher.score, "student": protocol.summary(returns), "seconds": []}
+        runs[name] = lambda kd=kd, params=teacher.params: jax.block_until_ready(jaxkd.run(kd, jax.random.key(0), UPDATES, params))
         runs[name]()
     for _ in range(ROUNDS):
         for name, run in runs.items():

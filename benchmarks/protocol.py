@@ -40,9 +40,7 @@ def keys(seed: int, name: str, n: int) -> jax.Array:
     return jax.vmap(lambda key: component_key(key, name))(jaxkd.seeds(seed, n))
 
 
-def score(
-    env, policy, params, keys, episodes: int, *, greedy: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
+def score(env, policy, params, keys, episodes: int, *, greedy: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Mean return and mean discounted return [n] of parameter sets [n, ...], acting alone."""
 
     def one(params, key):
@@ -56,24 +54,14 @@ def score(
 def the_teacher(arena, policy, all_params, seed: int, episodes: int) -> Teacher:
     """The best of `all_params` [n, ...] by greedy episodes, scored again on other keys."""
     n = jax.tree.leaves(all_params)[0].shape[0]
-    returns, discounted = score(
-        arena, policy, all_params, keys(seed, "score teacher True", n), episodes
-    )
+    returns, discounted = score(arena, policy, all_params, keys(seed, "score teacher True", n), episodes)
     best = int(returns.argmax())
     params = jax.tree.map(lambda x: x[best], all_params)
-    again = score(
-        arena,
-        policy,
-        jax.tree.map(lambda x: x[None], params),
-        keys(seed, "score the teacher True", 1),
-        episodes,
-    )
+    again = score(arena, policy, jax.tree.map(lambda x: x[None], params), keys(seed, "score the teacher True", 1), episodes)
     return Teacher(params, float(again[0][0]), float(again[1][0]), best, returns, discounted)
 
 
-def ppo_teacher(
-    name: str, arena, seed: int, episodes: int, n: int, p: Preset | None = None
-) -> tuple[Any, Teacher, np.ndarray, int]:
+def ppo_teacher(name: str, arena, seed: int, episodes: int, n: int, p: Preset | None = None) -> tuple[Any, Teacher, np.ndarray, int]:
     """(policy, THE teacher, learning curves [updates, n], environment steps of one) of a preset, default the environment's own."""
     p = p or presets.preset(name)
     env = presets.make_env(name, p)
@@ -89,19 +77,12 @@ def random_return(arena, seed: int, episodes: int) -> float:
     ignorant = presets.random_policy(arena)
     return float(
         score(
-            arena,
-            ignorant,
-            jax.vmap(ignorant.init)(keys(seed, "random", 1)),
-            keys(seed, "score random False", 1),
-            episodes,
-            greedy=False,
+            arena, ignorant, jax.vmap(ignorant.init)(keys(seed, "random", 1)), keys(seed, "score random False", 1), episodes, greedy=False
         )[0][0]
     )
 
 
-def learning_curve(
-    arena, student, algorithm, num_updates: int, checks: int, key, *inputs
-) -> tuple[Any, jax.Array]:
+def learning_curve(arena, student, algorithm, num_updates: int, checks: int, key, *inputs) -> tuple[Any, jax.Array]:
     """(the last state, mean greedy returns [checks] of the student alone), checked at equal distances; for one key, to be vmapped.
 
     Args:
@@ -109,18 +90,10 @@ def learning_curve(
     """
 
     def check(state, key):
-        state = jax.lax.scan(
-            lambda state, _: (algorithm.step(state, *inputs)[0], None),
-            state,
-            length=num_updates // checks,
-        )[0]
-        return state, jaxkd.evaluate(
-            arena, student, state.params, key, num_episodes=arena.num_envs
-        ).returns.mean()
+        state = jax.lax.scan(lambda state, _: (algorithm.step(state, *inputs)[0], None), state, length=num_updates // checks)[0]
+        return state, jaxkd.evaluate(arena, student, state.params, key, num_episodes=arena.num_envs).returns.mean()
 
-    return jax.lax.scan(
-        check, algorithm.init(key), jax.random.split(component_key(key, "check"), checks)
-    )
+    return jax.lax.scan(check, algorithm.init(key), jax.random.split(component_key(key, "check"), checks))
 
 
 def steps_of_checks(p: Preset, num_updates: int, checks: int) -> np.ndarray:
@@ -155,15 +128,9 @@ def write(name: str, result: dict, figure: Any = None) -> None:
         figure.savefig(path.with_suffix(".png"), dpi=80)
 
 
-def by_game(
-    folder: str, names: list[str], games: tuple[str, ...], experiment: Any, settings: dict
-) -> dict[str, dict]:
+def by_game(folder: str, names: list[str], games: tuple[str, ...], experiment: Any, settings: dict) -> dict[str, dict]:
     """Runs the named games (default all), each into results/<folder>/<game>.json; all games' results, or {} while one is missing."""
     for name in names or games:
         write(f"{folder}/{name}", experiment(name) | {"settings": settings})
     files = [RESULTS / folder / f"{name}.json" for name in games]
-    return (
-        {file.stem: json.loads(file.read_text()) for file in files}
-        if all(file.exists() for file in files)
-        else {}
-    )
+    return {file.stem: json.loads(file.read_text()) for file in files} if all(file.exists() for file in files) else {}

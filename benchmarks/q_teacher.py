@@ -49,34 +49,16 @@ def curve(env, student, build, params, key, tau):
     arena = jaxkd.envs.make(env.name, CHECKED_EPISODES)
     term, teacher = build(tau)
     acting = behavior.epsilon_greedy(EPSILON, behavior.teacher_acts(greedy=True))
-    kd = jaxkd.distill(
-        env,
-        student,
-        teacher,
-        losses={"kd": term},
-        behavior=acting,
-        optimizer=optax.adam(LEARNING_RATE, eps=1e-5),
-    )
+    kd = jaxkd.distill(env, student, teacher, losses={"kd": term}, behavior=acting, optimizer=optax.adam(LEARNING_RATE, eps=1e-5))
 
     return protocol.learning_curve(arena, student, kd, UPDATES, UPDATES // CHECK, key, params)[1]
 
 
 def action_gap(env, teacher, params, key) -> float:
     """Mean of the largest minus the second largest Q over the states that the teacher visits."""
-    acting = jaxkd.distill(
-        env,
-        teacher,
-        teacher,
-        losses={"gap": losses.watch(_gap)},
-        optimizer=optax.sgd(0.0),
-        num_minibatches=1,
-    )
+    acting = jaxkd.distill(env, teacher, teacher, losses={"gap": losses.watch(_gap)}, optimizer=optax.sgd(0.0), num_minibatches=1)
     step = lambda state, _: acting.step(state, params)
-    measure = jax.jit(
-        lambda key: jax.lax.scan(step, acting.init(key)._replace(params=params), length=10)[1][
-            "loss/gap"
-        ].mean()
-    )
+    measure = jax.jit(lambda key: jax.lax.scan(step, acting.init(key)._replace(params=params), length=10)[1]["loss/gap"].mean())
     return float(measure(key))
 
 
@@ -91,9 +73,7 @@ def experiment(name: str) -> dict:
     env, arena = presets.make_env(name, p), jaxkd.envs.make(name, min(256, EPISODES))
     network = presets.q_network(env, p)
     algorithm, updates = presets.q_teaching(env, network, p)
-    state, metrics = jaxkd.run(
-        jaxkd.lanes(algorithm), protocol.keys(SEED, "q teacher", TEACHERS), updates
-    )
+    state, metrics = jaxkd.run(jaxkd.lanes(algorithm), protocol.keys(SEED, "q teacher", TEACHERS), updates)
     best = protocol.the_teacher(arena, network, state.params, SEED, EPISODES)
     floor = protocol.random_return(arena, SEED, EPISODES)
     teacher = networks.q(network)
@@ -105,24 +85,16 @@ def experiment(name: str) -> dict:
     result["gap"] = action_gap(env, teacher, best.params, jax.random.key(SEED))
     keys = protocol.keys(SEED, "student", STUDENTS)
     for arm, build in arms(teacher).items():
-        taus = {"kl": TAUS, "standardised": STANDARDISED if env.action_space.n > 2 else ()}.get(
-            arm, (1.0,)
-        )
+        taus = {"kl": TAUS, "standardised": STANDARDISED if env.action_space.n > 2 else ()}.get(arm, (1.0,))
         one = partial(curve, env, network, build, best.params)
         over_seeds = jax.vmap(one, in_axes=(0, None))
         if not taus:
             continue
-        returns = np.asarray(
-            jax.jit(jax.vmap(over_seeds, in_axes=(None, 0)))(keys, jnp.asarray(taus)), np.float64
-        )  # [tau, seed, check]
+        returns = np.asarray(jax.jit(jax.vmap(over_seeds, in_axes=(None, 0)))(keys, jnp.asarray(taus)), np.float64)  # [tau, seed, check]
         fractions = (returns - floor) / (best.score - floor)
         for tau, rows in zip(taus, fractions, strict=True):
             label = f"{arm} {tau:g}" if len(taus) > 1 else arm
-            result["scores"][label] = {
-                "area": rows.mean(-1).tolist(),
-                "last": rows[:, -1].tolist(),
-                "curve": rows.mean(0).tolist(),
-            }
+            result["scores"][label] = {"area": rows.mean(-1).tolist(), "last": rows[:, -1].tolist(), "curve": rows.mean(0).tolist()}
             print(f"  {label:18} area {rows.mean():.3f}, last {rows[:, -1].mean():.3f}", flush=True)
     return result | {"seconds": time.time() - began}
 
@@ -137,10 +109,7 @@ def compare(results: dict) -> dict:
     def mean(values) -> float:
         return float(np.exp(np.log(np.maximum(list(values), 0.01)).mean()))
 
-    first = {
-        name: [areas(r, f"kl {tau:g}")[:CHOOSING].mean() for tau in TAUS]
-        for name, r in results.items()
-    }
+    first = {name: [areas(r, f"kl {tau:g}")[:CHOOSING].mean() for tau in TAUS] for name, r in results.items()}
     chosen = {name: TAUS[int(np.argmax(row))] for name, row in first.items()}
     common = TAUS[int(np.argmax([mean(row) for row in zip(*first.values(), strict=True)]))]
     at = lambda name, tau: areas(results[name], f"kl {tau:g}")[CHOOSING:].mean()
@@ -152,25 +121,12 @@ def compare(results: dict) -> dict:
     # A multiple of the mean action gap instead of a constant: the curve over log tau, read between its points.
     read = lambda name, row, tau: np.interp(np.log(tau), np.log(TAUS[::-1]), row[::-1])
     multiples = np.exp(np.linspace(np.log(0.001), np.log(30.0), 60))
-    scored = [
-        mean(read(name, first[name], m * results[name]["gap"]) for name in results)
-        for m in multiples
-    ]
+    scored = [mean(read(name, first[name], m * results[name]["gap"]) for name in results) for m in multiples]
     multiple = float(multiples[int(np.argmax(scored))])
     rest = {name: [at(name, tau) for tau in TAUS] for name in results}
-    found |= {
-        "multiple": multiple,
-        "kl_multiple": mean(
-            read(name, rest[name], multiple * results[name]["gap"]) for name in results
-        ),
-    }
-    many = [
-        name for name in results if f"standardised {STANDARDISED[0]:g}" in results[name]["scores"]
-    ]
-    found["standardised"] = {
-        f"{t:g}": mean(areas(results[n], f"standardised {t:g}")[CHOOSING:].mean() for n in many)
-        for t in STANDARDISED
-    }
+    found |= {"multiple": multiple, "kl_multiple": mean(read(name, rest[name], multiple * results[name]["gap"]) for name in results)}
+    many = [name for name in results if f"standardised {STANDARDISED[0]:g}" in results[name]["scores"]]
+    found["standardised"] = {f"{t:g}": mean(areas(results[n], f"standardised {t:g}")[CHOOSING:].mean() for n in many) for t in STANDARDISED}
     found["kl_of_these"] = mean(at(name, chosen[name]) for name in many)
     return found
 
@@ -186,34 +142,23 @@ def gate(results: dict, found: dict) -> list[str]:
     if not max(found["chosen"].values()) < 1:
         failed.append(f"best tau {found['chosen']}, wanted below 1")
     if max(found["standardised"].values()) < found["kl_of_these"] - 0.02:
-        failed.append(
-            f"standardised {found['standardised']}, wanted within .02 of KL {found['kl_of_these']:.3f}"
-        )
+        failed.append(f"standardised {found['standardised']}, wanted within .02 of KL {found['kl_of_these']:.3f}")
     return failed
 
 
 def draw(results: dict):
-    figure, axes = plt.subplots(
-        2, len(results), figsize=(4.2 * len(results), 6.4), layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(2, len(results), figsize=(4.2 * len(results), 6.4), layout="constrained", squeeze=False)
     for name, (above, below) in zip(results, axes.T, strict=True):
         rows = np.stack([areas(results[name], f"kl {tau:g}") for tau in TAUS])
         above.semilogx(TAUS, rows, color="tab:blue", alpha=0.2, lw=0.7)
-        above.semilogx(
-            TAUS, rows.mean(1), color="tab:blue", marker="o", label="KL to softmax(Q / tau)"
-        )
+        above.semilogx(TAUS, rows.mean(1), color="tab:blue", marker="o", label="KL to softmax(Q / tau)")
         for label, colour in (("nll", "tab:green"), ("mse", "tab:red")):
             above.axhline(areas(results[name], label).mean(), color=colour, ls="--", label=label)
         above.axvline(results[name]["gap"], color="k", ls=":", label="mean action gap")
         above.set(title=name, xlabel="tau", ylabel="area under fraction of teacher")
         best = TAUS[int(rows.mean(1).argmax())]
         steps = CHECK * (1 + np.arange(UPDATES // CHECK))
-        shown = [
-            f"kl {best:g}",
-            "nll",
-            "mse",
-            *[k for k in results[name]["scores"] if k.startswith("standardised")],
-        ]
+        shown = [f"kl {best:g}", "nll", "mse", *[k for k in results[name]["scores"] if k.startswith("standardised")]]
         for label in shown:
             below.plot(steps, results[name]["scores"][label]["curve"], marker=".", label=label)
         below.set(xlabel="update", ylabel="fraction of teacher, greedy")
@@ -223,9 +168,7 @@ def draw(results: dict):
 
 
 def settings() -> dict:
-    return protocol.digest(
-        {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple)}
-    )
+    return protocol.digest({k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple)})
 
 
 def main(names: list[str]) -> int:

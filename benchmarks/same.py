@@ -28,16 +28,15 @@ def configurations() -> dict:
     params = (big.init(jax.random.key(1)),)
     kl = {"kl": losses.forward_kl()}
     common = dict(unroll_length=16, num_minibatches=4)
-    key = jax.random.key(0)
+    key, kd = jax.random.key(0), jaxkd.distill(env, small, big, losses=kl, **common)
     deep = networks.mlp(env, (16,), layer_norm=True, normalise=True, activation=jax.nn.relu)
     curious = networks.mlp(env, (16,), separate=True, extra=("bonus",))
     lstm = networks.lstm(env, (16,), units=16)
     grouped = make("CartPole-v1", 16, group_size=4, max_steps=16)
     both = jaxkd.envs.concat(make("CartPole-v1", 8), make("Acrobot-v1", 8))
     many = networks.multihead(both, (16,))
-    short = make("Pendulum-v1", 16, max_steps=5)
+    short, brief = make("Pendulum-v1", 16, max_steps=5), make("CartPole-v1", 16, max_steps=3)
     actor = networks.mlp(short, (16,), separate=True, normalise=True)
-    kd = jaxkd.distill(env, small, big, losses=kl, **common)
     ppo = jaxkd.ppo(env, big, **common)
     return {
         "ppo": (ppo, key, ()),
@@ -52,13 +51,7 @@ def configurations() -> dict:
             key,
             (),
         ),
-        "cut": (
-            jaxkd.ppo(
-                make("CartPole-v1", 16, max_steps=3), lstm, returns=returns.gae(0.99, 0.9), **common
-            ),
-            key,
-            (),
-        ),
+        "cut": (jaxkd.ppo(brief, lstm, returns=returns.gae(0.99, 0.9), **common), key, ()),
         "continuous": (
             jaxkd.ppo(short, actor, rewards={"n": rewards.normalise(0.99)}, **common),
             key,
@@ -90,17 +83,13 @@ def main(mode: str, file: str) -> None:
         for name in names:
             whole = sorted(k for k in before.files if k.startswith(f"{name}/"))
             missing = [k for k in whole if k not in found]
-            equal = not missing and all(
-                np.array_equal(before[k], found[k], equal_nan=True) for k in whole
-            )
+            equal = not missing and all(np.array_equal(before[k], found[k], equal_nan=True) for k in whole)
             apart = [
                 np.nanmax(np.abs(before[k] - found[k])) / max(np.nanmax(np.abs(before[k])), 1e-8)
                 for k in whole
                 if k in found and f"/{1}/" in k and before[k].shape == found[k].shape
             ]
-            print(
-                f"{name:12}{'equal' if equal else 'DIFFERS'}  {max(apart, default=np.nan):.1e}  {len(missing)} missing"
-            )
+            print(f"{name:12}{'equal' if equal else 'DIFFERS'}  {max(apart, default=np.nan):.1e}  {len(missing)} missing")
 
 
 if __name__ == "__main__":

@@ -52,14 +52,7 @@ def program(work: str, num_envs: int, num_seeds: int, devices: int) -> tuple:
     if work == "ppo":
         algorithm, inputs = jaxkd.ppo(env, big, unroll_length=T[work], learning_rate=2.5e-4), ()
     else:
-        algorithm = jaxkd.distill(
-            env,
-            small,
-            big,
-            losses={"kl": losses.forward_kl()},
-            unroll_length=T[work],
-            optimizer=optax.adam(1e-3),
-        )
+        algorithm = jaxkd.distill(env, small, big, losses={"kl": losses.forward_kl()}, unroll_length=T[work], optimizer=optax.adam(1e-3))
         inputs = (big.init(jax.random.key(1)),)
     algorithm, keys = (jaxkd.lanes(algorithm), keys) if num_seeds > 1 else (algorithm, keys[0])
     if devices > 1:
@@ -75,9 +68,7 @@ def memory(name: str) -> int:
 def grown(run) -> int:
     """Bytes that the process holds at most while `run` goes on, beyond what it holds before."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(
-        0
-    )  # what was freed goes back to the system, or it would hide growth
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, or it would hide growth
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
     before = memory("VmRSS")
     run()
@@ -88,30 +79,19 @@ def communicated(algorithm, keys, inputs, repeats: int) -> int:
     """Bytes that the collectives of one update return; those inside the loop over minibatches count `repeats` times, others once."""
     import jax
 
-    text = (
-        jax.jit(algorithm.step)
-        .lower(jax.eval_shape(algorithm.init, keys), *inputs)
-        .compile()
-        .as_text()
-    )
+    text = jax.jit(algorithm.step).lower(jax.eval_shape(algorithm.init, keys), *inputs).compile().as_text()
     total = 0
     for line in text.splitlines():
-        made = re.match(
-            r".*= (.*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(",
-            line,
-        )
+        made = re.match(r".*= (.*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(", line)
         if made:
             size = sum(
-                SIZES[kind] * prod(int(n) for n in shape.split(",") if n)
-                for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", made[1])
+                SIZES[kind] * prod(int(n) for n in shape.split(",") if n) for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", made[1])
             )
             total += size * (repeats if line.count("while/body") > 1 else 1)
     return total
 
 
-def child(
-    work: str, num_envs: int, num_seeds: int, devices: int, processes: int, index: int, port: int
-) -> None:
+def child(work: str, num_envs: int, num_seeds: int, devices: int, processes: int, index: int, port: int) -> None:
     """Prints the figures of one point."""
     import jax
 
@@ -132,50 +112,24 @@ def child(
         began = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - began)
-    figures = {
-        "steps_per_second": T[work] * num_envs * num_seeds * updates / statistics.median(seconds)
-    }
-    figures |= {
-        "memory_needed": expected,
-        "memory_used": used,
-        "memory_in_all": in_all,
-        "updates": updates,
-    }
-    figures["communicated"] = (
-        communicated(algorithm, keys, inputs, EPOCHS[work] * 4) if devices * processes > 1 else 0
-    )
+    figures = {"steps_per_second": T[work] * num_envs * num_seeds * updates / statistics.median(seconds)}
+    figures |= {"memory_needed": expected, "memory_used": used, "memory_in_all": in_all, "updates": updates}
+    figures["communicated"] = communicated(algorithm, keys, inputs, EPOCHS[work] * 4) if devices * processes > 1 else 0
     print(json.dumps(figures))
 
 
-def point(
-    work: str, num_envs: int, num_seeds: int = 1, devices: int = 1, processes: int = 1
-) -> dict:
+def point(work: str, num_envs: int, num_seeds: int = 1, devices: int = 1, processes: int = 1) -> dict:
     """One point's figures, from as many processes as it has."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        __file__,
-        "--child",
-        work,
-        *map(str, (num_envs, num_seeds, devices, processes)),
-    ]
-    running = [
-        subprocess.Popen([*command, str(i), str(port)], stdout=subprocess.PIPE, text=True)
-        for i in range(processes)
-    ]
+    command = [sys.executable, __file__, "--child", work, *map(str, (num_envs, num_seeds, devices, processes))]
+    running = [subprocess.Popen([*command, str(i), str(port)], stdout=subprocess.PIPE, text=True) for i in range(processes)]
     told = [process.communicate()[0] for process in running]
     found = json.loads(told[0].splitlines()[-1])
     where = f"{num_envs} envs, {num_seeds} seeds, {devices} devices, {processes} processes"
     print(f"{work:12} {where}: {found['steps_per_second'] / 1e3:,.0f}k steps/s", flush=True)
-    return found | {
-        "work": work,
-        "num_envs": num_envs,
-        "seeds": num_seeds,
-        "devices": devices,
-        "processes": processes,
-    }
+    return found | {"work": work, "num_envs": num_envs, "seeds": num_seeds, "devices": devices, "processes": processes}
 
 
 def show(rows: list[dict]) -> None:
@@ -183,22 +137,10 @@ def show(rows: list[dict]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "work",
-        "envs",
-        "seeds",
-        "devices",
-        "processes",
-        "steps/s",
-        "MB expected",
-        "MB found",
-        "MB communicated",
-    )
+    table = Table("work", "envs", "seeds", "devices", "processes", "steps/s", "MB expected", "MB found", "MB communicated")
     for r in rows:
         sizes = [str(r[name]) for name in ("num_envs", "seeds", "devices", "processes")]
-        megabytes = [
-            f"{r[name] / 1e6:,.1f}" for name in ("memory_needed", "memory_used", "communicated")
-        ]
+        megabytes = [f"{r[name] / 1e6:,.1f}" for name in ("memory_needed", "memory_used", "communicated")]
         table.add_row(r["work"], *sizes, f"{r['steps_per_second'] / 1e3:,.0f}k", *megabytes)
     Console(width=120).print(table)
 
@@ -225,12 +167,8 @@ def groups(rows: list[dict]) -> dict[str, list[dict]]:
     return {
         "num_envs": [row for row in rows if alone(row) and row["seeds"] == 1],
         "seeds": [row for row in rows if alone(row) and row["num_envs"] == ENVS[0]],
-        "devices": [
-            row for row in rows if row["processes"] == 1 and row["num_envs"] == SPREAD_ENVS
-        ],
-        "processes": [
-            row for row in rows if row["devices"] == 1 and row["num_envs"] == SPREAD_ENVS
-        ],
+        "devices": [row for row in rows if row["processes"] == 1 and row["num_envs"] == SPREAD_ENVS],
+        "processes": [row for row in rows if row["devices"] == 1 and row["num_envs"] == SPREAD_ENVS],
     }
 
 
@@ -238,22 +176,12 @@ def main(quick: bool) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     import protocol
 
-    points = [dict(num_envs=n) for n in ENVS] + [
-        dict(num_envs=ENVS[0], num_seeds=n) for n in SEEDS[1:]
-    ]
-    points += [dict(num_envs=SPREAD_ENVS, devices=n) for n in DEVICES] + [
-        dict(num_envs=SPREAD_ENVS, processes=n) for n in PROCESSES[1:]
-    ]
-    rows = [
-        point(work, **sizes)
-        for work in ("ppo", "distillation")
-        for sizes in (points[:1] if quick else points)
-    ]
+    points = [dict(num_envs=n) for n in ENVS] + [dict(num_envs=ENVS[0], num_seeds=n) for n in SEEDS[1:]]
+    points += [dict(num_envs=SPREAD_ENVS, devices=n) for n in DEVICES] + [dict(num_envs=SPREAD_ENVS, processes=n) for n in PROCESSES[1:]]
+    rows = [point(work, **sizes) for work in ("ppo", "distillation") for sizes in (points[:1] if quick else points)]
     rows.append(point("breakout", SPREAD_ENVS))
     show(rows)
-    print(
-        f"Breakout, {SPREAD_ENVS} environments x {T['breakout']} steps: {rows[-1]['memory_in_all'] / 2**30:.2f} GiB in all"
-    )
+    print(f"Breakout, {SPREAD_ENVS} environments x {T['breakout']} steps: {rows[-1]['memory_in_all'] / 2**30:.2f} GiB in all")
     if not quick:
         protocol.write("scaling", {"unroll_length": T, "rows": rows}, draw(rows))
 

@@ -37,9 +37,7 @@ from jaxkd.rollout import Needs, Rollout
 
 T, MINIBATCHES, PPO_EPOCHS, REPEATS, ROUNDS = 32, 4, 4, 20, 7
 SIZES = [("CartPole-v1", 64, 1), ("CartPole-v1", 64, 16), ("CartPole-v1", 1024, 1)]
-SIZES += [
-    (name, 64, 1) for name in ("Acrobot-v1", "Breakout-MinAtar", "Asterix-MinAtar", "Pendulum-v1")
-]
+SIZES += [(name, 64, 1) for name in ("Acrobot-v1", "Breakout-MinAtar", "Asterix-MinAtar", "Pendulum-v1")]
 FLOOR = {"distillation": ("env", "teacher forward", "kd gradient"), "ppo": ("env", "ppo gradient")}
 ACTOR = {"distillation": "student forward", "ppo": "ppo forward"}
 KD_NEEDS = Needs(acting=False, next_obs=False, acting_next=False, teacher_next=False)
@@ -136,9 +134,7 @@ def learn(policy, terms, optimizer, num_epochs):
 
     def fn(x, key):
         context = Context(jnp.int32(0), jnp.float32(0), (), key)
-        params, _, opt_state, _ = optimize.learn(
-            parts, x[0], {name: () for name in terms}, x[1], x[2], context
-        )
+        params, _, opt_state, _ = optimize.learn(parts, x[0], {name: () for name in terms}, x[1], x[2], context)
         return params, opt_state, x[2]
 
     return fn
@@ -158,9 +154,7 @@ def ratio(above: np.ndarray, below: np.ndarray) -> float:
 
 def train(algorithm, times: int = REPEATS):
     """The metrics and the last states of so many updates for every key: all of both is computed."""
-    return lambda keys, *inputs: jax.vmap(lambda key: jaxkd.run(algorithm, key, times, *inputs))(
-        keys
-    )
+    return lambda keys, *inputs: jax.vmap(lambda key: jaxkd.run(algorithm, key, times, *inputs))(keys)
 
 
 def networks_for(env) -> tuple:
@@ -178,16 +172,11 @@ def terms():
 def arguments(env, big, small, key) -> dict:
     """What each part starts from, for one seed: real rollouts and fresh optimizers."""
     theirs, ours, ones = big.init(key), small.init(key), jnp.ones((T, env.num_envs))
-    kd_start, ppo_start = (
-        rollout.start(Rollout(env, policy, None, student_acts(), T, 1), key)
-        for policy in (small, big)
-    )
+    kd_start, ppo_start = (rollout.start(Rollout(env, policy, None, student_acts(), T, 1), key) for policy in (small, big))
     _, _, actors, batch = act(env, small, big, KD_NEEDS)((ours, theirs, kd_start, ()), key)
     _, _, ppo_actors, ppo_batch = act(env, big, None, PPO_NEEDS)((theirs, (), ppo_start, ()), key)
     full = batch._replace(weight=ones)
-    ppo_full = ppo_batch._replace(
-        weight=ones, advantage=batch.reward, target=ones, targets={"": ones}
-    )
+    ppo_full = ppo_batch._replace(weight=ones, advantage=batch.reward, target=ones, targets={"": ones})
     kd_terms, ppo_terms = (dict.fromkeys(names, ()) for names in terms())
     rows = batch.obs.reshape((1, -1, *batch.obs.shape[2:]))
     return {
@@ -224,9 +213,7 @@ def parts(env, num_seeds: int, times: int = REPEATS) -> dict:
     args = jax.jit(jax.vmap(lambda key: arguments(env, big, small, key)))(keys)
     sources = {name: (repeated(fn, times), (args[name], keys)) for name, fn in functions.items()}
     kd = jaxkd.distill(env, small, big, losses=kd_terms, optimizer=KD_OPTIMIZER)
-    ppo, mixed = (
-        jaxkd.ppo(env, big, optimizer=PPO_OPTIMIZER, shuffle=shuffle) for shuffle in ("env", "full")
-    )
+    ppo, mixed = (jaxkd.ppo(env, big, optimizer=PPO_OPTIMIZER, shuffle=shuffle) for shuffle in ("env", "full"))
     whole = {
         "distillation": (train(kd, times), (keys, big.init(keys[0]))),
         "ppo": (train(ppo, times), (keys,)),
@@ -237,12 +224,7 @@ def parts(env, num_seeds: int, times: int = REPEATS) -> dict:
 
 def minibatches(batch, epochs: int = 1):
     """The rows of a batch [T, B] as [epochs * MINIBATCHES, 1, N]."""
-    return jax.tree.map(
-        lambda x: jnp.tile(
-            x.reshape((MINIBATCHES, 1, -1, *x.shape[2:])), (epochs,) + (1,) * (x.ndim)
-        ),
-        batch,
-    )
+    return jax.tree.map(lambda x: jnp.tile(x.reshape((MINIBATCHES, 1, -1, *x.shape[2:])), (epochs,) + (1,) * (x.ndim)), batch)
 
 
 def row(name: str, num_envs: int, num_seeds: int) -> dict:
@@ -256,14 +238,9 @@ def row(name: str, num_envs: int, num_seeds: int) -> dict:
         "env": name,
         "num_envs": num_envs,
         "seeds": num_seeds,
-        "steps_per_second": {
-            part: 1e3 * T * num_envs * num_seeds / per[part] for part in ("env", *FLOOR)
-        },
+        "steps_per_second": {part: 1e3 * T * num_envs * num_seeds / per[part] for part in ("env", *FLOOR)},
         "efficiency": {engine: ratio(floor[engine], seconds[engine]) for engine in FLOOR},
-        "acting_too": {
-            engine: ratio(floor[engine] + seconds[ACTOR[engine]], seconds[engine])
-            for engine in FLOOR
-        },
+        "acting_too": {engine: ratio(floor[engine] + seconds[ACTOR[engine]], seconds[engine]) for engine in FLOOR},
         "full_shuffle": ratio(seconds["ppo, full shuffle"], seconds["ppo"]),
         "milliseconds_an_update": per,
         "compile_seconds": {engine: compile_seconds[engine] for engine in FLOOR},
@@ -273,23 +250,13 @@ def row(name: str, num_envs: int, num_seeds: int) -> dict:
 def convolution() -> float:
     """How much faster the banded 3x3 convolution is than `lax.conv`: forward and gradient of a minibatch of MinAtar's network, a ratio."""
     x, kernel = jnp.ones((1024, 10, 10, 4)), jnp.ones((3, 3, 4, 16)) / 36
-    plain = partial(
-        jax.lax.conv_general_dilated,
-        window_strides=(1, 1),
-        padding="VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    plain = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     def trained(convolve):
-        step = lambda kernel, _: (
-            kernel - 1e-9 * jax.grad(lambda k: jnp.sum(jnp.square(convolve(x, k))))(kernel),
-            None,
-        )
+        step = lambda kernel, _: (kernel - 1e-9 * jax.grad(lambda k: jnp.sum(jnp.square(convolve(x, k))))(kernel), None)
         return lambda kernel: jax.lax.scan(step, kernel, None, REPEATS)[0]
 
-    seconds, _ = measure(
-        {name: (trained(fn), (kernel,)) for name, fn in {"banded": banded, "plain": plain}.items()}
-    )
+    seconds, _ = measure({name: (trained(fn), (kernel,)) for name, fn in {"banded": banded, "plain": plain}.items()})
     return ratio(seconds["plain"], seconds["banded"])
 
 
@@ -298,12 +265,8 @@ def seaquest() -> float:
     sources, key = {}, jaxkd.seeds(0, 1)
     for name, given in {"100": {}, "32": {"entities": 32}}.items():
         env = jaxkd.envs.make("Seaquest-MinAtar", 128, **given)
-        start = jax.tree.map(
-            lambda x: x[None], (env.reset(key[0])[0], (), jnp.ones((T, 128), jnp.int32))
-        )
-        first = jax.jit(jax.vmap(env_only(env)))(
-            (start[0], (), start[2]), key
-        )  # what the scan stacks
+        start = jax.tree.map(lambda x: x[None], (env.reset(key[0])[0], (), jnp.ones((T, 128), jnp.int32)))
+        first = jax.jit(jax.vmap(env_only(env)))((start[0], (), start[2]), key)  # what the scan stacks
         sources[name] = (lambda x, keys, env=env: jax.vmap(env_only(env))(x, keys), (first, key))
     seconds, _ = measure(sources)
     return ratio(seconds["100"], seconds["32"])
@@ -312,53 +275,30 @@ def seaquest() -> float:
 def extras() -> dict[str, float]:
     """What is added to PPO's seconds, as a share of them: a teacher's KL, and a bonus whose predictor learns from a quarter of the rows."""
     env = jaxkd.envs.make("CartPole-v1", 64)
-    big, curious = (
-        jaxkd.networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",))
-    )
+    big, curious = (jaxkd.networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",)))
     key, given = jaxkd.seeds(0, 1), dict(optimizer=PPO_OPTIMIZER)
-    predictor = lambda width: rewards.Predictor(
-        hidden=(width, width), features=width, batch_size=T * 64 // 8, num_minibatches=2
-    )
-    rnd = lambda width: methods.exploration(
-        env, curious, bonus=rewards.rnd(predictor=predictor(width), stream="bonus"), **given
-    )
-    teacher = (
-        jaxkd.ppo(env, big, big, losses={"kl": forward_kl()}, **given),
-        (key, big.init(key[0])),
-    )
+    predictor = lambda width: rewards.Predictor(hidden=(width, width), features=width, batch_size=T * 64 // 8, num_minibatches=2)
+    rnd = lambda width: methods.exploration(env, curious, bonus=rewards.rnd(predictor=predictor(width), stream="bonus"), **given)
+    teacher = (jaxkd.ppo(env, big, big, losses={"kl": forward_kl()}, **given), (key, big.init(key[0])))
     sources = {"ppo": (jaxkd.ppo(env, big, **given), (key,)), "kl 64": teacher}
     sources |= {f"rnd {width}": (rnd(width), (key,)) for width in (64, 512)}
-    seconds, _ = measure(
-        {name: (train(algorithm), args) for name, (algorithm, args) in sources.items()}
-    )
+    seconds, _ = measure({name: (train(algorithm), args) for name, (algorithm, args) in sources.items()})
     return {name: ratio(seconds[name], seconds["ppo"]) - 1 for name in sources if name != "ppo"}
 
 
 def draw(rows: list[dict]):
     """Above the shares of the floor, below the speed; a row each."""
-    figure, axes = plt.subplots(
-        2, 1, figsize=(1.2 * len(rows) + 2, 5), sharex=True, layout="constrained"
-    )
+    figure, axes = plt.subplots(2, 1, figsize=(1.2 * len(rows) + 2, 5), sharex=True, layout="constrained")
     for shift, engine, colour in ((-0.2, "distillation", "tab:blue"), (0.2, "ppo", "tab:orange")):
         places = [i + shift for i in range(len(rows))]
-        axes[0].bar(
-            places, [r["efficiency"][engine] for r in rows], 0.38, color=colour, label=engine
-        )
-        axes[0].plot(
-            places,
-            [r["acting_too"][engine] for r in rows],
-            "k_",
-            ms=14,
-            label="acting too" if shift > 0 else None,
-        )
+        axes[0].bar(places, [r["efficiency"][engine] for r in rows], 0.38, color=colour, label=engine)
+        axes[0].plot(places, [r["acting_too"][engine] for r in rows], "k_", ms=14, label="acting too" if shift > 0 else None)
         axes[1].bar(places, [r["steps_per_second"][engine] for r in rows], 0.38, color=colour)
     axes[1].plot([r["steps_per_second"]["env"] for r in rows], "kx", label="environment only")
     axes[0].axhline(0.85, color="gray", ls=":", lw=0.8)
     axes[0].set(ylabel="floor / engine")
     axes[1].set(ylabel="steps per second", yscale="log", xticks=range(len(rows)))
-    axes[1].set_xticklabels(
-        [f"{r['env'].split('-')[0]}\n{r['num_envs']} x {r['seeds']}" for r in rows], fontsize=8
-    )
+    axes[1].set_xticklabels([f"{r['env'].split('-')[0]}\n{r['num_envs']} x {r['seeds']}" for r in rows], fontsize=8)
     for axis in axes:
         axis.legend(fontsize=7, ncols=3)
     return figure
@@ -366,16 +306,7 @@ def draw(rows: list[dict]):
 
 def main(quick: bool) -> None:
     table = Table(
-        "env",
-        "envs x seeds",
-        "env only",
-        "distillation",
-        "efficiency",
-        "acting too",
-        "ppo",
-        "efficiency",
-        "acting too",
-        "compile s",
+        "env", "envs x seeds", "env only", "distillation", "efficiency", "acting too", "ppo", "efficiency", "acting too", "compile s"
     )
     rows = []
     for name, num_envs, num_seeds in SIZES[:1] if quick else SIZES:
@@ -383,38 +314,21 @@ def main(quick: bool) -> None:
         r = row(name, num_envs, num_seeds)
         rows.append(r)
         rates = {part: f"{value / 1e3:,.0f}k" for part, value in r["steps_per_second"].items()}
-        shares = {
-            engine: [f"{r[kind][engine]:.2f}" for kind in ("efficiency", "acting_too")]
-            for engine in FLOOR
-        }
+        shares = {engine: [f"{r[kind][engine]:.2f}" for kind in ("efficiency", "acting_too")] for engine in FLOOR}
         engines = [cell for engine in FLOOR for cell in (rates[engine], *shares[engine])]
         compiling = ", ".join(f"{x:.1f}" for x in r["compile_seconds"].values())
-        table.add_row(
-            name.split("-")[0], f"{num_envs} x {num_seeds}", rates["env"], *engines, compiling
-        )
+        table.add_row(name.split("-")[0], f"{num_envs} x {num_seeds}", rates["env"], *engines, compiling)
     Console(width=140).print(table)
     banded_gain = convolution()
     print(f"banded convolution: {banded_gain:.1f} times as fast as lax.conv")
     room = seaquest()
     print(f"Seaquest with entities=32: {room:.1f} times as fast")
     added = extras()
-    print(
-        "added to PPO's time: "
-        + ", ".join(f"{name} {100 * share:.0f} %" for name, share in added.items())
-    )
+    print("added to PPO's time: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in added.items()))
     if not quick:
-        made = {
-            "unroll_length": T,
-            "rounds": ROUNDS,
-            "banded_convolution": banded_gain,
-            "seaquest_entities": room,
-            "added_to_ppo": added,
-        }
+        made = {"unroll_length": T, "rounds": ROUNDS, "banded_convolution": banded_gain, "seaquest_entities": room, "added_to_ppo": added}
         made |= {"rows": rows}
-        rounded = json.loads(
-            json.dumps(made),
-            parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False)),
-        )
+        rounded = json.loads(json.dumps(made), parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False)))
         protocol.write("throughput", rounded, draw(rows))
 
 

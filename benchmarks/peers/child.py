@@ -17,15 +17,8 @@ STEPS = NUM_ENVS * UNROLL_LENGTH  # of the environment, an update
 TEACHER, STUDENT = (64, 64), (44,)
 PPO_EPOCHS, PPO_RATE, CLIP_NORM, ENTROPY = 4, 2.5e-4, 0.5, 0.01
 KD_RATE = 1e-3
-PPO_TRAINING, PPO_GOAL = (
-    300_000,
-    450,
-)  # verified: steps with a higher learning rate, and the return of CartPole's 500 to be reached
-KD_UPDATES, KD_SHARE, KD_FALL = (
-    200,
-    0.95,
-    10,
-)  # verified: updates, share of the teacher's return, and the fall of the loss to be reached
+PPO_TRAINING, PPO_GOAL = 300_000, 450  # verified: steps with a higher learning rate, and the return of CartPole's 500 to be reached
+KD_UPDATES, KD_SHARE, KD_FALL = 200, 0.95, 10  # verified: updates, share of the teacher's return, and the fall of the loss to be reached
 
 ANSWERS, sys.stdout = sys.stdout, sys.stderr  # what libraries print goes to the log
 
@@ -33,9 +26,7 @@ ANSWERS, sys.stdout = sys.stdout, sys.stderr  # what libraries print goes to the
 class Work(NamedTuple):
     """One thing to measure."""
 
-    build: Callable[
-        [int], tuple[Callable[[], Any], float]
-    ]  # updates -> (what makes them and waits for the end, seconds of compiling)
+    build: Callable[[int], tuple[Callable[[], Any], float]]  # updates -> (what makes them and waits for the end, seconds of compiling)
     verify: Callable[[], dict] | None = None  # -> figures, with "learnt": bool
 
 

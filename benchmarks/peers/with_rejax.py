@@ -30,14 +30,10 @@ def algorithm(steps: int, learning_rate: float):
 
 
 def ppo(updates: int):
-    algo = algorithm(updates * child.STEPS, child.PPO_RATE).replace(
-        eval_callback=lambda algo, state, rng: ()
-    )
+    algo = algorithm(updates * child.STEPS, child.PPO_RATE).replace(eval_callback=lambda algo, state, rng: ())
     seeds, began = itertools.count(), time.perf_counter()
     program = jax.jit(algo.train).lower(jax.random.PRNGKey(0)).compile()
-    return lambda: jax.block_until_ready(
-        program(jax.random.PRNGKey(next(seeds)))
-    ), time.perf_counter() - began
+    return lambda: jax.block_until_ready(program(jax.random.PRNGKey(next(seeds)))), time.perf_counter() - began
 
 
 def verify() -> dict:
@@ -49,6 +45,4 @@ def verify() -> dict:
 
 
 if __name__ == "__main__":
-    child.main(
-        {"ppo": child.Work(ppo, verify)}, ["rejax", "jax", "jaxlib", "flax", "optax", "gymnax"]
-    )
+    child.main({"ppo": child.Work(ppo, verify)}, ["rejax", "jax", "jaxlib", "flax", "optax", "gymnax"])

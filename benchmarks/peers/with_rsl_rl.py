@@ -31,26 +31,18 @@ class Pendulums(VecEnv):
         return math.pi * angle, speed
 
     def get_observations(self) -> TensorDict:
-        return TensorDict(
-            {"policy": torch.stack([self.angle.cos(), self.angle.sin(), self.speed], -1)},
-            [self.num_envs],
-        )
+        return TensorDict({"policy": torch.stack([self.angle.cos(), self.angle.sin(), self.speed], -1)}, [self.num_envs])
 
     def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
         torque = actions[:, 0].clamp(-MAX_TORQUE, MAX_TORQUE)
         upright = (self.angle + math.pi) % (2 * math.pi) - math.pi
         reward = -(upright**2 + 0.1 * self.speed**2 + 0.001 * torque**2)
-        speed = (self.speed + (1.5 * GRAVITY * self.angle.sin() + 3.0 * torque) * SECONDS).clamp(
-            -MAX_SPEED, MAX_SPEED
-        )
+        speed = (self.speed + (1.5 * GRAVITY * self.angle.sin() + 3.0 * torque) * SECONDS).clamp(-MAX_SPEED, MAX_SPEED)
         angle = self.angle + speed * SECONDS
         length = self.episode_length_buf + 1
         over = length >= LIMIT
         fresh = self.start()
-        self.angle, self.speed = (
-            torch.where(over, fresh[0], angle),
-            torch.where(over, fresh[1], speed),
-        )
+        self.angle, self.speed = torch.where(over, fresh[0], angle), torch.where(over, fresh[1], speed)
         self.episode_length_buf = torch.where(over, 0, length)
         return self.get_observations(), reward, over, {"time_outs": over}
 
@@ -65,11 +57,7 @@ def runner() -> DistillationRunner:
             "gradient_length": child.UNROLL_LENGTH // child.NUM_MINIBATCHES,
             "learning_rate": child.KD_RATE,
         },
-        "student": network
-        | {
-            "hidden_dims": list(child.STUDENT),
-            "distribution_cfg": {"class_name": "GaussianDistribution"},
-        },
+        "student": network | {"hidden_dims": list(child.STUDENT), "distribution_cfg": {"class_name": "GaussianDistribution"}},
         "teacher": network | {"hidden_dims": list(child.TEACHER)},
         "obs_groups": {"student": ["policy"], "teacher": ["policy"]},
         "num_steps_per_env": child.UNROLL_LENGTH,

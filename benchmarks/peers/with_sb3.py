@@ -53,10 +53,7 @@ class Distillation(OnPolicyAlgorithm):
             max_grad_norm=0.0,
             use_sde=False,
             sde_sample_freq=-1,
-            policy_kwargs={
-                "net_arch": {"pi": list(child.STUDENT), "vf": []},
-                "optimizer_kwargs": {"eps": 1e-8},
-            },
+            policy_kwargs={"net_arch": {"pi": list(child.STUDENT), "vf": []}, "optimizer_kwargs": {"eps": 1e-8}},
             seed=1,
             device="cpu",
         )
@@ -68,9 +65,7 @@ class Distillation(OnPolicyAlgorithm):
         for rows in self.rollout_buffer.get(child.STEPS // child.NUM_MINIBATCHES):
             with torch.no_grad():
                 theirs = self.teacher.get_distribution(rows.observations).distribution
-            kl = kl_divergence(
-                theirs, self.policy.get_distribution(rows.observations).distribution
-            ).mean()
+            kl = kl_divergence(theirs, self.policy.get_distribution(rows.observations).distribution).mean()
             self.policy.optimizer.zero_grad()
             kl.backward()
             self.policy.optimizer.step()
@@ -104,29 +99,14 @@ def verify_ppo() -> dict:
 def verify_distillation() -> dict:
     teacher, student = taught()
     learning(student, child.KD_UPDATES)()
-    first, last, theirs, reached = (
-        float(student.kl[0]),
-        float(student.kl[-1]),
-        score(teacher),
-        score(student),
-    )
+    first, last, theirs, reached = float(student.kl[0]), float(student.kl[-1]), score(teacher), score(student)
     learnt = reached >= child.KD_SHARE * theirs and first >= child.KD_FALL * last
-    return {
-        "return": reached,
-        "teacher": theirs,
-        "loss_first": first,
-        "loss_last": last,
-        "learnt": learnt,
-    }
+    return {"return": reached, "teacher": theirs, "loss_first": first, "loss_last": last, "learnt": learnt}
 
 
 if __name__ == "__main__":
     works = {
-        "ppo": child.Work(
-            lambda updates: (learning(ppo(child.PPO_RATE), updates), 0.0), verify_ppo
-        ),
-        "distill": child.Work(
-            lambda updates: (learning(taught()[1], updates), 0.0), verify_distillation
-        ),
+        "ppo": child.Work(lambda updates: (learning(ppo(child.PPO_RATE), updates), 0.0), verify_ppo),
+        "distill": child.Work(lambda updates: (learning(taught()[1], updates), 0.0), verify_distillation),
     }
     child.main(works, ["stable-baselines3", "torch", "gymnasium", "numpy"])

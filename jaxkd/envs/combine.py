@@ -59,17 +59,15 @@ def concat(*envs: Env) -> Env:
         return [jax.random.fold_in(key, i) for i in range(len(parts))]
 
     def reset(key):
-        states, obs = zip(
-            *[part.reset(own) for part, own in zip(parts, keys(key), strict=True)], strict=True
-        )
+        begun = [part.reset(own) for part, own in zip(parts, keys(key), strict=True)]
+        states, obs = zip(*begun, strict=True)
         return states, _joined(*obs)
 
     def step(key, env_state, action):
         actions = jnp.split(action, _ends(parts)[:-1])
         rows = zip(parts, keys(key), env_state, actions, strict=True)
-        states, steps = zip(
-            *[part.step(own, state, chosen) for part, own, state, chosen in rows], strict=True
-        )
+        stepped = [part.step(own, state, chosen) for part, own, state, chosen in rows]
+        states, steps = zip(*stepped, strict=True)
         return states, _joined(*_all_weighted(steps))
 
     return parts[0]._replace(
@@ -80,9 +78,7 @@ def concat(*envs: Env) -> Env:
         cut_steps=None if None in cuts else min(cuts, default=None),
         truncates=any(env.truncates for env in envs),
         name="+".join(names),
-        tasks=tuple(
-            name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)
-        ),
+        tasks=_numbered(names),
     )
 
 
@@ -188,6 +184,11 @@ def _observed(env: Env, observe: Callable, obs_spec: Any) -> Env:
 
 def _joined(*trees: Any) -> Any:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+
+def _numbered(names: list[str]) -> tuple[str, ...]:
+    """The names, those that stand there more than once with their place."""
+    return tuple(name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names))
 
 
 def _all_weighted(steps: tuple[TimeStep, ...]) -> list[TimeStep]:

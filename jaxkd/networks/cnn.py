@@ -20,32 +20,30 @@ _SIZE = 3  # of the kernel, MinAtar's (Young & Tian 2019)
 
 
 def banded(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3x3 VALID convolution as one matmul per output row: x [n, H, W, C], kernel [3, 3, C, F] -> [n, H-2, W-2, F].
+    """A 3x3 VALID convolution as one matrix product for each row of the output.
 
-    The kernel is laid out as a band [3 W C, (W-2) F]; meant for CPUs, where the redundant zeros
-    cost less than `lax.conv`'s loops: 24 to 32 times as fast with its gradient on 1024 grids of MinAtar (benchmarks/throughput.py, two cores).
+    The kernel is laid out as a band [3 W C, (W - 2) F]: its zeros cost less than `lax.conv` does.
+    Forward and gradient of 1024 grids of MinAtar are 24 to 32 times as fast on two CPU cores
+    (benchmarks/throughput.py), a whole distillation of Breakout 1.22 times on an H100
+    (benchmarks/speed/accelerator.py). Lanes of it are a batched product, where those of `lax.conv`
+    become a grouped convolution.
+
+    Args:
+        x: [n, H, W, C].
+        kernel: [3, 3, C, F].
+
+    Returns:
+        [n, H - 2, W - 2, F].
     """
     n, height, width, channels = x.shape
     rows, columns, features = height - _SIZE + 1, width - _SIZE + 1, kernel.shape[-1]
-    place = (
-        jnp.arange(width)[None, :, None]
-        == jnp.arange(columns)[None, None, :] + jnp.arange(_SIZE)[:, None, None]
-    )  # [kw, W, W-2]
+    from_column = jnp.arange(columns)[None, None, :] + jnp.arange(_SIZE)[:, None, None]
+    place = jnp.arange(width)[None, :, None] == from_column  # [3, W, W-2]
     band = jnp.einsum("hkcf,kwo->hwcof", kernel, place.astype(kernel.dtype))
     stacked = jnp.stack([x[:, i : i + rows] for i in range(_SIZE)], axis=2)  # [n, H-2, 3, W, C]
-    out = stacked.reshape(n * rows, _SIZE * width * channels) @ band.reshape(
-        _SIZE * width * channels, columns * features
-    )
+    inputs = stacked.reshape(n * rows, _SIZE * width * channels)
+    out = inputs @ band.reshape(_SIZE * width * channels, columns * features)
     return out.reshape(n, rows, columns, features)
-
-
-def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3x3 VALID convolution, x [n, H, W, C], kernel [3, 3, C, F]: banded on a CPU, `lax.conv` elsewhere."""
-    if jax.default_backend() == "cpu":
-        return banded(x, kernel)
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 class Convolutional(nn.Module):
@@ -71,7 +69,7 @@ class Convolutional(nn.Module):
             )
             bias = self.param(f"conv_{i}_bias", nn.initializers.zeros, (width,))
             x = self.activation(
-                convolve(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None, None]
+                banded(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None, None]
             )
             layers += (x.reshape((*lead, -1)),)
         for width in self.dense:
