@@ -109,14 +109,8 @@ def icm(
         forward = forward_error(params, before, after, rows["action"])
         return (1 - beta) * _inverse_error(guess, rows["action"]) + beta * forward
 
-    return learned(
-        Model(init, bonus, loss),
-        _transitions,
-        coef,
-        training=predictor,
-        terminal=terminal,
-        stream=stream,
-    )
+    model = Model(init, bonus, loss)
+    return learned(model, _transitions, coef, training=predictor, terminal=terminal, stream=stream)
 
 
 _ENDS = "obs", "next_obs"  # of a transition

@@ -131,10 +131,9 @@ def learned(
         bonus = model.bonus(state["fixed"], state["params"], data).reshape(reward.shape)
         bonus = _only(counts, _alive(bonus, batch, terminal))
 
-        trained = state["params"], state["optimizer"]
-        one_dimensional = counts if isinstance(counts, tuple) else counts.reshape(-1)
+        step = _training_step(model, training, optimizer, state["fixed"], data, counts)
         keys = jax.random.split(context.key, training.num_minibatches)
-        step = _training_step(model, training, optimizer, state["fixed"], data, one_dimensional)
+        trained = state["params"], state["optimizer"]
         (params, opt_state), _ = jax.lax.scan(step, trained, keys)
         after = dict(params=params, optimizer=opt_state, statistics=statistics)
         return reward + at(coef, context) * bonus, state | after
@@ -152,6 +151,7 @@ def _training_step(
 ) -> Callable:
     """One step of the optimizer on random rows, as the body of a scan over keys."""
     number = jax.tree.leaves(data)[0].shape[0]
+    counts = counts if isinstance(counts, tuple) else counts.reshape(-1)  # [R], as the rows
 
     def step(trained, key):
         params, opt_state = trained

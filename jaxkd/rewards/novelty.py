@@ -160,14 +160,8 @@ def drnd(
         wanted = jnp.take_along_axis(apply_each(targets, rows), index[None, :, None], axis=0)[0]
         return _error(apply_layers(params, rows), wanted)
 
-    return learned(
-        Model(init, bonus, loss),
-        _successors,
-        coef,
-        training=predictor,
-        terminal=terminal,
-        stream=stream,
-    )
+    model = Model(init, bonus, loss)
+    return learned(model, _successors, coef, training=predictor, terminal=terminal, stream=stream)
 
 
 def visits_estimate(prediction: jax.Array, mean: jax.Array, square: jax.Array) -> jax.Array:
@@ -227,14 +221,8 @@ def rdd(
         noise = std * jax.random.normal(key, mu.shape)
         return jnp.mean(jnp.square(apply_layers(params, rows) - mu - noise), axis=-1)
 
-    return learned(
-        Model(lambda key, rows: _target_and_learner(key, predictor, rows), bonus, loss),
-        _successors,
-        coef,
-        training=predictor,
-        terminal=terminal,
-        stream=stream,
-    )
+    model = Model(lambda key, rows: _target_and_learner(key, predictor, rows), bonus, loss)
+    return learned(model, _successors, coef, training=predictor, terminal=terminal, stream=stream)
 
 
 def ensemble(
@@ -287,14 +275,8 @@ def ensemble(
         learns = jax.random.bernoulli(key, share, error.shape[:2])  # who learns from which row
         return jnp.sum(jnp.mean(error * learns[..., None], axis=-1), axis=0)
 
-    return learned(
-        Model(init, bonus, loss),
-        _successors,
-        coef,
-        training=predictor,
-        terminal=terminal,
-        stream=stream,
-    )
+    model = Model(init, bonus, loss)
+    return learned(model, _successors, coef, training=predictor, terminal=terminal, stream=stream)
 
 
 def _target_and_learner(key: jax.Array, predictor: Predictor, rows: jax.Array) -> tuple:
