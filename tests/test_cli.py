@@ -23,6 +23,7 @@ from jaxkd import presets
 from jaxkd.base import Algorithm, ArtifactError, Evaluation
 from jaxkd.cli import directory, failure, main, measure, phases, progress, training, watching, work
 from jaxkd.cli.summary import Result, network, summarise
+from jaxkd.report import table
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ["--steps", "4096", "--student-steps", "2048", "--episodes", "64"]
@@ -258,6 +259,9 @@ def test_every_network_is_described():
     assert {words: network(policy) for words, policy in made.items()} == {w: w for w in made}
 
 
+COST = {"flops_per_action": None, "latency_us": 1.0, "actor_bytes": 4}
+
+
 def test_episodes_that_did_not_end_are_left_out_and_counted(capsys):
     returns = np.array([[1.0, 3.0, np.nan], [5.0, np.nan, np.nan]], np.float32)
     lengths = np.array([[2, 2, 0], [2, 2, 0]])
@@ -277,7 +281,10 @@ def test_episodes_that_did_not_end_are_left_out_and_counted(capsys):
     assert row["returns"].tolist() == [2.0, 5.0] and row["episodes_left_out"] == 3
     nothing = played._replace(returns=np.full((2, 3), np.nan))
     row = summarise(rows | {"student": rows["student"]._replace(episodes=nothing)}, played, {})
-    assert row["student"]["iqm"] is None and row["student"]["kept"] is None
+    assert np.isnan(row["student"]["iqm"]) and np.isnan(row["student"]["kept"])
+    plain = directory.plain(row | {"env": "x", "wall_seconds": 0.0, "compile_seconds": 0.0})
+    assert plain["student"]["iqm"] is None and plain["student"]["kept"] is None
+    assert table._cells({**plain["student"], "interval": [None, None], **COST})[0] == "-\n[-, -]"
 
 
 # --- phases -------------------------------------------------------------------------------------

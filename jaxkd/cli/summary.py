@@ -37,9 +37,9 @@ def summarise(
     rows = {name: _row(result) for name, result in results.items()}
     top = rows["teacher"]["iqm"]
     for row in rows.values():
-        known = row["iqm"] is not None and top is not None
-        row["fraction_of_teacher"] = row["iqm"] / top if known and top else None
-        row["kept"] = (row["iqm"] - floor) / (top - floor) if known and top > floor else None
+        own = row["iqm"]  # nan, and so are its ratios, where no episode counts
+        row["fraction_of_teacher"] = own / top if top else None
+        row["kept"] = (own - floor) / (top - floor) if top > floor else None
         row["size_ratio"] = row["actor_parameters"] / rows["teacher"]["actor_parameters"]
     alive = results["student"].trained.alive
     compared = {name: float(np.mean(values[alive])) for name, values in likeness.items()}
@@ -59,10 +59,10 @@ def _row(result: Result) -> dict[str, Any]:
     return {
         "network": network(result.policy),
         "returns": by_seed,
-        "iqm": iqm(by_seed[scored]) if scored.any() else None,
-        "interval": interval(by_seed[scored]) if scored.any() else (None, None),
+        "iqm": iqm(by_seed[scored]) if scored.any() else np.nan,
+        "interval": interval(by_seed[scored]) if scored.any() else (np.nan, np.nan),
         "discounted_returns": discounted,
-        "discounted_iqm": iqm(discounted[scored]) if scored.any() else None,
+        "discounted_iqm": iqm(discounted[scored]) if scored.any() else np.nan,
         "episodes": episodes.returns.shape[1],
         "episodes_left_out": int(np.sum(~np.isfinite(episodes.returns[alive]))),
         "seeds_diverged": np.flatnonzero(~alive),

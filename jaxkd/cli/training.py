@@ -121,8 +121,9 @@ def _record(job: Job, phase: str, chunk: _Chunk, alive: np.ndarray, steps_per_up
     )
 
 
-def mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+def mean(values: Any, axis: int | None = None) -> np.ndarray:
     """The mean of the finite values; nan where there is none."""
+    values = np.asarray(values)
     finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.where(finite, values, 0.0).sum(axis) / finite.sum(axis)
