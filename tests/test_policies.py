@@ -1,4 +1,7 @@
-"""Policies as files: every kind of policy comes back, damage and edits are one line, nothing is lost."""
+"""Policies as files.
+
+Every kind of policy comes back, damage and edits are one line, nothing is lost.
+"""
 
 import json
 import os
@@ -144,7 +147,10 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_loaded(kind, tmp_path):
-    """The same description, params bit for bit, the same answer; and it fits the environment it was made for (A11)."""
+    """The same description, params bit for bit, the same answer.
+
+    And it fits the environment it was made for (A11).
+    """
     policy, spec = KINDS[kind]
     params = weights(policy)
     file = save_policy(tmp_path / "policy", policy, params, env="X", mean=np.float32(1.5))
@@ -256,7 +262,10 @@ def test_a_full_disk_keeps_the_old_policy(writes, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("renames", [1, 2])
 def test_a_process_that_ends_between_two_renames(renames, tmp_path, monkeypatch):
-    """Card and arrays never part: before the first rename the old policy is there, after it the new one."""
+    """Card and arrays never part.
+
+    Before the first rename the old policy is there, after it the new one.
+    """
     policy, old, file = saved(tmp_path)
     new, rename, left = weights(policy, 1), Path.replace, [renames]
 
