@@ -420,6 +420,14 @@ def test_damage_is_one_line(suffix, damage, tmp_path):
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
 
 
+def test_a_header_that_claims_too_much_is_not_believed(tmp_path):
+    """Before anything is allocated: 10^12 numbers in a file of some hundred bytes."""
+    *_, file = saved(tmp_path)
+    huge_header(file)
+    with pytest.raises(ArtifactError, match="claims 4000000000000 bytes"):
+        load_policy(file)
+
+
 def test_nan_weights_are_refused(tmp_path):
     policy, params, file = saved(tmp_path)
     arrays = policies._read_arrays(file)
