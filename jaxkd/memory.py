@@ -1,4 +1,4 @@
-"""What the learner learns from: factories of `Memory`, and what of a batch a memory that replays is given.
+"""What the learner learns from: factories of `Memory`, and what a memory that replays is given.
 
 Legend of shapes: `T` time, `L` sequence length, `B` environments, `C` capacity in rollouts.
 """
@@ -36,18 +36,21 @@ def this_rollout() -> Memory:
 
 
 def ring(capacity: int) -> Memory:
-    """The last `capacity` rollouts on the device; an update learns from one rollout's worth of them, uniform over all that is there.
+    """The last `capacity` rollouts on the device.
 
-    Each environment's column of a sample is that environment's in one of the stored rollouts, drawn independently of the other columns.
-    Learning from the aggregate of all rollouts is what DAgger is (Ross et al. 2011); with `behavior.teacher_acts()` it is the
-    replay of policy distillation (Rusu et al. 2015).
+    An update learns from one rollout's worth of them, uniform over all that is there.
+    Each environment's column of a sample is that environment's in one of the stored rollouts, drawn
+    independently of the other columns. Learning from the aggregate of all rollouts is what DAgger
+    is (Ross et al. 2011); with `behavior.teacher_acts()` it is the replay of policy distillation
+    (Rusu et al. 2015).
 
-    The labels are those given when a row was recorded: a teacher's do not change. A recurrent student goes on from the carry that it
-    had then, which its present parameters would not have reached (Kapturowski et al. 2019); whole episodes a sequence avoid that.
+    The labels are those given when a row was recorded: a teacher's do not change. A recurrent
+    student goes on from the carry that it had then, which its present parameters would not have
+    reached (Kapturowski et al. 2019); whole episodes a sequence avoid that.
 
     Args:
-        capacity: C, rollouts. Stored is what some loss reads, in its own dtype, with observations, resets and weights:
-            C * T * B rows.
+        capacity: C, rollouts. Stored is what some loss reads, in its own dtype, with observations,
+            resets and weights: C * T * B rows.
 
     Raises:
         UsageError: at `distill`, where a loss reads what belongs to the policy that acted just now.
@@ -71,24 +74,27 @@ def ring(capacity: int) -> Memory:
         return Ring(actors, buffer.added + 1)
 
     def sample(key, buffer, batch):
-        slots = jax.random.randint(
-            key, batch.weight.shape[1:], 0, jnp.minimum(buffer.added, capacity)
-        )  # [B]
-        return jax.tree.map(
-            lambda x: jax.vmap(lambda column, slot: column[slot], 0, 1)(x, slots), buffer.actors
-        )
+        there = jnp.minimum(buffer.added, capacity)
+        slots = jax.random.randint(key, batch.weight.shape[1:], 0, there)  # [B]
+        pick = jax.vmap(
+            lambda column, slot: column[slot], in_axes=0, out_axes=1
+        )  # [B, C] to [T, B]
+        return jax.tree.map(lambda x: pick(x, slots), buffer.actors)
 
     return Memory(init, add, sample, replays=True)
 
 
-# --- what is recorded -----------------------------------------------------------------------------------------------
+# --- what is recorded -----------------------------------------------------------------------------
 
 
 def kept(memory: Memory, reads: dict[str, frozenset[str]]) -> frozenset[str] | None:
-    """The leaves of the batch that the memory stores: those that a loss reads. None where it replays nothing: all of them.
+    """The leaves of the batch that the memory stores: those that a loss reads.
+
+    None where it replays nothing: all of them.
 
     Args:
-        reads: what each loss reads, by its name, as `check.reads` says it ("batch.teacher.policy.logits").
+        reads: what each loss reads, by its name, as `check.reads` says it
+            ("batch.teacher.policy.logits").
 
     Raises:
         UsageError: where a loss reads what an older rollout cannot have.
@@ -99,8 +105,9 @@ def kept(memory: Memory, reads: dict[str, frozenset[str]]) -> frozenset[str] | N
         fresh = [field for field in _OF_WHO_ACTED if check.touches(paths, f"batch.{field}")]
         if fresh:
             raise UsageError(
-                f"{name} reads {', '.join(fresh)}, which belong to the policy that acted just now, but memory="
-                f"{check.label(memory)} replays older rollouts. Drop the memory, or the loss."
+                f"{name} reads {', '.join(fresh)}, which belong to the policy that acted just now, "
+                f"but memory={check.label(memory)} replays older rollouts. "
+                f"Drop the memory, or the loss."
             )
     return frozenset(
         path.removeprefix("batch.")
@@ -121,17 +128,25 @@ def record(batch: Batch, kept: frozenset[str] | None) -> Batch:
 
 
 def restore(sample: Batch, spec: Batch, kept: frozenset[str] | None) -> Batch:
-    """`sample`, recorded, with zeros for what nothing reads, so that shapes stay known, and () for what belongs to the policy that acted."""
+    """`sample`, recorded, with zeros for what nothing reads, so that shapes stay known.
+
+    What belongs to the policy that acted is ().
+    """
     if kept is None:
         return sample
     given, wanted = (jax.tree.map(jnp.shape, batch) for batch in (sample, record(spec, kept)))
     if given != wanted:
         raise UsageError(
-            f"the memory's sample must have the shapes of the recorded batch, {wanted}, got {given}."
+            f"the memory's sample must have the shapes of the recorded batch, {wanted}, "
+            f"got {given}."
         )
     leaves = iter(jax.tree.leaves(sample))
-    fill = lambda path, x: next(leaves) if _is_kept(path, kept) else jnp.zeros(x.shape, x.dtype)
-    return jax.tree_util.tree_map_with_path(fill, spec)._replace(**dict.fromkeys(_OF_WHO_ACTED, ()))
+
+    def fill(path, x):
+        return next(leaves) if _is_kept(path, kept) else jnp.zeros(x.shape, x.dtype)
+
+    whole = jax.tree_util.tree_map_with_path(fill, spec)
+    return whole._replace(**dict.fromkeys(_OF_WHO_ACTED, ()))
 
 
 def _is_kept(path: tuple, kept: frozenset[str]) -> bool:

@@ -532,3 +532,84 @@ def test_normalise_by_hand():
     )
     np.testing.assert_allclose(paid, 4 / np.std([2, 3, 5.5]), rtol=1e-5)
     np.testing.assert_allclose(state["actors"], 0)
+
+
+# --- rows that do not count -----------------------------------------------------------------------
+
+
+def test_gae_through_a_row_that_is_not_the_learners():
+    """gamma = lambda = 1/2; row 1 is another player's, and no loss has trained its value.
+
+    A_3 = 4 + 20 - 30 = -6, G_3 = 24; A_2 = 3 + 15 - 20 - 6 / 4 = -3.5, G_2 = 16.5. What row 1 earns
+    flows on: G_1 = 2 + (20 + 16.5) / 4 = 11.125, and G_0 = 1 + G_1 / 2 = 6.5625 without its value.
+    """
+    weight, nan = jnp.asarray(column(1, 0, 1, 1)), np.nan
+    data = batch(column(0, 0, 0, 0), column(0, 0, 0, 0), weight=weight)
+    value, following = column(10, nan, 20, 30, 40), column(nan, 20, 30, 40)
+    args = column(1, 2, 3, 4), value, following, data
+    advantage, target = evaluate(returns.gae(0.5, 0.5), *args)
+    np.testing.assert_allclose(advantage, column(6.5625 - 10, 0, -3.5, -6), rtol=1e-6)
+    np.testing.assert_allclose(target, column(6.5625, 11.125, 16.5, 24), rtol=1e-6)
+    continuing = evaluate(returns.gae(0.5, 0.5, episodic=False), *args)
+    np.testing.assert_allclose(continuing[0], advantage, rtol=1e-6)
+
+
+def test_a_cut_behind_a_row_that_counts_bootstraps_whatever_comes_next():
+    """Row 1 begins an episode with a prompt; row 0 was cut off and is worth its successor, 8."""
+    data = batch(column(0, 0), column(1, 0), weight=jnp.asarray(column(1, 0)))
+    args = column(1, 5), column(2, np.nan, 6), column(8, 6), data
+    advantage, _ = evaluate(returns.gae(0.5, 0.5), *args)
+    np.testing.assert_allclose(advantage, column(1 + 4 - 2, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("episodic", [True, False])
+def test_where_every_row_counts_weights_change_nothing(episodic):
+    made = returns.gae(0.9, 0.8, episodic=episodic)
+    plain, weighted = evaluate(made), evaluate(made, data=batch(weight=jnp.ones((T, B))))
+    for a, b in zip(plain, weighted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6)
+
+
+def test_groups_earn_in_every_row_and_learn_in_those_that_count():
+    """R = 3 and 1: mean 2, deviation 1. The first episode has a prompt of one row: |o| = 2."""
+    ends, reset = np.zeros((3, 2), np.float32), jnp.zeros((3, 2)).at[0].set(1.0)
+    ends[2] = 1
+    weight = jnp.ones((3, 2)).at[0, 0].set(0.0)
+    data = batch(ends, 0 * ends, reset=reset, weight=weight)
+    reward = jnp.array([[1.0, 0], [1, 0], [1, 1]])
+    advantage, target, share = returns.group_relative(2).evaluate(reward, (), (), data, CONTEXT)
+    np.testing.assert_allclose(advantage, [[0, -1], [1, -1], [1, -1]], rtol=1e-5)
+    np.testing.assert_allclose(share, [[0, 1 / 3], [1 / 2, 1 / 3], [1 / 2, 1 / 3]], rtol=1e-6)
+    np.testing.assert_array_equal(target, jnp.full((3, 2), 2.0))
+
+
+def test_moments_of_what_counts():
+    samples = {"x": jnp.asarray(RNG.normal(size=(T, B, 2)), jnp.float32)}
+    spec = jax.tree.map(lambda x: x[0, 0], samples)
+    before = moments.update(moments.empty(spec), jax.tree.map(lambda x: x + 3, samples))
+    weight = jnp.ones((T, B)).at[2, 1].set(0.0).at[0, 0].set(0.0)
+    spoilt = jax.tree.map(lambda x: jnp.where(weight[..., None] > 0, x, jnp.nan), samples)
+    after = jax.jit(moments.update)(before, spoilt, weight)
+    x = np.asarray(samples["x"], np.float64)
+    whole = np.concatenate([x.reshape(-1, 2) + 3, x[np.asarray(weight) > 0]])
+    assert after.count == 2 * T * B - 2
+    np.testing.assert_allclose(after.mean["x"], whole.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(after.var["x"], whole.var(0), rtol=1e-4)
+
+    everything = moments.update(before, samples, jnp.ones((T, B)))
+    plain = moments.update(before, samples)
+    jax.tree.map(np.testing.assert_array_equal, everything, plain)
+    for begun in (before, moments.empty(spec)):  # nothing counts: nothing changes, also at first
+        none = moments.update(begun, spoilt, jnp.zeros((T, B)))
+        jax.tree.map(np.testing.assert_array_equal, none, begun)
+
+
+def test_normalised_rewards_have_the_deviation_of_what_counts():
+    """R = 1, 2.5, 4.25; the first and the last count: deviation 1.625, for all three rewards."""
+    weight, zeros = jnp.asarray(column(1, 0, 1)), column(0, 0, 0)
+    data = batch(zeros, zeros, weight=weight)
+    transform = rewards.normalise(0.5)
+    state = transform.init(None, (Outputs(()), data))
+    paid, state = transform.update(jnp.asarray(column(1, 2, 3)), state, data, CONTEXT)
+    np.testing.assert_allclose(paid, column(1, 2, 3) / 1.625, rtol=1e-5)
+    np.testing.assert_allclose(state["actors"], [0.5 * 4.25])

@@ -490,3 +490,16 @@ def test_the_first_reward_is_at_most_the_root_of_the_steps_seen(size):
         bound = np.sqrt((before + 1) * T * B)
         out = normalised(reward, jnp.zeros((T, B)), before)[-1, 0]
         assert (0.9 * bound if size >= 1 else 0) < out < 1.1 * bound
+
+
+def test_an_action_that_was_not_the_students_earns_nothing_from_the_teacher():
+    weight = jnp.ones((T, B)).at[1, 1].set(0.0)
+    spoilt = jnp.where(weight[..., None] > 0, V, jnp.nan)
+    policies = [Outputs(Categorical(x)) for x in (spoilt, jnp.asarray(Z))]
+    data = batch(
+        teacher=policies[0], teacher_next=policies[0], acting_next=policies[1], weight=weight
+    )
+    for transform in (rewards.teacher_reward(), rewards.disagreement()):
+        found = paid(transform, data=data)
+        assert np.isfinite(found).all() and found[1, 1] == REWARD[1, 1]
+        assert (jnp.abs(found - REWARD) > 0).sum() == T * B - 1

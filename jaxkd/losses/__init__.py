@@ -1,4 +1,4 @@
-"""What the student minimises. A term takes `[L, N]` and returns `[L, N]`; the engine alone averages."""
+"""What the student minimises: terms from `[L, N]` to `[L, N]`; the engine alone averages."""
 
 from jaxkd.losses.combine import for_task, gate, proximal, scale, stateless, watch
 from jaxkd.losses.feature import feature_mse

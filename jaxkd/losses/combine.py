@@ -64,7 +64,7 @@ def only(rows: jax.Array, student: Outputs, batch: Batch) -> tuple[Outputs, Batc
 
 
 def stateless(fn: Callable) -> LossTerm:
-    """A term without parameters from `fn(student, batch)` or `fn(student, batch, context)` -> [L, N].
+    """A term without parameters from `fn(student, batch[, context])` -> [L, N].
 
     `distill` accepts such a function bare.
 
@@ -74,7 +74,8 @@ def stateless(fn: Callable) -> LossTerm:
     """
     if not callable(fn):
         raise UsageError(
-            f"a loss is a function (student, batch[, context]) -> [L, N] or a LossTerm, got {type(fn).__name__}."
+            f"a loss is a function (student, batch[, context]) -> [L, N] or a LossTerm, "
+            f"got {type(fn).__name__}."
         )
     names = getattr(getattr(fn, "__code__", None), "co_varnames", ())[
         : getattr(getattr(fn, "__code__", None), "co_argcount", 2)
@@ -87,7 +88,9 @@ def stateless(fn: Callable) -> LossTerm:
 
 
 def scale(value: float | jax.Array | Callable, term: LossTerm | Callable) -> LossTerm:
-    """`term` times `value`: a number, or a schedule `update -> value` such as `optax.linear_schedule(1.0, 0.0, 100)`.
+    """`term` times `value`: a number, or a schedule `update -> value`.
+
+    Such as `optax.linear_schedule(1.0, 0.0, 100)`.
 
     >>> import optax
     >>> from jaxkd.losses import forward_kl
@@ -102,13 +105,15 @@ def scale(value: float | jax.Array | Callable, term: LossTerm | Callable) -> Los
 
 
 def gate(weight: Callable, term: LossTerm | Callable) -> LossTerm:
-    """`term` times `weight(student, batch, context)` [L, N] or []; no gradient flows through the weight.
+    """`term` times `weight(student, batch, context)`, [L, N] or [].
 
-    `value_gate`, `performance_gate`, `agreement`, `one_minus`, `action_gap`, `confidence` and `burn_in` make weights.
+    No gradient flows through the weight.
+    `value_gate`, `performance_gate`, `agreement`, `one_minus`, `action_gap`, `confidence` and
+    `burn_in` make weights.
 
     >>> from jaxkd.losses import forward_kl
     >>> better = lambda student, batch, context: batch.teacher.value > student.value
-    >>> term = gate(better, forward_kl())                              # value gate, Czarnecki et al. 2019
+    >>> term = gate(better, forward_kl())                       # value gate, Czarnecki et al. 2019
     """
     term = term if isinstance(term, LossTerm) else stateless(term)
 
@@ -120,10 +125,11 @@ def gate(weight: Callable, term: LossTerm | Callable) -> LossTerm:
 
 
 def proximal(epsilon: float | jax.Array | Callable, term: LossTerm | Callable) -> LossTerm:
-    """`term` times max(rho, 1 - epsilon), rho = pi_S(a) / pi_acting(a): proximal policy distillation (Spigler 2025).
+    """`term` times max(rho, 1 - epsilon): proximal policy distillation (Spigler 2025).
 
-    The gradient flows through rho too, as in the paper's code; a `gate` would stop it. An action that the student has
-    come to avoid keeps at least 1 - epsilon of its term.
+    rho = pi_S(a) / pi_acting(a), at most e^60, which float32 holds.
+    The gradient flows through rho too, as in the paper's code; a `gate` would stop it. An action
+    that the student has come to avoid keeps at least 1 - epsilon of its term.
 
     Args:
         epsilon: in [0, 1], PPO's clip range; a number or a schedule `update -> epsilon`.
@@ -168,7 +174,8 @@ def for_task(task: int | jax.Array, term: LossTerm | Callable) -> LossTerm:
                 else "none, it is one array"
             )
             raise UsageError(
-                f"for_task reads the field 'task' of the observation, which has the fields: {fields}. Drop for_task, or add it."
+                f"for_task reads the field 'task' of the observation, which has the fields: "
+                f"{fields}. Drop for_task, or add it."
             )
         here = batch.obs["task"] == task
         own = only(here, student, batch)
@@ -180,7 +187,9 @@ def for_task(task: int | jax.Array, term: LossTerm | Callable) -> LossTerm:
 def watch(fn: LossTerm | Callable) -> LossTerm:
     """A diagnostic: reported as "loss/<name>" like a term, but without gradient.
 
-    >>> agreement = watch(lambda student, batch: student.policy.mode() == batch.teacher.policy.mode())
+    >>> def same(student, batch):
+    ...     return student.policy.mode() == batch.teacher.policy.mode()
+    >>> agreement = watch(same)
     """
     term = fn if isinstance(fn, LossTerm) else stateless(fn)
 

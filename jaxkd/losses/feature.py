@@ -13,13 +13,16 @@ _LAST = {"features": "features"}
 
 
 def feature_mse(layers: Mapping[str, str] = _LAST) -> LossTerm:
-    """Mean over layers of mean_F (W h_S + b - h_T)^2 (Romero et al. 2015, FitNets; Parisotto et al. 2016, Actor-Mimic).
+    """Mean over layers of mean_F (W h_S + b - h_T)^2.
+
+    Romero et al. 2015, FitNets; Parisotto et al. 2016, Actor-Mimic.
 
     W and b are the term's own parameters, trained with the student and thrown away with the term.
 
     Args:
-        layers: the teacher's layer for each of the student's: "features" is `Outputs.features` [..., F], the last hidden layer of
-            the built-in networks, every other name is `Outputs.extra[name]` [..., F] of a module that returns it.
+        layers: the teacher's layer for each of the student's: "features" is `Outputs.features`
+            [..., F], the last hidden layer of the built-in networks, every other name is
+            `Outputs.extra[name]` [..., F] of a module that returns it.
 
     Returns:
         a term, [L, N]; reads these layers of the student and of `batch.teacher`.
@@ -31,7 +34,8 @@ def feature_mse(layers: Mapping[str, str] = _LAST) -> LossTerm:
     """
     if not isinstance(layers, Mapping) or not layers:
         raise UsageError(
-            f"layers must map a layer of the student to one of the teacher, such as {_LAST}, got {layers!r}."
+            f"layers must map a layer of the student to one of the teacher, such as {_LAST}, "
+            f"got {layers!r}."
         )
     layers = dict(layers)
 
@@ -74,6 +78,7 @@ def _layer(outputs: Outputs, who: str, name: str, batch: Batch) -> Any:
     if name not in layers:
         there = ", ".join(map(repr, layers)) or "none"
         raise UsageError(
-            f"it reads layer {name!r} of the {who}, which has: {there}. Name one of them, or return it in Outputs.extra."
+            f"it reads layer {name!r} of the {who}, which has: {there}. "
+            f"Name one of them, or return it in Outputs.extra."
         )
     return layers[name]

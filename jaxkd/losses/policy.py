@@ -11,16 +11,19 @@ from jaxkd.base import Batch, Context, LossTerm, Outputs, UsageError
 from jaxkd.distributions import MASK, Categorical, legal, log_probs
 from jaxkd.losses.combine import at, stateless
 
-_END = 1e-3  # of beta: nearer to 0 or 1 the float32 quotient of the normalised divergence loses its digits
+# Of beta: nearer to 0 or 1 the float32 quotient of the normalised divergence loses its digits.
+_END = 1e-3
 
 
 def forward_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
     """KL(teacher || student), mass-covering: T^2 KL(p_T^(1/T) || p_S^(1/T)) (Hinton et al. 2015).
 
-    Rusu et al. (2015) sharpen the teacher only: `networks.temper(teacher, 0.01)` with `forward_kl()`.
+    Rusu et al. (2015) sharpen the teacher only: `networks.temper(teacher, 0.01)` with
+    `forward_kl()`.
 
     Args:
-        temperature: of both, > 0; a number or a schedule `update -> temperature`. The factor T^2 keeps the gradient's size.
+        temperature: of both, > 0; a number or a schedule `update -> temperature`. The factor T^2
+            keeps the gradient's size.
 
     Returns:
         a term, [L, N], nats; reads `batch.teacher.policy`.
@@ -38,7 +41,9 @@ def forward_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
 
 
 def reverse_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
-    """KL(student || teacher), mode-seeking: T^2 KL(p_S^(1/T) || p_T^(1/T)) (Agarwal et al. 2024, GKD at beta = 1).
+    """KL(student || teacher), mode-seeking: T^2 KL(p_S^(1/T) || p_T^(1/T)).
+
+    Agarwal et al. 2024, GKD at beta = 1.
 
     Args:
         temperature: as in `forward_kl`.
@@ -61,13 +66,17 @@ def jsd(
     temperature: float | jax.Array | Callable = 1.0,
     normalise: bool = False,
 ) -> LossTerm:
-    """Generalised Jensen-Shannon divergence, T^2 (b KL(T || M) + (1 - b) KL(S || M)), M = b T + (1 - b) S (Agarwal et al. 2024, GKD).
+    """Generalised Jensen-Shannon divergence, T^2 (b KL(T || M) + (1 - b) KL(S || M)).
 
-    As written it fades at both ends: about b KL(T || S) near b = 0, (1 - b) KL(S || T) near b = 1, exactly 0 at 0 and 1.
-    `normalise` divides by b (1 - b): then it runs continuously from `forward_kl` at 0 to `reverse_kl` at 1.
+    M = b T + (1 - b) S (Agarwal et al. 2024, GKD).
+    As written it fades at both ends: about b KL(T || S) near b = 0, (1 - b) KL(S || T) near b = 1,
+    exactly 0 at 0 and 1.
+    `normalise` divides by b (1 - b): then it runs continuously from `forward_kl` at 0 to
+    `reverse_kl` at 1.
 
     Args:
-        beta: b, the teacher's share of the mixture, in [0, 1]; a number or a schedule `update -> beta`.
+        beta: b, the teacher's share of the mixture, in [0, 1]; a number or a schedule
+            `update -> beta`.
         temperature: of both, as in `forward_kl`.
         normalise: divide by b (1 - b); within 1e-3 of 0 and 1 the limits themselves are taken.
 
@@ -98,7 +107,9 @@ def jsd(
 
 
 def skew_kl(alpha: float | jax.Array | Callable = 0.1) -> LossTerm:
-    """KL(T || a T + (1 - a) S): a forward KL that stays below -log a where the student is blind (Ko et al. 2024, DistiLLM).
+    """KL(T || a T + (1 - a) S): a forward KL that stays below -log a.
+
+    Also where the student is blind (Ko et al. 2024, DistiLLM).
 
     Args:
         alpha: a, in [0, 1]; 0 is `forward_kl`, 1 is 0. A number or a schedule `update -> alpha`.
@@ -119,7 +130,9 @@ def skew_kl(alpha: float | jax.Array | Callable = 0.1) -> LossTerm:
 
 
 def skew_reverse_kl(alpha: float | jax.Array | Callable = 0.1) -> LossTerm:
-    """KL(S || (1 - a) T + a S): a reverse KL that stays below -log a where the teacher never goes (Ko et al. 2024, DistiLLM).
+    """KL(S || (1 - a) T + a S): a reverse KL that stays below -log a.
+
+    Also where the teacher never goes (Ko et al. 2024, DistiLLM).
 
     Args:
         alpha: a, in [0, 1]; 0 is `reverse_kl`, 1 is 0. A number or a schedule `update -> alpha`.
@@ -140,7 +153,8 @@ def total_variation() -> LossTerm:
     """1/2 sum_a |p_T(a) - p_S(a)|, in [0, 1]: the share of actions that would have to change.
 
     Returns:
-        a term, [L, N]; discrete actions only; reads `batch.teacher.policy`. Its gradient does not fade near the teacher.
+        a term, [L, N]; discrete actions only; reads `batch.teacher.policy`. Its gradient does not
+        fade near the teacher.
 
     >>> total_variation().init(None, None)
     ()
@@ -154,7 +168,9 @@ def total_variation() -> LossTerm:
 
 
 def nll() -> LossTerm:
-    """-log p_S(mode of the teacher): the teacher's best action as a hard label (Rusu et al. 2015, NLL); for normals its mean.
+    """-log p_S(mode of the teacher): the teacher's best action as a hard label.
+
+    Rusu et al. 2015, NLL; for normals the mode is the mean.
 
     >>> nll().init(None, None)
     ()
@@ -167,9 +183,10 @@ def nll() -> LossTerm:
 
 
 def cross_entropy() -> LossTerm:
-    """H(T || S) = KL(T || S) + H(T): the gradient of `forward_kl()`, another number (the survey's soft cross-entropy).
+    """H(T || S) = KL(T || S) + H(T): the gradient of `forward_kl()`, another number.
 
-    On the student's own states it is no gradient field without `rewards.successor` (Czarnecki et al. 2019).
+    It is the survey's soft cross-entropy. On the student's own states it is no gradient field
+    without `rewards.successor` (Czarnecki et al. 2019).
 
     >>> cross_entropy().init(None, None)
     ()
@@ -182,8 +199,9 @@ def cross_entropy() -> LossTerm:
 
 
 def reverse_cross_entropy() -> LossTerm:
-    """H(S || T) = KL(S || T) + H(S): greedy in the teacher's log-probabilities (Czarnecki et al. 2019, expected entropy regularised).
+    """H(S || T) = KL(S || T) + H(S): greedy in the teacher's log-probabilities.
 
+    Czarnecki et al. 2019, expected entropy regularised.
     Alone it makes the student deterministic; `reverse_kl` is it minus the student's entropy.
 
     >>> reverse_cross_entropy().init(None, None)
@@ -201,11 +219,13 @@ def ce_kd(
 ) -> LossTerm:
     """w CE + (1 - w) KD: hard and soft labels mixed (Hinton et al. 2015).
 
-    CE = -log p_S(mode of the teacher), `nll()`; KD = T^2 KL(p_T^(1/T) || p_S^(1/T)), `forward_kl(temperature)`.
+    CE = -log p_S(mode of the teacher), `nll()`; KD = T^2 KL(p_T^(1/T) || p_S^(1/T)),
+    `forward_kl(temperature)`.
 
     Args:
-        ce_weight: w, in [0, 1]; a number or a schedule. It multiplies the HARD labels, as the survey's alpha does; Hinton's
-            alpha, tunix's and EasyDeL's multiply KD: their alpha is 1 - ce_weight.
+        ce_weight: w, in [0, 1]; a number or a schedule. It multiplies the HARD labels, as the
+            survey's alpha does; Hinton's alpha, tunix's and EasyDeL's multiply KD: their alpha is
+            1 - ce_weight.
         temperature: of KD, as in `forward_kl`.
 
     >>> ce_kd(ce_weight=0.1).init(None, None)
@@ -224,7 +244,10 @@ def ce_kd(
 
 
 def logit_mse() -> LossTerm:
-    """sum_a (z_T(a) - z_S(a))^2 on unnormalised logits (Ba & Caruana 2014), which are the Q-values of a Q teacher (Rusu et al. 2015, MSE).
+    """sum_a (z_T(a) - z_S(a))^2 on unnormalised logits (Ba & Caruana 2014).
+
+    They are the Q-values of a Q teacher (Rusu et al. 2015, MSE). The sum is over the actions that
+    neither policy masks.
 
     Returns:
         a term, [L, N]; discrete actions only; reads `batch.teacher.policy`.
@@ -244,10 +267,13 @@ def logit_mse() -> LossTerm:
 def standardised_kl(
     temperature: float | jax.Array | Callable = 2.0, *, allow_two: bool = False
 ) -> LossTerm:
-    """T^2 KL(softmax Z_T || softmax Z_S), Z = (z - mean z) / (T std z + 1e-7) over the actions (Sun et al. 2024).
+    """T^2 KL(softmax Z_T || softmax Z_S), Z standardised logits (Sun et al. 2024).
 
-    The scale of Q-values drops out, and with it the teacher's confidence: the student's own logits may have any scale, so
-    judge it greedy, or standardise while acting too. With few actions take T < 1: at T = 2 no probability of 3 exceeds 0.54.
+    Z = (z - mean z) / (T std z + 1e-7) over the actions.
+
+    The scale of Q-values drops out, and with it the teacher's confidence: the student's own logits
+    may have any scale, so judge it greedy, or standardise while acting too. With few actions take
+    T < 1: at T = 2 no probability of 3 exceeds 0.54.
 
     Args:
         temperature: > 0; a number or a schedule.
@@ -269,7 +295,8 @@ def standardised_kl(
         ours, theirs = both_logits(student.policy, batch.teacher.policy, "forward_kl")
         if ours.shape[-1] == 2 and not allow_two:
             raise UsageError(
-                "standardised_kl has no gradient with 2 actions: standardised, two logits are always -0.71 and 0.71. "
+                "standardised_kl has no gradient with 2 actions: standardised, two logits are "
+                "always -0.71 and 0.71. "
                 "Use forward_kl, or allow_two=True if it is one term of several."
             )
         t = at(temperature, context)
@@ -282,7 +309,8 @@ def logits_of(policy: Any, who: str, instead: str) -> jax.Array:
     """The logits [..., A], or an error that says what to use for continuous actions."""
     if not hasattr(policy, "logits"):
         raise UsageError(
-            f"it is for discrete actions, but the {who}'s policy is a {type(policy).__name__}. Use {instead}."
+            f"it is for discrete actions, but the {who}'s policy is a {type(policy).__name__}. "
+            f"Use {instead}."
         )
     return policy.logits
 
@@ -299,7 +327,10 @@ def _log_probs(ours: Any, theirs: Any, instead: str) -> tuple[jax.Array, jax.Arr
 
 
 def _skewed(log_p: jax.Array, log_q: jax.Array, share: Any) -> jax.Array:
-    """KL(p || share p + (1 - share) q) [...] from log-probabilities [..., A]; finite for masked actions and at both ends."""
+    """KL(p || share p + (1 - share) q) [...] from log-probabilities [..., A].
+
+    Finite for masked actions and at both ends.
+    """
     tiny = jnp.finfo(log_p.dtype).tiny
     ours, others = (jnp.log(jnp.maximum(x, tiny)) for x in (share, 1 - share))
     return jnp.sum(jnp.exp(log_p) * (log_p - jnp.logaddexp(log_p + ours, log_q + others)), axis=-1)

@@ -10,9 +10,10 @@ from jaxkd.losses.value import value_of, weighted_moments
 
 
 def policy_gradient() -> LossTerm:
-    """-log pi_S(a) A, whose gradient is the policy gradient of one step from the policy that acted (Williams 1992; Sutton et al. 2000).
+    """-log pi_S(a) A: its gradient is the policy gradient (Williams 1992; Sutton et al. 2000).
 
-    The advantage is data and is not normalised: Czarnecki et al. (2019, theorem 2) need it as it is, of Monte-Carlo returns.
+    Of one step from the policy that acted. The advantage is data and is not normalised:
+    Czarnecki et al. (2019, theorem 2) need it as it is, of Monte-Carlo returns.
     Exact for one epoch and one minibatch; for more steps on the same rollout take `ppo_clip`.
 
     Returns:
@@ -29,7 +30,9 @@ def policy_gradient() -> LossTerm:
 
 
 def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> LossTerm:
-    """-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A), rho = pi_S / pi_acting (Schulman et al. 2017).
+    """-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) (Schulman et al. 2017).
+
+    rho = pi_S / pi_acting, at most e^60, which float32 holds.
 
     Args:
         epsilon: clip range, > 0.
@@ -54,7 +57,7 @@ def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> Los
 
 
 def _standardised(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [L, N] with mean 0 and deviation 1 over the rows that count; 0 elsewhere, or if constant."""
+    """x [L, N] with mean 0 and deviation 1 where it counts; 0 elsewhere, and if constant."""
     counts = weight > 0
     mean, var = weighted_moments(x, weight)
     # The mean of equal numbers is off by rounding: judged by the deviation, 7 times .1 would vary.
@@ -70,8 +73,8 @@ def td_mse(*, stream: str = "", clip: float | jax.Array | None = None) -> LossTe
 
     Args:
         stream: "" is the environment's; another name reads the head `extra[stream]`.
-        clip: the value may move this far from the acting one before its gradient stops (PPO's clipped value loss:
-            the larger of both squared errors); None: no clipping.
+        clip: the value may move this far from the acting one before its gradient stops (PPO's
+            clipped value loss: the larger of both squared errors); None: no clipping.
 
     Returns:
         a term, [L, N]; reads `batch.targets[stream]`, and `batch.acting` if it clips.
@@ -85,7 +88,8 @@ def td_mse(*, stream: str = "", clip: float | jax.Array | None = None) -> LossTe
         value = value_of(student, "student", stream)
         if stream not in batch.targets:
             raise UsageError(
-                f"it reads the target of stream {stream!r}, but returns has {set(batch.targets)}. Add returns for it."
+                f"it reads the target of stream {stream!r}, but returns has {set(batch.targets)}. "
+                f"Add returns for it."
             )
         error = jnp.square(value - batch.targets[stream])
         if clip is None:

@@ -1,4 +1,4 @@
-"""Value distillation: the teacher's state values, its Q-values, and what is left of them without the state value."""
+"""Value distillation: the teacher's state values, its Q-values, and those without the former."""
 
 from collections.abc import Callable
 
@@ -21,17 +21,17 @@ def value_of(outputs: Outputs, who: str, stream: str = "") -> jax.Array:
             if stream
             else "let its module return (policy parameters, value)"
         )
-        raise UsageError(
-            f"it reads a value, but the {who} has no value head{f' for stream {stream!r}' if stream else ''}: {fix}."
-        )
+        which = f" for stream {stream!r}" if stream else ""
+        raise UsageError(f"it reads a value, but the {who} has no value head{which}: {fix}.")
     return head
 
 
 def value_mse(*, normalise: bool = False) -> LossTerm:
     """(V_T(s) - V_S(s))^2: the student's value regressed on the teacher's.
 
-    The teacher's value is of the teacher's policy and reward scale: a student that acts differently has another one.
-    With `normalise` it is the global term of hierarchical value distillation, beside `advantage_mse` or `advantage_kl`.
+    The teacher's value is of the teacher's policy and reward scale: a student that acts differently
+    has another one. With `normalise` it is the global term of hierarchical value distillation,
+    beside `advantage_mse` or `advantage_kl`.
 
     Args:
         normalise: divide by the variance of V_T over the minibatch; a constant V_T is divided by 1.
@@ -52,9 +52,10 @@ def value_mse(*, normalise: bool = False) -> LossTerm:
 
 
 def q_mse() -> LossTerm:
-    """(Q_S(s, a) - target)^2 at the action taken, Q-learning without a replay (Gallici et al. 2025, PQN).
+    """(Q_S(s, a) - target)^2 at the action taken: PQN (Gallici et al. 2025).
 
-    A Q network is a policy whose logits are Q-values and whose value is their maximum; the target is what `returns` says.
+    Q-learning without a replay. A Q network is a policy whose logits are Q-values and whose value
+    is their maximum; the target is what `returns` says.
 
     Returns:
         a term, [L, N]; discrete actions only; reads `batch.action` and `batch.target`.
@@ -73,14 +74,18 @@ def q_mse() -> LossTerm:
 
 
 def advantage_mse(*, normalise: bool = True) -> LossTerm:
-    """sum_a (A_S(a) - A_T(a))^2 / Var[A_T], A = z - max z <= 0: the local term of hierarchical value distillation (ours).
+    """sum_a (A_S(a) - A_T(a))^2 / Var[A_T], A = z - max z <= 0.
 
-    Q-values differ little between actions and much between states: a student that fits Q spends itself on V. Here V is
-    gone; `value_mse(normalise=True)` is the global term, under another name in the same dict. The survey names the method
-    without a formula. The dueling split is Wang et al. 2016's, with the maximum in place of the mean.
+    The local term of hierarchical value distillation (ours).
+
+    Q-values differ little between actions and much between states: a student that fits Q spends
+    itself on V. Here V is gone; `value_mse(normalise=True)` is the global term, under another name
+    in the same dict. The survey names the method without a formula. The dueling split is Wang et
+    al. 2016's, with the maximum in place of the mean.
 
     Args:
-        normalise: divide by the variance of A_T over the minibatch and its actions; a constant A_T is divided by 1.
+        normalise: divide by the variance of A_T over the minibatch and its actions; a constant A_T
+            is divided by 1.
 
     Returns:
         a term, [L, N]; discrete actions only, those that neither policy masks; reads
@@ -101,16 +106,19 @@ def advantage_mse(*, normalise: bool = True) -> LossTerm:
 
 
 def advantage_kl(temperature: float | jax.Array | Callable = 0.01) -> LossTerm:
-    """KL(softmax(A_T / T) || softmax(A_S / T)), A = z - max z: the local term of hierarchical value distillation as a policy (ours).
+    """KL(softmax(A_T / T) || softmax(A_S / T)), A = z - max z.
 
-    Both sides are divided by T and there is no factor T^2: advantages have the unit of the reward, and T says which
-    difference matters. Rusu et al. (2015) sharpen the teacher only.
+    The local term of hierarchical value distillation as a policy (ours).
+
+    Both sides are divided by T and there is no factor T^2: advantages have the unit of the reward,
+    and T says which difference matters. Rusu et al. (2015) sharpen the teacher only.
 
     Args:
         temperature: > 0, in units of the advantage; a number or a schedule.
 
     Returns:
-        a term, [L, N], nats; discrete actions only; reads `batch.teacher.policy`, whose logits are Q-values.
+        a term, [L, N], nats; discrete actions only; reads `batch.teacher.policy`, whose logits are
+        Q-values.
 
     >>> hierarchical = {"global": value_mse(normalise=True), "local": advantage_kl(0.01)}
     """

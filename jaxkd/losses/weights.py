@@ -1,4 +1,7 @@
-"""Where and how much a term counts: weights `(student, batch, context) -> [L, N]` or [] for `gate`, which stops their gradient."""
+"""Where and how much a term counts: weights `(student, batch, context) -> [L, N]` or [].
+
+`gate` takes them, and stops their gradient.
+"""
 
 from collections.abc import Callable
 
@@ -16,8 +19,9 @@ from jaxkd.losses.value import value_of
 def value_gate() -> Callable:
     """1 where V_T(s) > V_S(s), else 0 (Czarnecki et al. 2019, V-gated distillation).
 
-    The teacher is followed only where it promises more than the student has: with a policy gradient beside it, a bad teacher
-    does not hold the student back. Both values must be of the same reward and discount.
+    The teacher is followed only where it promises more than the student has: with a policy gradient
+    beside it, a bad teacher does not hold the student back. Both values must be of the same reward
+    and discount.
 
     Returns:
         a weight, [L, N]; reads `batch.teacher.value` and the student's value.
@@ -35,10 +39,13 @@ def value_gate() -> Callable:
 def performance_gate(
     *, teacher_return: float | jax.Array, random_return: float | jax.Array = 0.0
 ) -> Callable:
-    """clip(1 - (G - G_R) / (G_T - G_R), 0, 1): 1 for a student as good as random, 0 for one as good as its teacher (Agarwal et al. 2022).
+    """clip(1 - (G - G_R) / (G_T - G_R), 0, 1), by the return G (Agarwal et al. 2022).
 
-    G is `context.episode_return`, of whoever acted in the update before: let the student act. The paper (QDagger) has G_R = 0;
-    where returns are negative that gate would be 0 for an ignorant student.
+    1 for a student as good as random, 0 for one as good as its teacher.
+
+    G is `context.episode_return`, of whoever acted in the update before: let the student act. The
+    paper (QDagger) has G_R = 0; where returns are negative that gate would be 0 for an ignorant
+    student.
 
     Args:
         teacher_return: G_T, undiscounted, as `evaluate` reports it; above random_return.
@@ -55,7 +62,8 @@ def performance_gate(
         and not teacher_return > random_return
     ):
         raise UsageError(
-            f"teacher_return must be above random_return, got {teacher_return:g} and {random_return:g}. Is the teacher trained?"
+            f"teacher_return must be above random_return, got {teacher_return:g} and "
+            f"{random_return:g}. Is the teacher trained?"
         )
 
     def weight(student, batch, context):
@@ -68,11 +76,14 @@ def performance_gate(
 def agreement(
     alpha: float | jax.Array | Callable = 1.0, *, policy: Callable | None = None
 ) -> Callable:
-    """exp(-alpha KL(T || S)): near 1 where the student can follow the teacher (Weihs et al. 2021, ADVISOR).
+    """exp(-alpha KL(T || S)): near 1 where the student can follow the teacher.
 
-    ADVISOR's loss is w IL + (1 - w) RL, with w from an AUXILIARY policy head trained by imitation alone: it shows what an
-    imitator that sees the student's observations could do at best. With the student's own policy, which reinforcement
-    learning moves too, w also falls where the student has become better than its teacher.
+    Weihs et al. 2021, ADVISOR.
+
+    ADVISOR's loss is w IL + (1 - w) RL, with w from an AUXILIARY policy head trained by imitation
+    alone: it shows what an imitator that sees the student's observations could do at best. With the
+    student's own policy, which reinforcement learning moves too, w also falls where the student has
+    become better than its teacher.
 
     Args:
         alpha: >= 0; 0 is the weight 1. A number or a schedule `update -> alpha`.
@@ -152,9 +163,12 @@ def confidence() -> Callable:
 
 
 def burn_in(steps: int) -> Callable:
-    """0 for the first `steps` rows of a sequence, L / (L - steps) after: a stored carry warms up first (Kapturowski et al. 2019, R2D2).
+    """0 for the first `steps` rows of a sequence, L / (L - steps) after.
 
-    The mean of a term keeps its size. Only the loss of these rows is dropped; the gradient of later rows still runs back through them.
+    A stored carry warms up first (Kapturowski et al. 2019, R2D2).
+
+    The mean of a term keeps its size. Only the loss of these rows is dropped; the gradient of later
+    rows still runs back through them.
 
     Args:
         steps: rows, fewer than the sequence has.
@@ -174,7 +188,8 @@ def burn_in(steps: int) -> Callable:
         length = batch.reward.shape[0]
         if steps >= length:
             raise UsageError(
-                f"burn_in({steps}) leaves no row of a sequence of length {length}. Take fewer steps, or a longer sequence_length."
+                f"burn_in({steps}) leaves no row of a sequence of length {length}. "
+                f"Take fewer steps, or a longer sequence_length."
             )
         counts = jnp.where(jnp.arange(length) < steps, 0.0, length / (length - steps))
         return jnp.broadcast_to(counts[:, None], batch.reward.shape)

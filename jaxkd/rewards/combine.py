@@ -1,4 +1,4 @@
-"""Combinators: what is added to a reward, and how one is scaled, clipped and replaced. Rewards are [T, B]."""
+"""Combinators: what is added to a reward, and how it is scaled, clipped and replaced; [T, B]."""
 
 from collections.abc import Callable
 

@@ -200,7 +200,7 @@ def _alive(bonus: jax.Array, batch: Batch, terminal: bool) -> jax.Array:
 
 
 def _flat_batch(batch: Batch, statistics: Moments | None) -> Batch:
-    """The batch with `obs` and `next_obs` [T, B, D], standardised unless there are no statistics."""
+    """The batch with `obs` and `next_obs` [T, B, D], standardised if there are statistics."""
 
     def prepared(obs):
         if not jax.tree.leaves(obs):

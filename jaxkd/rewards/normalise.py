@@ -11,15 +11,21 @@ from jaxkd.base import RewardTransform
 def normalise(
     gamma: float | jax.Array = 0.99, *, episodic: bool = True, stream: str = ""
 ) -> RewardTransform:
-    """The reward divided by the running standard deviation of its discounted return R_t = gamma R_{t-1} + r_t.
+    """The reward divided by the running standard deviation of its discounted return.
 
-    Never mean-centred: that would change what is optimal. R runs forward in time and is carried from rollout to rollout. While R
-    is constant (no reward yet, or the same one every time) the reward stays as it is. A rare reward is large in these units, up
-    to the root of the number of steps seen: chain `clip(-10.0, 10.0)` behind it where that hurts (Stable-Baselines3 does).
+    R_t = gamma R_{t-1} + r_t. Never mean-centred: that would change what is optimal. R runs forward
+    in time and is carried from rollout to rollout. While R is constant (no reward yet, or the same
+    one every time) the reward stays as it is. A rare reward is large in these units, up to the root
+    of the number of steps seen: chain `clip(-10.0, 10.0)` behind it where that hurts
+    (Stable-Baselines3 does).
+
+    A row of weight 0 earns for R, and is divided, like any other; only the deviation is that of the
+    rows that count.
 
     Args:
         gamma: of R, in [0, 1].
-        episodic: R starts at 0 with every episode; False lets it run through resets, as random network distillation does.
+        episodic: R starts at 0 with every episode; False lets it run through resets, as random
+            network distillation does.
         stream: the reward it is chained on.
 
     >>> normalise(0.99).stream
@@ -35,23 +41,21 @@ def normalise(
 
     def update(reward, state, batch, context):
         chex.assert_rank(reward, 2)
-        keep = (
-            gamma * (1 - batch.terminated) * (1 - batch.truncated)
-            if episodic
-            else jnp.full_like(reward, gamma)
-        )
+        if episodic:
+            decay = gamma * (1 - batch.terminated) * (1 - batch.truncated)
+        else:
+            decay = jnp.full_like(reward, gamma)
 
         def body(before, row):
-            r, decay = row
-            now = before + r
-            return decay * now, now
+            earned, keep = row
+            now = before + earned
+            return keep * now, now
 
-        last, running = jax.lax.scan(body, state["actors"], (reward, keep), unroll=8)
-        seen = moments.update(state["moments"], running)
-        varies = seen.var > 1e-10 * (
-            seen.var + jnp.square(seen.mean)
-        )  # beyond the rounding of float32
-        scale = jnp.where(varies, jax.lax.rsqrt(seen.var + 1e-8), 1.0)
-        return reward * scale, {"actors": last, "moments": seen}
+        last, running = jax.lax.scan(body, state["actors"], (reward, decay), unroll=8)
+        known = moments.update(state["moments"], running, batch.weight)
+        # Beyond the rounding of float32.
+        varies = known.var > 1e-10 * (known.var + jnp.square(known.mean))
+        scale = jnp.where(varies, jax.lax.rsqrt(known.var + 1e-8), 1.0)
+        return reward * scale, {"actors": last, "moments": known}
 
     return RewardTransform(init, update, stream)

@@ -1,8 +1,12 @@
-"""What the teacher pays: for its own actions, for where they lead, and for progress in its value. All are `add` of a function."""
+"""What the teacher pays: for its own actions, for where they lead, and for progress in its value.
+
+All are `add` of a function.
+"""
 
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import RewardTransform
@@ -11,9 +15,11 @@ from jaxkd.rewards.combine import add, check_function
 
 
 def teacher_reward(coef: float | jax.Array | Callable = 1.0, stream: str = "") -> RewardTransform:
-    """r + coef log pi_T(a | s): entropy regularised distillation with `losses.entropy` (Czarnecki et al. 2019).
+    """r + coef log pi_T(a | s): entropy regularised distillation with `losses.entropy`.
 
-    Together they are the reverse KL along the student's trajectories. With continuous actions it is a log density, any sign.
+    Together they are the reverse KL along the student's trajectories (Czarnecki et al. 2019). With
+    continuous actions it is a log density, any sign. Rows of weight 0 pay nothing: the action was
+    not the student's.
 
     Args:
         coef: a number or a schedule `update -> coef`.
@@ -24,7 +30,10 @@ def teacher_reward(coef: float | jax.Array | Callable = 1.0, stream: str = "") -
     """
 
     def log_prob(batch, context):
-        return batch.teacher.policy.log_prob(batch.action)
+        found = batch.teacher.policy.log_prob(batch.action)
+        if isinstance(batch.weight, tuple):
+            return found
+        return jnp.where(batch.weight > 0, found, 0.0)
 
     return add(log_prob, coef, stream=stream)
 
@@ -36,20 +45,24 @@ def successor(
     coef: float | jax.Array | Callable = 1.0,
     stream: str = "",
 ) -> RewardTransform:
-    """r - coef gamma l(s') (1 - terminated): what a distillation loss on the student's own states lacks to be a gradient (Czarnecki et al. 2019, theorem 2).
+    """r - coef gamma l(s') (1 - terminated): what a loss on own states lacks to be a gradient.
 
-    A student that acts moves the states it is judged on. `policy_gradient` on this reward, plus the loss l itself on every
-    state, descend E sum_t gamma^t l(s_t); the loss alone descends nothing and may cycle. l = H(T || S) makes it N-distill,
-    l = H(S || T) expected entropy regularised distillation. The theorem is for whole episodes and Monte-Carlo returns: `returns.monte_carlo(gamma)`,
-    no normalisation of advantages, and states weighted by gamma^t, which one leaves out as usual.
+    A student that acts moves the states it is judged on (Czarnecki et al. 2019, theorem 2).
+    `policy_gradient` on this reward, plus the distillation loss l itself on every state, descend
+    E sum_t gamma^t l(s_t); the loss alone descends nothing and may cycle. l = H(T || S) makes it
+    N-distill, l = H(S || T) expected entropy regularised distillation. The theorem is for whole
+    episodes and Monte-Carlo returns: `returns.monte_carlo(gamma)`, no normalisation of advantages,
+    and states weighted by gamma^t, which one leaves out as usual.
 
     Args:
-        measure: l, (student Outputs, teacher Outputs) -> [T, B], given both at the true successor, also where the time limit cut.
+        measure: l, (student Outputs, teacher Outputs) -> [T, B], given both at the true successor,
+            also where the time limit cut.
         gamma: of the objective, the same as in `gae`, in [0, 1].
         coef: a number or a schedule `update -> coef`; the weight that the loss has.
         stream: the reward it is added to.
 
-    >>> n_distill = successor(lambda student, teacher: teacher.policy.cross_entropy(student.policy), gamma=0.99)
+    >>> cross = lambda student, teacher: teacher.policy.cross_entropy(student.policy)
+    >>> n_distill = successor(cross, gamma=0.99)
     """
     check_function("measure", measure, "(student Outputs, teacher Outputs) -> [T, B]")
     check.number("gamma", gamma, low=0, high=1)
@@ -63,14 +76,17 @@ def successor(
 def potential_shaping(
     gamma: float | jax.Array = 0.99, coef: float | jax.Array | Callable = 1.0, *, stream: str = ""
 ) -> RewardTransform:
-    """r + coef (gamma V_T(s') (1 - terminated) - V_T(s)): shaping that leaves the optimal policy alone (Ng, Harada & Russell 1999).
+    """r + coef (gamma V_T(s') (1 - terminated) - V_T(s)): shaping by the teacher's value.
 
-    The potential is the teacher's value, 0 at termination, that of the true successor where the time limit cut. Over an episode
-    the bonus sums, discounted, to gamma^T V_T(s_T) - V_T(s_0). gamma = 1 is Czarnecki et al.'s teacher V reward.
+    It leaves the optimal policy alone (Ng, Harada & Russell 1999). The potential is the teacher's
+    value, 0 at termination, that of the true successor where the time limit cut. Over an episode
+    the bonus sums, discounted, to gamma^T V_T(s_T) - V_T(s_0), rows of weight 0 included. gamma = 1
+    is Czarnecki et al.'s teacher V reward.
 
     Args:
         gamma: the same as in `returns`, in [0, 1]; with another one the optimal policy moves.
-        coef: a number or a schedule `update -> coef`. While it changes, so do the targets of the critic.
+        coef: a number or a schedule `update -> coef`. While it changes, so do the targets of the
+            critic.
         stream: the reward it is added to.
 
     >>> potential_shaping(0.99).stream
