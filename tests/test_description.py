@@ -214,6 +214,8 @@ def test_what_cannot_be_written_down(value, words):
         ({"function": "jax.nn:nothing"}, "has no 'nothing'"),
         ({"function": "jax.nn:initializers.os"}, "has no 'initializers.os'"),
         ({"function": "jaxkd.run:jax.jit"}, "is not defined there"),
+        ({"function": "jaxkd.policies:rebuild"}, "is not defined there"),
+        ({"function": f"{__name__}:described"}, "is not defined there"),  # imported here
         ({"function": "jaxkd.nothing:x"}, "there is no 'x' in 'jaxkd.nothing'"),
         ({"function": "antigravity_of_mine:fly"}, "import antigravity_of_mine first"),
         ({"function": f"{__name__}:nothing"}, "there is no 'nothing'"),

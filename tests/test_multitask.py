@@ -1,4 +1,7 @@
-"""Several tasks as one: padded environments, teachers a task, one student with a head a task; and several views of one observation."""
+"""Several tasks as one: padded environments, teachers a task, one student with a head a task.
+
+And several views of one observation.
+"""
 
 import json
 from functools import partial
@@ -93,11 +96,14 @@ def observations(env, rows, seed=3):
     }
 
 
-# --- environments ---------------------------------------------------------------------------------------------------
+# --- environments -----------------------------------------------------------------------------
 
 
 def test_concat_steps_each_task_as_alone(key):
-    """Three games of gymnax and one grid of bits, with resets: every number is that of the single task, bit for bit."""
+    """Three games of gymnax and one grid of bits, with resets.
+
+    Every number is that of the single task, bit for bit.
+    """
     grid = envs.make(Clock(6, 5, (2, 2), 0.2, name="Grid"), 3)
     grid = envs.view(grid, bits=lambda obs: obs > 3, time=lambda obs: obs[0, 0].astype(jnp.int32))
     singles = [
@@ -264,7 +270,8 @@ def boxes():
                 [networks.mlp(env, (4,)) for env in clocks(5, 6)[::-1]],
                 clocks(5, 6),
             ),
-            r"policy 0 expects obs \(2,\) float32 and 3 actions; 'Clock-5' gives obs \(1,\) float32 and 2 actions",
+            r"policy 0 expects obs \(2,\) float32 and 3 actions; "
+            r"'Clock-5' gives obs \(1,\) float32 and 2 actions",
         ),
     ],
 )
@@ -273,12 +280,15 @@ def test_errors(build, words):
         build()
 
 
-# --- the learner with limits that differ ----------------------------------------------------------------------------
+# --- the learner with limits that differ ------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["feedforward", "recurrent"])
 def test_true_successors_with_very_different_limits(kind):
-    """Limits 2 and 13, T = 8: up to five cuts of an environment in one rollout, and V(next_obs) is right after each of them."""
+    """Limits 2 and 13, T = 8.
+
+    Up to five cuts of an environment in one rollout, and V(next_obs) is right after each of them.
+    """
     env = envs.concat(*clocks(2, 13, end=0.1))
     network = networks.mlp if kind == "feedforward" else networks.gru
     student = networks.multihead(env, (5,), network=network)
@@ -317,7 +327,10 @@ def test_true_successors_with_very_different_limits(kind):
 
 
 def test_returns_are_reported_by_task():
-    """Each clock pays 1 a step under action 0: a return is its limit. Before the first end it is nan, for each task apart."""
+    """Each clock pays 1 a step under action 0: a return is its limit.
+
+    Before the first end it is nan, for each task apart.
+    """
     env = envs.concat(*clocks(3, 7))
 
     def step(params, carry, obs, reset):
@@ -338,7 +351,7 @@ def test_returns_are_reported_by_task():
     assert second["return/Clock-3"] == 3 and second["return/Clock-7"] == 7 and second["return"] == 5
 
 
-# --- teachers of single tasks ---------------------------------------------------------------------------------------
+# --- teachers of single tasks -----------------------------------------------------------------
 
 
 def teachers_of(singles):
@@ -351,7 +364,10 @@ def teachers_of(singles):
 
 
 def test_each_row_is_answered_by_its_tasks_teacher():
-    """Logits, values and carries are those of the single policy on its own observation; the other actions have logit -1e9."""
+    """Logits, values and carries are those of the single policy on its own observation.
+
+    The other actions have logit -1e9.
+    """
     singles = [*clocks(5, 6), envs.make(Clock(5, 4, (4, 3, 2), name="Grid"), 3)]
     env, own = envs.concat(*singles), teachers_of(singles)
     teacher = networks.concat(env, own, singles)
@@ -382,7 +398,10 @@ def test_each_row_is_answered_by_its_tasks_teacher():
 
 
 def test_a_padded_grid_comes_back_as_it_was(key):
-    """What a teacher sees of the padded observation is its own: shapes, bits, fields; on its environment it plays as alone."""
+    """What a teacher sees of the padded observation is its own: shapes, bits, fields.
+
+    On its environment it plays as alone.
+    """
     seen = []
 
     def step(params, carry, obs, reset):
@@ -413,11 +432,14 @@ def test_a_padded_grid_comes_back_as_it_was(key):
     assert all(x == {"grid": ((4, 3, 2), jnp.bool_), "time": ((), jnp.int32)} for x in seen)
 
 
-# --- one student for all --------------------------------------------------------------------------------------------
+# --- one student for all ----------------------------------------------------------------------
 
 
 def test_heads_are_chosen_by_task():
-    """By hand from the inner network's params: the task's logits where legal, -1e9 elsewhere; its value; its value of a stream."""
+    """By hand from the inner network's params: the task's logits where legal, -1e9 elsewhere.
+
+    And the task's value, and its value of a stream.
+    """
     env = envs.concat(*clocks(5, 6, 7))
     student = networks.multihead(env, (6, 5), extra=("rnd",), separate=True)
     params, obs = weights(student), observations(env, 12)
@@ -449,7 +471,10 @@ def test_heads_are_chosen_by_task():
 
 
 def test_gradient_of_a_head_comes_from_its_own_rows():
-    """A loss over rows of task 1 leaves the heads of tasks 0 and 2 exactly alone, and moves the trunk and its own."""
+    """A loss over rows of task 1 leaves the heads of tasks 0 and 2 exactly alone.
+
+    It moves the trunk and its own.
+    """
     env = envs.concat(*clocks(5, 6, 7))
     student = networks.multihead(env, (6,))
     obs = observations(env, 12)
@@ -472,7 +497,10 @@ def test_gradient_of_a_head_comes_from_its_own_rows():
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 4.0])
 def test_illegal_actions_cost_nothing(temperature):
-    """KL both ways, entropy and log_prob of two policies with -1e9 equal those without these actions, gradients too; nothing is nan."""
+    """KL, entropy and log_prob of policies with -1e9 equal those without these actions.
+
+    KL both ways, and the gradients too; nothing is nan.
+    """
     rng = np.random.default_rng(0)
     ours, theirs = (jnp.asarray(rng.normal(size=(5, 2)), jnp.float32) for _ in range(2))
 
@@ -496,7 +524,10 @@ def test_illegal_actions_cost_nothing(temperature):
 
 
 def test_three_games_in_one_learner():
-    """CartPole, Acrobot, MountainCar; untrained teachers; masked heads learn all three at once, compiled once, reported by task."""
+    """CartPole, Acrobot, MountainCar; untrained teachers.
+
+    Masked heads learn all three at once, compiled once, reported by task.
+    """
     singles = [
         envs.make("CartPole-v1", 4),
         envs.make("Acrobot-v1", 4, max_steps=6),
@@ -542,7 +573,10 @@ def test_three_games_in_one_learner():
 
 
 def test_a_plain_network_sees_the_task_as_a_number():
-    """`mlp` on the padded observation works; it masks nothing, and `select` leaves it "obs" alone."""
+    """`mlp` on the padded observation works.
+
+    It masks nothing, and `select` leaves it "obs" alone.
+    """
     env = envs.concat(*clocks(5, 6))
     for student, inputs in (
         (networks.mlp(env, (4,)), 2 + 1 + 3),
@@ -560,7 +594,7 @@ def test_a_plain_network_sees_the_task_as_a_number():
 
 @pytest.mark.parametrize("network", [networks.mlp, networks.lstm], ids=["mlp", "lstm"])
 def test_a_description_of_all_heads(network):
-    """It holds the padded specification, from which the same student can be made without the environment."""
+    """It holds the padded specification: the same student is made again without an environment."""
     env = envs.concat(*clocks(5, 6))
     student = networks.multihead(env, (6,), network=network, extra=("rnd",), normalise=True)
     given = description.keywords(student)
@@ -585,11 +619,14 @@ def test_a_description_of_all_heads(network):
         description.plain(own)
 
 
-# --- views ----------------------------------------------------------------------------------------------------------
+# --- views ------------------------------------------------------------------------------------
 
 
 def test_a_privileged_teacher_and_a_blind_student(key):
-    """In one learner: the teacher's numbers come from "full" alone, the student's from "blind" alone; both fields are exact, also next_obs."""
+    """In one learner the teacher's numbers come from "full" alone, the student's from "blind".
+
+    Both fields are exact, also next_obs.
+    """
     raw = envs.make("CartPole-v1", 4)
     env = envs.view(raw, full=lambda obs: obs, blind=lambda obs: obs[jnp.array([0, 2])])
     assert (

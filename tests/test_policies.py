@@ -1,4 +1,7 @@
-"""Policies as files: every kind of policy comes back, damage and edits are one line, nothing is lost."""
+"""Policies as files.
+
+Every kind of policy comes back, damage and edits are one line, nothing is lost.
+"""
 
 import json
 import os
@@ -144,7 +147,10 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_loaded(kind, tmp_path):
-    """The same description, params bit for bit, the same answer; and it fits the environment it was made for (A11)."""
+    """The same description, params bit for bit, the same answer.
+
+    And it fits the environment it was made for (A11).
+    """
     policy, spec = KINDS[kind]
     params = weights(policy)
     file = save_policy(tmp_path / "policy", policy, params, env="X", mean=np.float32(1.5))
@@ -256,7 +262,10 @@ def test_a_full_disk_keeps_the_old_policy(writes, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("renames", [1, 2])
 def test_a_process_that_ends_between_two_renames(renames, tmp_path, monkeypatch):
-    """Card and arrays never part: before the first rename the old policy is there, after it the new one."""
+    """Card and arrays never part.
+
+    Before the first rename the old policy is there, after it the new one.
+    """
     policy, old, file = saved(tmp_path)
     new, rename, left = weights(policy, 1), Path.replace, [renames]
 
@@ -409,6 +418,14 @@ def test_damage_is_one_line(suffix, damage, tmp_path):
     with pytest.raises(ArtifactError) as raised:
         load_policy(file)
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
+
+
+def test_a_header_that_claims_too_much_is_not_believed(tmp_path):
+    """Before anything is allocated: 10^12 numbers in a file of some hundred bytes."""
+    *_, file = saved(tmp_path)
+    huge_header(file)
+    with pytest.raises(ArtifactError, match="claims 4000000000000 bytes"):
+        load_policy(file)
 
 
 def test_nan_weights_are_refused(tmp_path):

@@ -1,4 +1,7 @@
-"""LSTM and GRU: formulas, step against unroll, resets, gradients through time, the learner with carries, a task that needs memory."""
+"""LSTM and GRU: formulas, step against unroll, resets, gradients through time, a task for memory.
+
+Also the learner with carries.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -71,7 +74,7 @@ def assert_near(one, other, atol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=0), one, other)
 
 
-# --- formulas -------------------------------------------------------------------------------------------------------
+# --- formulas ---------------------------------------------------------------------------------
 
 
 def sigmoid(x):
@@ -148,13 +151,16 @@ def test_initial_weights(name, key):
     )  # gates and seeds differ
 
 
-# --- step, unroll, resets -------------------------------------------------------------------------------------------
+# --- step, unroll, resets ---------------------------------------------------------------------
 
 
 @both
 @pytest.mark.parametrize("normalise", [False, True], ids=["plain", "normalised"])
 def test_step_by_step_is_unroll(name, normalise):
-    """Resets in the middle and a carry that is not zeros; normalised by statistics that were seen."""
+    """Resets in the middle and a carry that is not zeros.
+
+    Normalised by statistics that were seen.
+    """
     policy = FACTORIES[name](VECTOR, (6,), units=5, normalise=normalise, extra=("rnd",))
     params, obs, reset = weights(policy), rows(), jnp.asarray(RESET)
     if normalise:
@@ -173,7 +179,10 @@ def test_step_by_step_is_unroll(name, normalise):
 
 @both
 def test_a_reset_forgets_all(name):
-    """After a reset the outputs are those of zeros, whatever came before; without one they are not."""
+    """After a reset the outputs are those of zeros, whatever came before.
+
+    Without one they are not.
+    """
     policy = FACTORIES[name](VECTOR, (6,), units=5)
     params, obs, step = weights(policy), rows()[0], jit(policy.step)
     carry, fresh = carry_of(policy), policy.initial_carry(N)
@@ -185,7 +194,10 @@ def test_a_reset_forgets_all(name):
 
 @both
 def test_gradient_flows_through_time_but_not_across_a_reset(name):
-    """d value[-1] / d obs[t]: zero, exactly, before the column's last reset, and not zero from there on; so too for the carry."""
+    """d value[-1] / d obs[t].
+
+    Zero, exactly, before the column's last reset, and not zero from there on; so too for the carry.
+    """
     policy = FACTORIES[name](VECTOR, (6,), units=5)
     params = weights(policy)
     last = lambda carry, obs: (
@@ -203,7 +215,10 @@ def test_gradient_flows_through_time_but_not_across_a_reset(name):
 
 @both
 def test_the_scan_is_thin(name):
-    """Inside the scan: one matrix product, with the recurrent kernel. Dense layers, input projection and heads are outside."""
+    """Inside the scan: one matrix product, with the recurrent kernel.
+
+    Dense layers, input projection and heads are outside.
+    """
     policy = FACTORIES[name](VECTOR, (6, 4), units=5)
     jaxpr = jax.make_jaxpr(policy.unroll)(
         weights(policy), policy.initial_carry(N), rows(), jnp.asarray(RESET)
@@ -213,7 +228,7 @@ def test_the_scan_is_thin(name):
     assert sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns) == 2 + 1 + 2
 
 
-# --- sizes, kinds, descriptions -------------------------------------------------------------------------------------
+# --- sizes, kinds, descriptions ---------------------------------------------------------------
 
 
 def test_numbers_of_parameters():
@@ -306,7 +321,7 @@ def test_errors(build, words):
         build()
 
 
-# --- the learner ----------------------------------------------------------------------------------------------------
+# --- the learner ------------------------------------------------------------------------------
 
 
 class Params(NamedTuple):
@@ -314,7 +329,10 @@ class Params(NamedTuple):
 
 
 class Recall:
-    """A cue is shown in the first observation; in the sixth, which says so, the action that names it is paid 1. "cue" is privileged."""
+    """A cue is shown in the first observation.
+
+    In the sixth, which says so, the action that names it is paid 1. "cue" is privileged.
+    """
 
     name, default_params, length = "Recall", Params(), 6
 
@@ -361,7 +379,10 @@ RECORD = Memory(
     ("name", "length"), [("lstm", None), ("gru", 4)], ids=["lstm-T", "gru-T/2"]
 )
 def test_the_learner_takes_recurrent_students(name, length):
-    """KL from a recurrent teacher: finite, learns, traced once. In each sequence, from its carry, the student says again what it said."""
+    """KL from a recurrent teacher: finite, learns, traced once.
+
+    In each sequence, from its carry, the student says again what it said.
+    """
     env = envs.make(Recall(), 4)
     student, teacher = (
         FACTORIES[name](env, (5,), select="seen", normalise=True),
@@ -399,7 +420,10 @@ def test_the_learner_takes_recurrent_students(name, length):
 
 
 def accuracy(make, key, updates=120):
-    """Of a student that sees the cue once, taught by one that always does; alone, and for an evaluation that plays greedily."""
+    """Of a student that sees the cue once, taught by one that always does.
+
+    Alone, and for an evaluation that plays greedily.
+    """
     env = envs.make(Recall(), 64)
     student = make(env)
     algorithm = distill(
@@ -425,6 +449,9 @@ def accuracy(make, key, updates=120):
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "mlp"])
 def test_a_task_that_needs_memory(name, key):
-    """A privileged teacher's cue of five steps ago: recurrent students keep it, a feed-forward one guesses (0.5 +- 5 sigma)."""
+    """A privileged teacher's cue of five steps ago.
+
+    Recurrent students keep it, a feed-forward one guesses (0.5 +- 5 sigma).
+    """
     reached = accuracy(lambda env: getattr(networks, name)(env, (16,), select="seen"), key)
     assert abs(reached - 0.5) < 5 * 0.5 / 16 if name == "mlp" else reached > 0.99
