@@ -188,9 +188,19 @@ def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
         return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1))[1].policy
 
     read = check.reads(act, params=params, obs=obs)
+    counted, updated = 0, _statistics(policy, params, obs_spec)
+    for path, leaf in jax.tree_util.tree_flatten_with_path({"params": params})[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name in read and name not in updated:
+            counted += int(np.prod(leaf.shape))
+    return counted
+
+
+def _statistics(policy: Policy, params: Any, obs_spec: Any) -> set[str]:
+    """The leaves of the params, "params.a.b", that `observe` changes."""
+    obs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1, *x.shape), x.dtype), obs_spec)
+    traced = jax.make_jaxpr(policy.observe)(params, obs).jaxpr
     leaves = jax.tree_util.tree_flatten_with_path({"params": params})[0]
-    sizes = {
-        jax.tree_util.keystr(path, simple=True, separator="."): int(np.prod(x.shape))
-        for path, x in leaves
-    }
-    return sum(size for path, size in sizes.items() if path in read and ".statistics." not in path)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    pairs = zip(names, traced.invars, traced.outvars, strict=False)  # obs comes behind the params
+    return {name for name, before, after in pairs if after is not before}
