@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import check, optimize, rollout
+from jaxkd import check, description, optimize
+from jaxkd import rollout as stage_1
 from jaxkd.base import (
     Batch,
     Behavior,
@@ -39,7 +40,7 @@ _EARNED = "batch.advantage", "batch.target", "batch.targets"  # what stage 3 mak
 class Parts(NamedTuple):
     """The static parts of a learner: what was given, and what `assemble` found out about it."""
 
-    rollout: rollout.Rollout
+    rollout: stage_1.Rollout
     rewards: dict[str, RewardTransform]
     returns: dict[str, Returns]
     memory: Memory
@@ -48,7 +49,7 @@ class Parts(NamedTuple):
     acted: Any = None  # Spec [T, B] behind stage 1, what reward transforms begin with
     earned: Any = None  # Spec [T, B] behind stage 3, what losses begin with
     reads: Reads = {}
-    needs: rollout.Needs = rollout.Needs()
+    needs: stage_1.Needs = stage_1.Needs()
     earns: bool = True  # stage 3 runs
     kept: frozenset[str] | None = None  # leaves that a memory that replays is given; None: all
 
@@ -79,16 +80,16 @@ def _acted(parts: Parts) -> Batch:
     """The batch [T, B] behind stage 1; a missing teacher looks like the student."""
     o = parts.rollout
 
-    def stage_1(key):
+    def act(key):
         params = o.student.init(key)
         teacher_params = o.teacher.init(key) if o.teacher else ()
-        context, actors = _context(key), rollout.start(o, key)
-        batch = rollout.act(o, rollout.Needs(), params, teacher_params, actors, context)[1]
+        context, actors = _context(key), stage_1.start(o, key)
+        batch = stage_1.act(o, stage_1.Needs(), params, teacher_params, actors, context)[1]
         if o.teacher is None:
             batch = batch._replace(teacher=batch.acting, teacher_next=batch.acting_next)
         return batch
 
-    return jax.eval_shape(stage_1, jax.random.key(0))
+    return jax.eval_shape(act, jax.random.key(0))
 
 
 def _earned(parts: Parts, paid: Batch) -> Batch:
@@ -171,7 +172,7 @@ def _planned(parts: Parts) -> Parts:
     values = check.touches(everything, "batch.acting_next") or (earns and valued)
     teacher = parts.rollout.teacher is not None
     teacher_next = teacher and check.touches(everything, "batch.teacher_next")
-    needs = rollout.Needs(
+    needs = stage_1.Needs(
         acting=values or check.touches(everything, "batch.acting"),
         next_obs=check.touches(everything, "batch.next_obs"),
         acting_next=values,
@@ -252,7 +253,7 @@ def _check_policies(parts: Parts) -> None:
         check.fits("teacher", o.teacher, o.env)
     elif o.behavior.needs_teacher:
         raise UsageError(
-            f"behavior {check.label(o.behavior.act)} needs a teacher, but teacher=None. "
+            f"behavior {description.show(o.behavior)} needs a teacher, but teacher=None. "
             f"Pass one, or use student_acts()."
         )
 

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Behavior
+from jaxkd.description import described
 from jaxkd.distributions import legal
 
 
+@described
 def student_acts(*, greedy: bool = False) -> Behavior:
     """The student acts: what it learns from is what it will meet.
 
@@ -33,6 +35,7 @@ def student_acts(*, greedy: bool = False) -> Behavior:
     return Behavior(act)
 
 
+@described
 def teacher_acts(*, greedy: bool = False) -> Behavior:
     """The teacher acts (Rusu et al. 2015: the student never acts).
 
@@ -49,6 +52,7 @@ def teacher_acts(*, greedy: bool = False) -> Behavior:
     return Behavior(act, needs_teacher=True)
 
 
+@described
 def random_acts() -> Behavior:
     """Every legal action is equally likely: uniform over those not masked, or over [-1, 1]^D.
 
@@ -64,6 +68,7 @@ def random_acts() -> Behavior:
     return Behavior(act)
 
 
+@described
 def mixture(beta: float | jax.Array | Callable) -> Behavior:
     """The teacher acts with probability `beta`, else the student, both sampled (Ross et al. 2011).
 
@@ -87,6 +92,7 @@ def mixture(beta: float | jax.Array | Callable) -> Behavior:
     return Behavior(act, needs_teacher=True)
 
 
+@described
 def epsilon_greedy(
     epsilon: float | jax.Array | Callable, behavior: Behavior | None = None
 ) -> Behavior:
@@ -117,6 +123,7 @@ def epsilon_greedy(
     return Behavior(act, behavior.needs_teacher)
 
 
+@described
 def guide_then_student(horizon: float | jax.Array | Callable) -> Behavior:
     """The teacher acts in the first `horizon` steps of every episode, then the student.
 
@@ -147,6 +154,7 @@ def guide_then_student(horizon: float | jax.Array | Callable) -> Behavior:
     return Behavior(act, needs_teacher=True)
 
 
+@described
 def tempered(temperature: float | jax.Array, behavior: Behavior) -> Behavior:
     """`behavior` with both policies tempered: above 1 bolder, below 1 nearer to their modes.
 

@@ -5,15 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from jaxkd.base import UsageError
 from jaxkd.description import spec
 
-_WRAPPERS = {
-    "stateless": "fn",
-    "_paid": "novelty",
-}  # factories of the engine, and what of theirs has the user's name
 _INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint")
 
 
@@ -119,34 +114,6 @@ def field(path: str) -> str:
         if second in ("targets", "streams", "extra")
         else f"{first}.{second}"
     )
-
-
-def label(component: Any) -> str:
-    """How a component was made, read off the closure of its function: "scale(value=0.5,
-    term=forward_kl(temperature=2.0))".
-    """
-    if isinstance(component, tuple):
-        component = next((part for part in reversed(component) if callable(part)), component)
-    name = getattr(component, "__qualname__", type(component).__name__).split(".<locals>")[0]
-    code, closure = getattr(component, "__code__", None), getattr(component, "__closure__", None)
-    if (
-        code is None
-        or ".<locals>" not in component.__qualname__
-        or component.__name__ == "<lambda>"
-    ):
-        return name.split(".")[-1] if component is not None else ""
-    cells = {k: c.cell_contents for k, c in zip(code.co_freevars, closure or (), strict=True)}
-    if name in _WRAPPERS:
-        return label(cells[_WRAPPERS[name]])
-    return f"{name}({', '.join(f'{k}={_show(v)}' for k, v in cells.items())})"
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, Tracer):
-        return "traced"
-    if isinstance(value, tuple) and any(map(callable, value)) or callable(value):
-        return label(value)
-    return repr(value)
 
 
 def spaces(obs_spec: Any, action_space: Any) -> tuple[tuple, tuple]:

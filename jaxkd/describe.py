@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from jaxkd import check
+from jaxkd import check, description
 from jaxkd.assembly import Parts
 from jaxkd.base import Algorithm
 
 
-def description(parts: Parts) -> tuple:
+def table(parts: Parts) -> tuple:
     """("distill", ((name, value), ...)): who, sizes, and a row for each component."""
     o, trained = parts.rollout, parts.optimization
     return "distill", (
         ("env", o.env.name),
-        ("student", o.student.description),
-        ("teacher", o.teacher.description if o.teacher else ()),
+        ("student", description.show(o.student)),
+        ("teacher", description.show(o.teacher) if o.teacher else "none"),
         ("num_envs", o.env.num_envs),
         ("unroll_length", o.unroll_length),
         ("sequence_length", o.sequence_length),
@@ -33,15 +33,22 @@ def _rows(parts: Parts) -> list[tuple[str, str, str, str]]:
 
     rows = []
     for name, term in parts.optimization.losses.items():
-        rows.append(("loss", name, check.label(term), read(f"loss {name!r}")))
+        rows.append(("loss", name, made_by(term), read(f"loss {name!r}")))
     for name, transform in parts.rewards.items():
-        made = f"{check.label(transform)} of stream {transform.stream!r}"
+        made = f"{made_by(transform)} of stream {transform.stream!r}"
         rows.append(("reward", name, made, read(f"reward {name!r}")))
     for name, returns in parts.returns.items():
-        rows.append(("returns", name, check.label(returns), read(f"returns {name!r}")))
-    rows.append(("behavior", "", check.label(parts.rollout.behavior.act), ""))
-    rows.append(("memory", "", check.label(parts.memory), ""))
+        rows.append(("returns", name, made_by(returns), read(f"returns {name!r}")))
+    rows.append(("behavior", "", made_by(parts.rollout.behavior), ""))
+    rows.append(("memory", "", made_by(parts.memory), ""))
     return rows
+
+
+def made_by(component: Any) -> str:
+    """How a component was made; of a user's bare function its name."""
+    if description.name(component) == "stateless":
+        component = description.keywords(component)["fn"]
+    return description.show(component)
 
 
 def describe(algorithm: Algorithm) -> None:
@@ -60,7 +67,7 @@ def describe(algorithm: Algorithm) -> None:
     components = values.pop("components")
     print(f"{name} on {values.pop('env')}")
     for key, value in values.items():
-        print(f"  {key:16}{value[0] if isinstance(value, tuple) and value else value}")
+        print(f"  {key:16}{value}")
     for row in components:
         cells = [text.ljust(width) for text, width in zip(row, (8, 10, 48, 0), strict=True)]
         print("  " + "  ".join(cells).rstrip())

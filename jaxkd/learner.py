@@ -1,7 +1,7 @@
 """The one learner: every method of this library is `learner` with other arguments.
 
 `step` has five stages: act (`rollout.py`), relabel (`rewards/`), evaluate (`returns.py`), learn
-(`optimize.py`), report (`metrics.py`). What is known before anything runs is found out by `assembly.py`.
+(`optimize.py`), report (`metrics.py`). `assembly.py` finds out what is known before it runs.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ from jaxkd.base import (
     State,
 )
 from jaxkd.behavior import student_acts
-from jaxkd.describe import description
+from jaxkd.describe import table
 from jaxkd.losses import stateless
 from jaxkd.memory import record, restore, this_rollout
 from jaxkd.optimize import component_key, named_key
@@ -64,7 +64,7 @@ def learner(
         behavior: who acts; default the student, sampled.
         returns: of the environment's reward, or a dict by stream; advantages are summed.
         memory: what is learnt from; default this rollout.
-        optimizer: of the student's and the terms' parameters, one step a minibatch.
+        optimizer: of the student's and the terms' parameters; one step a minibatch.
         unroll_length: T, steps of every environment an update.
         sequence_length: L, of a recurrent student's sequences; default 1, recurrent T.
         num_epochs, num_minibatches: passes over the batch, and its parts.
@@ -77,8 +77,7 @@ def learner(
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> teacher, student = jaxkd.networks.mlp(env, (16,)), jaxkd.networks.mlp(env, (4,))
-    >>> kl = jaxkd.losses.forward_kl()
-    >>> kd = jaxkd.distill(env, student, teacher, losses={"kl": kl})
+    >>> kd = jaxkd.distill(env, student, teacher, losses={"kl": jaxkd.losses.forward_kl()})
     """
     assembly.check_kinds(env, student, teacher, losses, rewards or {}, behavior, returns, memory)
     terms = {
@@ -99,7 +98,7 @@ def learner(
     return Algorithm(
         lambda key: init(parts, key),
         lambda state, *inputs: step(parts, state, assembly.check_inputs(parts, inputs)),
-        description(parts),
+        table(parts),
     )
 
 

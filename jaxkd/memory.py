@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Batch, Memory, UsageError
+from jaxkd.description import described, show
 
 _OF_WHO_ACTED = ("acting", "acting_next", "advantage", "target", "targets")
 _ALWAYS = ("obs", "reset", "carry", "weight")  # what unrolling the student and taking means need
@@ -22,6 +23,7 @@ class Ring(NamedTuple):
     added: jax.Array  # int32 [], rollouts since the beginning
 
 
+@described
 def this_rollout() -> Memory:
     """No memory: the fresh rollout, with everything that was recorded of the policy that acted.
 
@@ -35,6 +37,7 @@ def this_rollout() -> Memory:
     )
 
 
+@described
 def ring(capacity: int) -> Memory:
     """The last `capacity` rollouts on the device.
 
@@ -106,7 +109,7 @@ def kept(memory: Memory, reads: dict[str, frozenset[str]]) -> frozenset[str] | N
         if fresh:
             raise UsageError(
                 f"{name} reads {', '.join(fresh)}, which belong to the policy that acted just now, "
-                f"but memory={check.label(memory)} replays older rollouts. "
+                f"but memory={show(memory)} replays older rollouts. "
                 f"Drop the memory, or the loss."
             )
     return frozenset(

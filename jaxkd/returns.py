@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Batch, Env, Returns, UsageError
+from jaxkd.description import described
 
 _UNROLL = 8  # of the backward recursion: a few scalar operations a step
 _EPSILON = 1e-6  # beside the standard deviation of a group's returns
@@ -37,6 +38,7 @@ def discounted_sum(x: jax.Array, decay: jax.Array) -> jax.Array:
     return jax.lax.scan(body, jnp.zeros_like(x[0]), (x, decay), reverse=True, unroll=_UNROLL)[1]
 
 
+@described
 def gae(
     gamma: float | jax.Array = 0.99, lambda_: float | jax.Array = 0.95, *, episodic: bool = True
 ) -> Returns:
@@ -99,6 +101,7 @@ def _values_that_count(
     return value, jnp.where(done | _next_counts(counts), next_value, 0.0)
 
 
+@described
 def q_lambda(gamma: float | jax.Array = 0.99, lambda_: float | jax.Array = 0.65) -> Returns:
     """Peng's Q(lambda), the target of PQN: `gae` under another name.
 
@@ -121,6 +124,7 @@ def q_lambda(gamma: float | jax.Array = 0.99, lambda_: float | jax.Array = 0.65)
     return gae(gamma, lambda_)
 
 
+@described
 def monte_carlo(gamma: float | jax.Array = 0.99) -> Returns:
     """The discounted return as the target, minus the value as the advantage: `gae`, lambda = 1.
 
@@ -136,6 +140,7 @@ def monte_carlo(gamma: float | jax.Array = 0.99) -> Returns:
     return gae(gamma, 1.0)
 
 
+@described
 def group_relative(
     group_size: int,
     *,
@@ -263,6 +268,7 @@ def check_groups(returns: Mapping[str, Returns], env: Env, unroll_length: int) -
             )
 
 
+@described
 def scale(coef: float | jax.Array | Callable, returns: Returns) -> Returns:
     """`returns` with its advantage times `coef`; the target stays.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import behavior, check
+from jaxkd import behavior, description
 from jaxkd.base import Context, Outputs, UsageError
 from jaxkd.distributions import Categorical, Normal
 
@@ -72,7 +72,7 @@ def assert_shares(actions, p):
             [1 / 3] * 3,
         ),
     ],
-    ids=lambda value: check.label(value.act) if hasattr(value, "act") else "",
+    ids=lambda value: description.show(value) if hasattr(value, "act") else "",
 )
 def test_frequencies(made, p):
     assert_shares(act(made), p)

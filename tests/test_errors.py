@@ -14,6 +14,7 @@ import jaxkd
 from jaxkd import (
     behavior,
     check,
+    description,
     distill,
     envs,
     evaluate,
@@ -560,15 +561,13 @@ def test_reads_is_exact_through_jit_and_never_less_through_loops():
 
 
 def test_label_shows_the_settings():
-    assert (
-        check.label(losses.scale(0.5, losses.ppo_clip(0.1)))
-        == "scale(term=ppo_clip(epsilon=0.1, normalise=True), value=0.5)"
-    )
-    assert check.label(losses.forward_kl(2.0)) == "forward_kl(temperature=2.0)"
-    assert check.label(behavior.mixture(0.25).act) == "mixture(beta=0.25)"
+    scaled = losses.scale(0.5, losses.ppo_clip(0.1))
+    assert description.show(scaled) == "scale(value=0.5, term=ppo_clip(epsilon=0.1))"
+    assert description.show(losses.forward_kl(2.0)) == "forward_kl(temperature=2.0)"
+    assert description.show(behavior.mixture(0.25)) == "mixture(beta=0.25)"
     seen = []
-    jax.eval_shape(lambda gamma: seen.append(check.label(returns.gae(gamma))), 0.9)
-    assert seen == ["gae(episodic=True, gamma=traced, lambda_=0.95)"]
+    jax.eval_shape(lambda gamma: seen.append(description.show(returns.gae(gamma))), 0.9)
+    assert seen == ["gae(gamma=traced)"]
 
 
 def test_a_policy_with_wrong_outputs_is_named():

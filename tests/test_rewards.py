@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxkd
-from jaxkd import check, losses, networks, returns, rewards
+from jaxkd import description, losses, networks, returns, rewards
 from jaxkd.base import Batch, Context, Outputs, UsageError
 from jaxkd.distributions import Categorical, Normal
 
@@ -144,11 +144,8 @@ def test_mistakes(make, message):
 
 
 def test_labels():
-    assert check.label(rewards.teacher_reward(0.5)) == "add(coef=0.5, fn=teacher_reward())"
-    assert (
-        check.label(rewards.potential_shaping(0.9))
-        == "add(coef=1.0, fn=potential_shaping(gamma=0.9))"
-    )
+    assert description.show(rewards.teacher_reward(0.5)) == "teacher_reward(coef=0.5)"
+    assert description.show(rewards.potential_shaping(0.9)) == "potential_shaping(gamma=0.9)"
 
 
 # --- what the teacher pays ------------------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def concat(*envs: Env) -> Env:
     )
     parts = [pad(env, task=i, **sizes) for i, env in enumerate(envs)]
     limits = [env.max_steps for env in envs if env.max_steps]
-    cuts = [env.cut_steps for env in envs if env.truncates]
+    cutting = [env for env in envs if env.truncates]
+    cuts = [env.cut_steps for env in cutting if env.cut_steps is not None]
     names = [env.name for env in envs]
 
     def keys(key):
@@ -75,7 +76,7 @@ def concat(*envs: Env) -> Env:
         step=step,
         num_envs=_ends(parts)[-1],
         max_steps=max(limits) if len(limits) == len(envs) else None,
-        cut_steps=None if None in cuts else min(cuts, default=None),
+        cut_steps=min(cuts, default=None) if len(cuts) == len(cutting) else None,
         truncates=any(env.truncates for env in envs),
         name="+".join(names),
         tasks=_numbered(names),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Batch, Context, LossTerm, Outputs, UsageError
+from jaxkd.description import described
 
 _LARGEST = 60.0  # of a log ratio: e^60 times any loss is finite in float32
 
@@ -63,6 +64,7 @@ def only(rows: jax.Array, student: Outputs, batch: Batch) -> tuple[Outputs, Batc
     return jax.tree.map(select, student), batch._replace(**fields)
 
 
+@described
 def stateless(fn: Callable) -> LossTerm:
     """A term without parameters from `fn(student, batch[, context])` -> [L, N].
 
@@ -87,6 +89,7 @@ def stateless(fn: Callable) -> LossTerm:
     return LossTerm(lambda key, spec: (), loss)
 
 
+@described
 def scale(value: float | jax.Array | Callable, term: LossTerm | Callable) -> LossTerm:
     """`term` times `value`: a number, or a schedule `update -> value`.
 
@@ -104,6 +107,7 @@ def scale(value: float | jax.Array | Callable, term: LossTerm | Callable) -> Los
     return LossTerm(term.init, loss)
 
 
+@described
 def gate(weight: Callable, term: LossTerm | Callable) -> LossTerm:
     """`term` times `weight(student, batch, context)`, [L, N] or [].
 
@@ -124,6 +128,7 @@ def gate(weight: Callable, term: LossTerm | Callable) -> LossTerm:
     return LossTerm(term.init, loss)
 
 
+@described
 def proximal(epsilon: float | jax.Array | Callable, term: LossTerm | Callable) -> LossTerm:
     """`term` times max(rho, 1 - epsilon): proximal policy distillation (Spigler 2025).
 
@@ -150,6 +155,7 @@ def proximal(epsilon: float | jax.Array | Callable, term: LossTerm | Callable) -
     return LossTerm(term.init, loss)
 
 
+@described
 def for_task(task: int | jax.Array, term: LossTerm | Callable) -> LossTerm:
     """`term` on the rows of one task, where `batch.obs["task"] == task`; 0 elsewhere.
 
@@ -184,6 +190,7 @@ def for_task(task: int | jax.Array, term: LossTerm | Callable) -> LossTerm:
     return LossTerm(term.init, loss)
 
 
+@described
 def watch(fn: LossTerm | Callable) -> LossTerm:
     """A diagnostic: reported as "loss/<name>" like a term, but without gradient.
 

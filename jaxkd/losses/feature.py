@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.base import Batch, LossTerm, Outputs, UsageError
+from jaxkd.description import described
 
 _LAST = {"features": "features"}
 
 
+@described
 def feature_mse(layers: Mapping[str, str] = _LAST) -> LossTerm:
     """Mean over layers of mean_F (W h_S + b - h_T)^2.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Batch, Context, LossTerm, Outputs, UsageError
+from jaxkd.description import described
 from jaxkd.distributions import MASK, Categorical, legal, log_probs
 from jaxkd.losses.combine import at, stateless
 
@@ -15,6 +16,7 @@ from jaxkd.losses.combine import at, stateless
 _END = 1e-3
 
 
+@described
 def forward_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
     """KL(teacher || student), mass-covering: T^2 KL(p_T^(1/T) || p_S^(1/T)) (Hinton et al. 2015).
 
@@ -40,6 +42,7 @@ def forward_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
     return stateless(loss)
 
 
+@described
 def reverse_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
     """KL(student || teacher), mode-seeking: T^2 KL(p_S^(1/T) || p_T^(1/T)).
 
@@ -60,6 +63,7 @@ def reverse_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
     return stateless(loss)
 
 
+@described
 def jsd(
     beta: float | jax.Array | Callable = 0.5,
     *,
@@ -106,6 +110,7 @@ def jsd(
     return stateless(loss)
 
 
+@described
 def skew_kl(alpha: float | jax.Array | Callable = 0.1) -> LossTerm:
     """KL(T || a T + (1 - a) S): a forward KL that stays below -log a.
 
@@ -129,6 +134,7 @@ def skew_kl(alpha: float | jax.Array | Callable = 0.1) -> LossTerm:
     return stateless(loss)
 
 
+@described
 def skew_reverse_kl(alpha: float | jax.Array | Callable = 0.1) -> LossTerm:
     """KL(S || (1 - a) T + a S): a reverse KL that stays below -log a.
 
@@ -149,6 +155,7 @@ def skew_reverse_kl(alpha: float | jax.Array | Callable = 0.1) -> LossTerm:
     return stateless(loss)
 
 
+@described
 def total_variation() -> LossTerm:
     """1/2 sum_a |p_T(a) - p_S(a)|, in [0, 1]: the share of actions that would have to change.
 
@@ -167,6 +174,7 @@ def total_variation() -> LossTerm:
     return stateless(loss)
 
 
+@described
 def nll() -> LossTerm:
     """-log p_S(mode of the teacher): the teacher's best action as a hard label.
 
@@ -182,6 +190,7 @@ def nll() -> LossTerm:
     return stateless(loss)
 
 
+@described
 def cross_entropy() -> LossTerm:
     """H(T || S) = KL(T || S) + H(T): the gradient of `forward_kl()`, another number.
 
@@ -198,6 +207,7 @@ def cross_entropy() -> LossTerm:
     return stateless(loss)
 
 
+@described
 def reverse_cross_entropy() -> LossTerm:
     """H(S || T) = KL(S || T) + H(S): greedy in the teacher's log-probabilities.
 
@@ -214,6 +224,7 @@ def reverse_cross_entropy() -> LossTerm:
     return stateless(loss)
 
 
+@described
 def ce_kd(
     ce_weight: float | jax.Array | Callable = 0.5, temperature: float | jax.Array | Callable = 2.0
 ) -> LossTerm:
@@ -243,6 +254,7 @@ def ce_kd(
     return stateless(loss)
 
 
+@described
 def logit_mse() -> LossTerm:
     """sum_a (z_T(a) - z_S(a))^2 on unnormalised logits (Ba & Caruana 2014).
 
@@ -264,6 +276,7 @@ def logit_mse() -> LossTerm:
     return stateless(loss)
 
 
+@described
 def standardised_kl(
     temperature: float | jax.Array | Callable = 2.0, *, allow_two: bool = False
 ) -> LossTerm:

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import LossTerm, UsageError
+from jaxkd.description import described
 from jaxkd.losses.combine import probability_ratio, stateless
 from jaxkd.losses.value import value_of, weighted_moments
 
 
+@described
 def policy_gradient() -> LossTerm:
     """-log pi_S(a) A: its gradient is the policy gradient (Williams 1992; Sutton et al. 2000).
 
@@ -29,6 +31,7 @@ def policy_gradient() -> LossTerm:
     return stateless(loss)
 
 
+@described
 def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> LossTerm:
     """-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) (Schulman et al. 2017).
 
@@ -68,6 +71,7 @@ def _standardised(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(counts & varies, (x - mean) / (jnp.sqrt(var) + 1e-8), 0.0)
 
 
+@described
 def td_mse(*, stream: str = "", clip: float | jax.Array | None = None) -> LossTerm:
     """(V_S(s) - target)^2 for the value of one reward stream.
 
@@ -101,6 +105,7 @@ def td_mse(*, stream: str = "", clip: float | jax.Array | None = None) -> LossTe
     return stateless(loss)
 
 
+@described
 def entropy() -> LossTerm:
     """-H(pi_S): minimised, it keeps the policy random; `scale` gives its weight.
 

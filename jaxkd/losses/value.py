@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Batch, LossTerm, Outputs, UsageError
+from jaxkd.description import described
 from jaxkd.distributions import Categorical, legal
 from jaxkd.losses.combine import at, stateless
 from jaxkd.losses.policy import both_logits, logits_of
@@ -26,6 +27,7 @@ def value_of(outputs: Outputs, who: str, stream: str = "") -> jax.Array:
     return head
 
 
+@described
 def value_mse(*, normalise: bool = False) -> LossTerm:
     """(V_T(s) - V_S(s))^2: the student's value regressed on the teacher's.
 
@@ -51,6 +53,7 @@ def value_mse(*, normalise: bool = False) -> LossTerm:
     return stateless(loss)
 
 
+@described
 def q_mse() -> LossTerm:
     """(Q_S(s, a) - target)^2 at the action taken: PQN (Gallici et al. 2025).
 
@@ -73,6 +76,7 @@ def q_mse() -> LossTerm:
     return stateless(loss)
 
 
+@described
 def advantage_mse(*, normalise: bool = True) -> LossTerm:
     """sum_a (A_S(a) - A_T(a))^2 / Var[A_T], A = z - max z <= 0.
 
@@ -105,6 +109,7 @@ def advantage_mse(*, normalise: bool = True) -> LossTerm:
     return stateless(loss)
 
 
+@described
 def advantage_kl(temperature: float | jax.Array | Callable = 0.01) -> LossTerm:
     """KL(softmax(A_T / T) || softmax(A_S / T)), A = z - max z.
 

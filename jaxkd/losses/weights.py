@@ -10,12 +10,14 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import UsageError
+from jaxkd.description import described
 from jaxkd.distributions import legal
 from jaxkd.losses.combine import at
 from jaxkd.losses.policy import logits_of
 from jaxkd.losses.value import value_of
 
 
+@described
 def value_gate() -> Callable:
     """1 where V_T(s) > V_S(s), else 0 (Czarnecki et al. 2019, V-gated distillation).
 
@@ -36,6 +38,7 @@ def value_gate() -> Callable:
     return weight
 
 
+@described
 def performance_gate(
     *, teacher_return: float | jax.Array, random_return: float | jax.Array = 0.0
 ) -> Callable:
@@ -73,6 +76,7 @@ def performance_gate(
     return weight
 
 
+@described
 def agreement(
     alpha: float | jax.Array | Callable = 1.0, *, policy: Callable | None = None
 ) -> Callable:
@@ -106,6 +110,7 @@ def agreement(
     return weight
 
 
+@described
 def one_minus(weight: Callable) -> Callable:
     """1 - weight, for the term that counts where the first one does not.
 
@@ -119,6 +124,7 @@ def one_minus(weight: Callable) -> Callable:
     return rest
 
 
+@described
 def action_gap() -> Callable:
     """max_a Q_T - mean_a Q_T: what a uniformly random legal action costs.
 
@@ -141,6 +147,7 @@ def action_gap() -> Callable:
     return weight
 
 
+@described
 def confidence() -> Callable:
     """1 - H(T) / log A: 1 where the teacher is sure, 0 where it is uniform.
 
@@ -162,6 +169,7 @@ def confidence() -> Callable:
     return weight
 
 
+@described
 def burn_in(steps: int) -> Callable:
     """0 for the first `steps` rows of a sequence, L / (L - steps) after.
 

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.base import RewardTransform, UsageError
+from jaxkd.description import described
 from jaxkd.losses.combine import at
 
 
+@described
 def add(
     fn: Callable, coef: float | jax.Array | Callable = 1.0, *, stream: str = ""
 ) -> RewardTransform:
@@ -33,6 +35,7 @@ def add(
     return RewardTransform(_no_state, update, stream)
 
 
+@described
 def replace(fn: Callable, *, stream: str = "") -> RewardTransform:
     """fn(batch, context) [T, B] instead of the reward so far.
 
@@ -49,6 +52,7 @@ def replace(fn: Callable, *, stream: str = "") -> RewardTransform:
     return RewardTransform(_no_state, update, stream)
 
 
+@described
 def scale(coef: float | jax.Array | Callable, *, stream: str = "") -> RewardTransform:
     """coef r; `scale(0.0)` first leaves only what later transforms pay.
 
@@ -66,6 +70,7 @@ def scale(coef: float | jax.Array | Callable, *, stream: str = "") -> RewardTran
     return RewardTransform(_no_state, update, stream)
 
 
+@described
 def clip(low: float | jax.Array, high: float | jax.Array, *, stream: str = "") -> RewardTransform:
     """r within [low, high]: -1 and 1 for Atari (Mnih et al. 2015), -10 and 10 behind `normalise`.
 

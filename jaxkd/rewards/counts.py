@@ -8,10 +8,12 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import RewardTransform
+from jaxkd.description import described
 from jaxkd.losses.combine import at
 from jaxkd.rewards.combine import check_function
 
 
+@described
 def count(
     index: Callable,
     size: int,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Batch, RewardTransform
+from jaxkd.description import described
 from jaxkd.rewards.combine import add, check_function
 from jaxkd.rewards.learned import (
     PREDICTOR,
@@ -23,6 +24,7 @@ from jaxkd.rewards.learned import (
 )
 
 
+@described
 def disagreement(
     coef: float | jax.Array | Callable = 1.0, *, measure: Callable | None = None, stream: str = ""
 ) -> RewardTransform:
@@ -52,6 +54,7 @@ def disagreement(
     return add(apart, coef, stream=stream)
 
 
+@described
 def icm(
     coef: float | jax.Array | Callable = 1.0,
     *,

@@ -17,6 +17,7 @@ from optax import GradientTransformation
 from jaxkd import check, moments
 from jaxkd.base import Batch, Discrete, Env, RewardTransform, UsageError
 from jaxkd.cpu import grad
+from jaxkd.description import described
 from jaxkd.losses.combine import at
 from jaxkd.moments import Moments
 from jaxkd.networks.initial import orthogonal
@@ -63,6 +64,7 @@ class Predictor(NamedTuple):
 PREDICTOR = Predictor()
 
 
+@described
 def learned(
     model: Model,
     rows: Callable,

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 
 from jaxkd import check, moments
 from jaxkd.base import RewardTransform
+from jaxkd.description import described
 
 
+@described
 def normalise(
     gamma: float | jax.Array = 0.99, *, episodic: bool = True, stream: str = ""
 ) -> RewardTransform:

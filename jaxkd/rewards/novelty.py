@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Batch, RewardTransform, UsageError
+from jaxkd.description import described
 from jaxkd.rewards.learned import (
     PREDICTOR,
     Model,
@@ -33,6 +34,7 @@ def _successors(batch: Batch) -> jax.Array:
     return batch.next_obs
 
 
+@described
 def rnd(
     coef: float | jax.Array | Callable = 1.0,
     *,
@@ -101,6 +103,7 @@ def _successors_and_features(batch: Batch) -> tuple[jax.Array, jax.Array]:
     return batch.next_obs, batch.teacher_next.features
 
 
+@described
 def drnd(
     coef: float | jax.Array | Callable = 1.0,
     *,
@@ -188,6 +191,7 @@ _ESTIMATORS = {  # of b2 [...] from y [..., F]
 }
 
 
+@described
 def rdd(
     coef: float | jax.Array | Callable = 1.0,
     *,
@@ -225,6 +229,7 @@ def rdd(
     return learned(model, _successors, coef, training=predictor, terminal=terminal, stream=stream)
 
 
+@described
 def ensemble(
     coef: float | jax.Array | Callable = 1.0,
     *,

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import RewardTransform
+from jaxkd.description import described
 from jaxkd.losses.value import value_of
 from jaxkd.rewards.combine import add, check_function
 
 
+@described
 def teacher_reward(coef: float | jax.Array | Callable = 1.0, stream: str = "") -> RewardTransform:
     """r + coef log pi_T(a | s): entropy regularised distillation with `losses.entropy`.
 
@@ -38,6 +40,7 @@ def teacher_reward(coef: float | jax.Array | Callable = 1.0, stream: str = "") -
     return add(log_prob, coef, stream=stream)
 
 
+@described
 def successor(
     measure: Callable,
     *,
@@ -73,6 +76,7 @@ def successor(
     return add(cost, coef, stream=stream)
 
 
+@described
 def potential_shaping(
     gamma: float | jax.Array = 0.99, coef: float | jax.Array | Callable = 1.0, *, stream: str = ""
 ) -> RewardTransform:
