@@ -11,7 +11,7 @@ import pytest
 from jaxkd import actor_size, distill, envs, evaluate, losses, moments, networks, run
 from jaxkd.base import Box, Discrete, Outputs, UsageError
 from jaxkd.distributions import Categorical, Normal
-from jaxkd.networks.cnn import banded, convolve
+from jaxkd.networks.cnn import banded
 from jaxkd.networks.module import Spec
 
 F32 = jnp.float32
@@ -207,7 +207,6 @@ def test_banded_is_the_convolution(key):
     ours, theirs = jit(both)(x, kernel)
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=3e-6)
-    np.testing.assert_array_equal(jit(convolve)(x, kernel), ours[0])  # the tests run on a CPU
 
 
 # --- hidden layers --------------------------------------------------------------------------------------------------
