@@ -19,10 +19,14 @@ _SIZE = 3  # of the kernel, MinAtar's (Young & Tian 2019)
 
 
 def banded(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3x3 VALID convolution as one matmul per output row: x [n, H, W, C], kernel [3, 3, C, F] -> [n, H-2, W-2, F].
+    """A 3x3 VALID convolution as one matmul per output row.
 
-    The kernel is laid out as a band [3 W C, (W-2) F]; meant for CPUs, where the redundant zeros
-    cost less than `lax.conv`'s loops: 24 to 32 times as fast with its gradient on 1024 grids of MinAtar (benchmarks/throughput.py, two cores).
+    x [n, H, W, C], kernel [3, 3, C, F] -> [n, H-2, W-2, F]. The kernel is laid out as a band
+    [3 W C, (W-2) F], whose redundant zeros cost less than what `lax.conv` does on small grids. With
+    its gradient, 1024 grids of MinAtar on two CPU cores: 32 times as fast (throughput.py); one seed
+    of Breakout's distillation on an H100: 1.22 times. Lanes of `lax.conv` become a grouped
+    convolution, those of a product a batched one; that gain is not measured yet
+    (benchmarks/speed/accelerator.py, row levers-distil-Breakout).
     """
     n, height, width, channels = x.shape
     rows, columns, features = height - _SIZE + 1, width - _SIZE + 1, kernel.shape[-1]
@@ -36,15 +40,6 @@ def banded(x: jax.Array, kernel: jax.Array) -> jax.Array:
         _SIZE * width * channels, columns * features
     )
     return out.reshape(n, rows, columns, features)
-
-
-def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3x3 VALID convolution, x [n, H, W, C], kernel [3, 3, C, F]: banded on a CPU, `lax.conv` elsewhere."""
-    if jax.default_backend() == "cpu":
-        return banded(x, kernel)
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 class Convolutional(nn.Module):
@@ -67,7 +62,7 @@ class Convolutional(nn.Module):
             )
             bias = self.param(f"conv_{i}_bias", nn.initializers.zeros, (width,))
             x = self.activation(
-                convolve(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None, None]
+                banded(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None, None]
             )
             layers += (x.reshape((*lead, -1)),)
         for width in self.dense:
