@@ -8,6 +8,11 @@ rank correlation of the two, over the cells that can be reached: a bonus that pa
 Writes results/bonus_maps.json and .png.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Given, __doc__, __file__)
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt

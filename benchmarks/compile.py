@@ -7,6 +7,11 @@ without a cache, filling one (`jaxkd.compile_cache`), and from it. Importing is 
 CACHED from the cache, on two cores. Writes results/compile.json and .png.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Named, __doc__, __file__)
+
 import json
 import subprocess
 import sys
@@ -141,4 +146,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(list(GIVEN.names)))

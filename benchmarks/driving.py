@@ -10,6 +10,11 @@ undamaged teacher. Compared by the area under that curve, because with enough up
 then results/driving.json and .png.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Named, __doc__, __file__)
+
 import json
 import sys
 import time
@@ -266,4 +271,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(list(GIVEN.names)))

@@ -8,6 +8,11 @@ for a run that never does. alpha weighs DRND's first part, the error against the
 average out. Writes results/drnd.json and .png.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Given, __doc__, __file__)
+
 import time
 
 import exploration

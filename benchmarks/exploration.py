@@ -11,6 +11,11 @@ reward, PPO with the KL, each bonus alone (`methods.exploration`), and both (`me
 Writes results/exploration/<part>.json and .png; arms that are there with today's settings are kept.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Named, __doc__, __file__)
+
 import json
 import sys
 import time
@@ -365,4 +370,4 @@ def main(parts: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(list(GIVEN.names)))

@@ -12,6 +12,11 @@ share of the way from random to that check. Writes results/finetune/<game>.json,
 results/finetune.json and .png.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Named, __doc__, __file__)
+
 import sys
 import time
 
@@ -223,4 +228,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(list(GIVEN.names)))

@@ -8,6 +8,11 @@ Presets with a CNN cost minutes a seed on two cores: there one teacher, one stud
 random policy. Writes results/gates/<env>.json and .png; `tests/test_results.py` checks the JSON against the gates below.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Named, __doc__, __file__)
+
 import sys
 import time
 
@@ -200,4 +205,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(list(GIVEN.names)))

@@ -1,20 +1,22 @@
 """The main job in ONE compiled call: teachers, students of 1/15 of their size, the same students without a teacher, every policy scored alone.
 
-    python benchmarks/headline.py [CartPole-v1] [--seeds 16] [--save]
+    python benchmarks/headline.py [CartPole-v1] [--seeds 16] [--commit]
 
 One jit of one vmap over seeds: each seed trains its own teacher with PPO, distils it while the student acts, trains the control (PPO, the
-student's network and number of steps), and plays greedy episodes with each. Prints the table; `--save` writes results/headline.json.
+student's network and number of steps), and plays greedy episodes with each. Prints the table; `--commit` writes results/headline.json.
 `jaxkd distill` does the same job with a live line, files for every seed and a safe Ctrl-C, for which it looks at the run between updates.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Headline, __doc__, __file__)
+
 import time
-from dataclasses import dataclass
-from typing import Annotated
 
 import jax
 import numpy as np
 import protocol
-import tyro
 from rich.table import Table
 
 import jaxkd
@@ -24,18 +26,7 @@ from jaxkd.cli.device import describe
 ROLES = {"teacher": "teacher", "student": "student", "control": "same network, no teacher"}
 
 
-@dataclass
-class Settings:
-    """The main job in one compiled call."""
-
-    env: Annotated[str, tyro.conf.Positional] = "CartPole-v1"
-    seeds: int = 16
-    seed: int = 0
-    episodes: int = 128  # greedy, of each policy and seed
-    save: bool = False  # write benchmarks/results/headline.json
-
-
-def job(settings: Settings):
+def job(settings: frame.Headline):
     """The experiment of one key -> dict of mean greedy returns [], the actors' sizes, and the environment steps of a seed."""
     p = presets.preset(settings.env)
     env = presets.make_env(settings.env, p)
@@ -69,7 +60,7 @@ def job(settings: Settings):
     return experiment, {"teacher": size, "student": small, "control": small}, steps
 
 
-def main(settings: Settings) -> None:
+def main(settings: frame.Headline) -> None:
     device = describe(jax.devices()[0])
     print(f"device: {device}", flush=True)
     console = report.console()
@@ -119,10 +110,10 @@ def main(settings: Settings) -> None:
         f"one compiled call: {seconds['run']} s, and {seconds['compile']} s of compiling",
         highlight=False,
     )
-    if settings.save:
-        chosen = {k: v for k, v in vars(settings).items() if k != "save"}
+    if settings.commit:
+        chosen = {k: getattr(settings, k) for k in ("env", "seeds", "seed", "episodes")}
         protocol.write("headline", {"settings": chosen, "rows": rows, "seconds": seconds})
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    main(GIVEN)

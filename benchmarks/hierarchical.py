@@ -8,6 +8,11 @@ updates, and are scored by the share of 1024 episodes whose goal they reach with
 drops the global one; policy_kl is plain KL to softmax(Q / .01). Writes results/hierarchical.json and .png.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Named, __doc__, __file__)
+
 import json
 import sys
 import time
@@ -224,4 +229,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(list(GIVEN.names)))

@@ -10,6 +10,11 @@ unrolled twice, beginnings of episodes from a pool of 8 (`envs.make(..., reset_p
 (`optax.flatten`), advantages by an associative scan (PPO only). What is learnt from it is in NOTES.md. Writes results/levers.json.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Given, __doc__, __file__)
+
 import contextlib
 from unittest import mock
 

@@ -9,6 +9,11 @@ MountainCar's velocity (.07 at most) nearly vanishes; "control, own statistics" 
 credited with what only this costs. Every game is scored alone: 10 seeds, 1024 greedy episodes each. Writes results/multitask.json and .png.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Given, __doc__, __file__)
+
 import sys
 import time
 from typing import Any

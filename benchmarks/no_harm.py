@@ -8,6 +8,11 @@ normalised. Breakout and SpaceInvaders with an MLP of 128-128, STEPS environment
 Writes results/no_harm/<game>.json, then results/no_harm.json and .png.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Named, __doc__, __file__)
+
 import sys
 import time
 
@@ -135,4 +140,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(list(GIVEN.names)))

@@ -11,6 +11,11 @@ times the steps. 10 seeds of one teacher, 1024 episodes each. Writes results/par
 What is earned while learning lags behind in CartPole: 12 updates are 768 steps of each environment, little more than one long episode.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Given, __doc__, __file__)
+
 import sys
 import time
 from typing import Any, NamedTuple

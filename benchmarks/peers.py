@@ -12,6 +12,11 @@ apart. ratio = median of ours / median of theirs, of 5 rounds. Each child's firs
 Writes results/peers.json and .png, with --verify results/peers_verified.json.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Peers, __doc__, __file__)
+
 import json
 import os
 import shutil
@@ -221,22 +226,16 @@ def gate(rows: dict[str, dict]) -> list[str]:
     ]
 
 
-def main(arguments: list[str]) -> int:
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # what the children run on, and the device that is written down
-    names, options = (
-        [x for x in arguments if not x.startswith("--")],
-        {x for x in arguments if x.startswith("--")},
-    )
-    if unknown := (set(names) - set(PINS)) | (options - {"--quick", "--verify"}):
-        raise SystemExit(
-            f"{', '.join(sorted(unknown))}? The peers are {', '.join(PINS)}, the options --quick and --verify."
-        )
+def main(given: frame.Peers) -> int:
+    # What the children run on, and the device that is written down.
+    jax.config.update("jax_platforms", "cpu")
+    names, quick = given.names, given.quick
+    if unknown := set(names) - set(PINS):
+        raise SystemExit(f"{', '.join(sorted(unknown))}? The peers are {', '.join(PINS)}.")
     pairs = {name: pair for name, pair in PAIRS.items() if not names or pair.peer in names}
-    if "--verify" in options:
+    if given.verify:
         return verify(pairs)
-    file, quick = protocol.RESULTS / "peers.json", "--quick" in options
+    file = protocol.RESULTS / "peers.json"
     rows = json.loads(file.read_text())["rows"] if names and file.exists() and not quick else {}
     table = Table(
         "peer", "what", "ours, steps/s", "theirs, steps/s", "ratio", "compile s (ours, theirs)"
@@ -256,4 +255,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(GIVEN))

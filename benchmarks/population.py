@@ -8,6 +8,11 @@ lanes (parameters, optimizer and environments) of the best quarter, by a gather,
 Writes results/population.json and .png.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Given, __doc__, __file__)
+
 import time
 
 import jax

@@ -7,6 +7,11 @@ students acting alone. Speed: the distillation of one seed by a plain `run`, bot
 Writes results/precision.json.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Given, __doc__, __file__)
+
 import statistics
 import time
 

@@ -5,9 +5,9 @@ Legend of shapes: `n` seeds.
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import frame
 import jax
 import matplotlib
 import numpy as np
@@ -21,7 +21,7 @@ from jaxkd.presets import Preset
 
 matplotlib.use("Agg")
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = frame.RESULTS  # the committed ones
 
 
 class Teacher(NamedTuple):
@@ -146,8 +146,8 @@ def digest(settings: dict) -> dict:
 
 
 def write(name: str, result: dict, figure: Any = None) -> None:
-    """results/<name>.json with device and versions, and results/<name>.png."""
-    path = RESULTS / f"{name}.json"
+    """<name>.json with device and versions, and <name>.png; committed ones only with --commit."""
+    path = frame.folder() / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     made = result | {"device": describe(jax.devices()[0]), "versions": versions()}
     path.write_text(json.dumps(made, indent=1, default=float) + "\n")
@@ -158,10 +158,10 @@ def write(name: str, result: dict, figure: Any = None) -> None:
 def by_game(
     folder: str, names: list[str], games: tuple[str, ...], experiment: Any, settings: dict
 ) -> dict[str, dict]:
-    """Runs the named games (default all), each into results/<folder>/<game>.json; all games' results, or {} while one is missing."""
+    """Runs the named games (default all), each into <folder>/<game>.json; all games' results, or {} while one is missing."""
     for name in names or games:
         write(f"{folder}/{name}", experiment(name) | {"settings": settings})
-    files = [RESULTS / folder / f"{name}.json" for name in games]
+    files = [frame.folder() / folder / f"{name}.json" for name in games]
     return (
         {file.stem: json.loads(file.read_text()) for file in files}
         if all(file.exists() for file in files)

@@ -10,6 +10,11 @@ tau is chosen on the first 5 of 15 seeds and compared on the other 10; means ove
 Writes results/q_teacher/<game>.json, then results/q_teacher.json and .png.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Named, __doc__, __file__)
+
 import json
 import sys
 import time
@@ -240,4 +245,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(list(GIVEN.names)))

@@ -22,6 +22,8 @@ import time
 from math import prod
 from pathlib import Path
 
+import frame
+
 ROUNDS = 5
 T = {"ppo": 32, "distillation": 32, "breakout": 128}
 ENVS, SEEDS, DEVICES, PROCESSES = (64, 256, 1024, 4096, 16384), (1, 4, 16, 64), (1, 2, 4, 8), (1, 2)
@@ -235,7 +237,6 @@ def groups(rows: list[dict]) -> dict[str, list[dict]]:
 
 
 def main(quick: bool) -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
     import protocol
 
     points = [dict(num_envs=n) for n in ENVS] + [
@@ -263,4 +264,4 @@ if __name__ == "__main__":
         name, *numbers = sys.argv[2:]
         child(name, *map(int, numbers))
     else:
-        main("--quick" in sys.argv[1:])
+        main(frame.start(frame.Quick, __doc__, __file__).quick)

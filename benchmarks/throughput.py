@@ -11,8 +11,12 @@ convolution against `lax.conv`, Seaquest with short lists, and what a teacher's 
 row alternate in one process; a ratio is the median of the rounds' own ratios, because these machines' speed wanders. Writes results/throughput.json and .png.
 """
 
+import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Quick, __doc__, __file__)
+
 import json
-import sys
 import time
 from functools import partial
 
@@ -419,4 +423,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main("--quick" in sys.argv[1:])
+    main(GIVEN.quick)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,87 @@ def test_every_other_row_runs(accelerator, tmp_path):
     result = json.loads(out.read_text())["rows"]
     assert list(result) == rows
     assert not [row["error"] for row in result.values() if "error" in row]
+
+
+# --- the command line of every script ------------------------------------------------------------
+
+SCRIPTS = sorted(
+    file
+    for file in (ROOT / "benchmarks").rglob("*.py")
+    if '__name__ == "__main__"' in file.read_text()
+    and file.parent.name != "peers"  # children of peers.py
+    and file.name != "same.py"  # compares two checkouts
+)
+# What is heavy is not loaded before the command line is read.
+HELP = """
+import runpy, sys
+sys.argv = [{file!r}, {option!r}]
+sys.path.insert(0, {folder!r})
+try:
+    runpy.run_path({file!r}, run_name="__main__")
+except SystemExit as done:
+    print("code", done.code or 0)
+print("heavy", *sorted({{"jax", "jaxkd", "matplotlib", "flax"}} & set(sys.modules)))
+"""
+
+
+def told(file: Path, option: str) -> subprocess.CompletedProcess:
+    """What a script says to one option, and what it has imported by then."""
+    program = HELP.format(file=str(file), folder=str(file.parent), option=option)
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+
+
+def test_all_scripts_are_found():
+    assert len(SCRIPTS) >= 20
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
+def test_help_imports_nothing_heavy_and_starts_nothing(file):
+    began = time.perf_counter()
+    done = told(file, "--help")
+    spent = time.perf_counter() - began
+    assert done.stdout.splitlines()[-2:] == ["code 0", "heavy"], done.stderr
+    assert "usage: benchmarks/" in done.stdout
+    assert spent < 10  # .3 s alone; other tests run beside this one
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
+def test_an_unknown_option_starts_nothing(file):
+    done = told(file, "--nonsense")
+    assert done.stdout.splitlines()[-2:] == ["code 2", "heavy"], done.stderr
+
+
+def test_committed_results_are_written_only_with_commit(monkeypatch, tmp_path):
+    import frame
+    import protocol
+
+    monkeypatch.setattr(frame, "RESULTS", tmp_path / "committed")
+    for options, where in (
+        ([], tmp_path / "runs" / "benchmarks"),
+        (["--out", "there"], tmp_path / "there"),
+        (["--commit"], tmp_path / "committed"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["drnd.py", *options])
+        monkeypatch.setenv("JAXKD_BENCHMARK_RESULTS", "")
+        frame.start(frame.Given, "one", "drnd.py")
+        protocol.write("drnd", {"figure": 1})
+        assert [file.parent for file in tmp_path.rglob("drnd.json")] == [where]
+        (where / "drnd.json").unlink()
+
+
+def test_how_long_it_takes_is_what_the_committed_files_say(monkeypatch, tmp_path):
+    import frame
+
+    monkeypatch.setattr(frame, "RESULTS", tmp_path)
+    assert frame.how_long("study") == "how long it takes is unknown"
+    (tmp_path / "study").mkdir()
+    for name, made in {
+        "one": {"seconds": 90, "arms": {"x": {"seconds": 80}}},  # the whole has the part in it
+        "two": {"arms": {"x": {"seconds": 60}, "y": {"seconds": 30.0}}},
+        "three": {"arms": {"x": {"seconds": [1, 2]}}},
+    }.items():
+        (tmp_path / "study" / f"{name}.json").write_text(json.dumps(made))
+    assert frame.how_long("study") == "all of it took 3 minutes when it was committed"

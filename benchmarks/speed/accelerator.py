@@ -151,4 +151,4 @@ def main(
 if __name__ == "__main__":
     import tyro
 
-    tyro.cli(main)
+    tyro.cli(main, prog="benchmarks/speed/accelerator.py")
