@@ -112,6 +112,14 @@ def ranks(bonus: np.ndarray, visits: np.ndarray, cells: np.ndarray) -> float:
     )
 
 
+def show(axis, values: np.ndarray, title: str) -> None:
+    """One map with its colours."""
+    image = axis.imshow(values)
+    axis.figure.colorbar(image, ax=axis, shrink=0.8)
+    axis.set(title=title, xticks=[], yticks=[])
+    axis.title.set_fontsize(8)
+
+
 def main() -> None:
     results, figure = {}, plt.figure(figsize=(11, 9.6), layout="constrained")
     axes = figure.subplots(4, 4)
@@ -128,16 +136,10 @@ def main() -> None:
         }
         for column, (bonus, visits) in enumerate(found):
             done = UPDATES[name] * (0, 1, 2, CHECKS)[column] // CHECKS
-            for axis, values, title in (
-                (axes[2 * row, column], bonus, "bonus"),
-                (axes[2 * row + 1, column], np.log1p(visits), "log visits"),
-            ):
-                image = axis.imshow(np.where(walls, np.nan, values))
-                figure.colorbar(image, ax=axis, shrink=0.8)
-                axis.set(
-                    title=f"{name.split('-')[0]}, update {done}: {title}", xticks=[], yticks=[]
-                )
-                axis.title.set_fontsize(8)
+            where = f"{name.split('-')[0]}, update {done}"
+            show(axes[2 * row, column], np.where(walls, np.nan, bonus), f"{where}: bonus")
+            logs = np.where(walls, np.nan, np.log1p(visits))
+            show(axes[2 * row + 1, column], logs, f"{where}: log visits")
             results[name]["bonus"].append(np.round(bonus, 6).tolist())
             results[name]["visits"].append(visits.tolist())
         print(

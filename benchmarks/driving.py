@@ -129,14 +129,7 @@ def experiment(name: str) -> dict:
     sigma, kept, worse = damage(jaxkd.envs.make(name, 256), teacher, best.params, floor, full)
     size = jaxkd.actor_size(teacher, best.params, env.obs_spec)
     student = presets.student_network(env, p, "auto:1/4", size)
-    result = {
-        "teacher": full,
-        "random": floor,
-        "sigma": sigma,
-        "kept": kept,
-        "parameters": size,
-        "arms": {},
-    }
+    result = dict(teacher=full, random=floor, sigma=sigma, kept=kept, parameters=size, arms={})
     print(
         f"{name}: teacher {full:.2f}, random {floor:.2f}, damaged by {sigma}: {kept:.2f}, {time.time() - began:.0f} s",
         flush=True,
@@ -144,12 +137,9 @@ def experiment(name: str) -> dict:
 
     def note(label: str, greedy, sampled) -> None:
         greedy, sampled = ((x - floor) / (full - floor) for x in (greedy, sampled))
-        result["arms"][label] = {
-            "area": greedy.mean(1).tolist(),
-            "last": greedy[:, -1].tolist(),
-            "curve": greedy.tolist(),
-        }
-        result["arms"][label] |= {"sampled": sampled.tolist()}
+        found = {"area": greedy.mean(1), "last": greedy[:, -1]}
+        found |= {"curve": greedy, "sampled": sampled}
+        result["arms"][label] = {what: values.tolist() for what, values in found.items()}
         print(
             f"  {label:24} area {greedy.mean():.3f}, last {greedy[:, -1].mean():.3f}, sampled {sampled.mean():.3f}",
             flush=True,
@@ -158,16 +148,8 @@ def experiment(name: str) -> dict:
     note("ppo", *curves(arena, student, *presets.teaching(env, student, p, p.student_steps), "ppo"))
     for arm, method in ARMS.items():
         for label, params in ((arm, best.params), (f"{arm} damaged", worse)):
-            note(
-                label,
-                *curves(
-                    arena,
-                    student,
-                    *presets.distillation(env, student, teacher, p, method),
-                    label,
-                    params,
-                ),
-            )
+            phase = presets.distillation(env, student, teacher, p, method)
+            note(label, *curves(arena, student, *phase, label, params))
     return result | {"seconds": time.time() - began}
 
 

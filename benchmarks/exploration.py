@@ -197,44 +197,20 @@ def guided(task: Task) -> dict[str, Callable]:
         networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",))
     )
     sizes = {name: given[name] for name in ("unroll_length", "num_epochs", "num_minibatches")}
-    arms: dict = {
-        "distillation": (
-            plain,
-            lambda: jaxkd.distill(env, plain, task.teacher, losses=kl, **sizes),
-            (task.params,),
-        ),
-        "kl": (
-            plain,
-            lambda: jaxkd.ppo(env, plain, task.teacher, losses=kl, **given),
-            (task.params,),
-        ),
-    }
+    distil = partial(jaxkd.distill, env, plain, task.teacher, losses=kl, **sizes)
+    taught = partial(jaxkd.ppo, env, plain, task.teacher, losses=kl, **given)
+    params = (task.params,)
+    arms: dict = {"distillation": (plain, distil, params), "kl": (plain, taught, params)}
     for name in ("rnd", "ensemble"):
-        both = partial(
-            methods.guided_exploration,
-            env,
-            curious,
-            task.teacher,
-            bonus=bonus(name),
-            losses=kl,
-            **given,
-        )
-        arms[name] = (
-            curious,
-            partial(methods.exploration, env, curious, bonus=bonus(name), **given),
-            (),
-        )
-        arms[f"{name} + kl"] = (curious, both, (task.params,))
+        common = dict(bonus=bonus(name), **given)
+        both = partial(methods.guided_exploration, env, curious, task.teacher, losses=kl, **common)
+        arms[name] = (curious, partial(methods.exploration, env, curious, **common), ())
+        arms[f"{name} + kl"] = (curious, both, params)
+    per_update = NUM_ENVS * given["unroll_length"]
 
     def run(policy, make, inputs, keys):
         return steps_to_solve(
-            make(),
-            policy,
-            task.arena,
-            NUM_ENVS * given["unroll_length"],
-            task.budget,
-            *inputs,
-            keys=keys,
+            make(), policy, task.arena, per_update, task.budget, *inputs, keys=keys
         )
 
     return {name: partial(run, *arm) for name, arm in arms.items()}

@@ -70,6 +70,20 @@ def evaluated(arena, policy, params, name: str) -> dict:
     return {**protocol.summary(returns), "discounted": discounted.mean(), "sampled": sampled.mean()}
 
 
+def of_teachers(best: protocol.Teacher, steps: int, size: int) -> dict[str, dict]:
+    """The figures of all teachers, and of the one that the students share."""
+    discounted = best.discounted_returns.mean()
+    return {
+        "teacher": protocol.summary(best.returns) | {"discounted": discounted, "steps": steps},
+        "the_teacher": {
+            "seed": best.best,
+            "return": best.score,
+            "discounted": best.discounted,
+            "parameters": size,
+        },
+    }
+
+
 def experiment(name: str) -> tuple[dict, dict]:
     """The figures and the learning curves of one environment."""
     p, chosen = presets.preset(name), settings(name)
@@ -80,17 +94,7 @@ def experiment(name: str) -> tuple[dict, dict]:
     )
     size = jaxkd.actor_size(teacher, best.params, env.obs_spec)
     curves, result = {"teacher": curve}, {"settings": chosen}
-    result["teacher"] = {
-        **protocol.summary(best.returns),
-        "discounted": best.discounted_returns.mean(),
-        "steps": steps,
-    }
-    result["the_teacher"] = {
-        "seed": best.best,
-        "return": best.score,
-        "discounted": best.discounted,
-        "parameters": size,
-    }
+    result |= of_teachers(best, steps, size)
 
     def learn(role: str, policy, phase, *inputs) -> dict:
         algorithm, n = phase
@@ -107,13 +111,11 @@ def experiment(name: str) -> tuple[dict, dict]:
         return evaluated(arena, policy, state.params, role) | figures
 
     student = presets.student_network(env, p, "auto:1/15", size)
-    result["student"] = learn(
-        "student", student, presets.distillation(env, student, teacher, p), best.params
-    )
+    distilling = presets.distillation(env, student, teacher, p)
+    result["student"] = learn("student", student, distilling, best.params)
     result["student"]["kl"] = float(curves["kl"][-1].mean())
-    result["control"] = learn(
-        "control", student, presets.teaching(env, student, p, p.student_steps)
-    )
+    alone = presets.teaching(env, student, p, p.student_steps)
+    result["control"] = learn("control", student, alone)
     for names in WITHOUT.get(name, ()):
         lesser = p._replace(**dict.fromkeys(names, False))
         policy = presets.teacher_network(env, lesser)
@@ -121,7 +123,8 @@ def experiment(name: str) -> tuple[dict, dict]:
         result[role] = learn(role, policy, presets.teaching(env, policy, lesser))
     result["random"] = floor = protocol.random_return(arena, SEED, chosen["episodes"])
     for role in ("student", "control"):
-        result[role]["fraction_of_teacher"] = (result[role]["mean"] - floor) / (best.score - floor)
+        above = result[role]["mean"] - floor
+        result[role]["fraction_of_teacher"] = above / (best.score - floor)
     return result | {"seconds": time.time() - began}, curves
 
 

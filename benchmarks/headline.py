@@ -60,34 +60,26 @@ def job(settings: frame.Headline):
     return experiment, {"teacher": size, "student": small, "control": small}, steps
 
 
-def main(settings: frame.Headline) -> None:
-    device = describe(jax.devices()[0])
-    print(f"device: {device}", flush=True)
-    console = report.console()
-    experiment, sizes, steps = job(settings)
-    with console.status(
-        f"{settings.env}: {settings.seeds} seeds of teacher, student and control in one compiled call"
-    ):
+def played(settings: frame.Headline, experiment, console) -> tuple[dict, dict[str, float]]:
+    """(returns [seeds] of each role, seconds of compiling and running): the one compiled call."""
+    what = f"{settings.env}: {settings.seeds} seeds of teacher, student and control"
+    with console.status(f"{what} in one compiled call"):
+        keys = jaxkd.seeds(settings.seed, settings.seeds)
         began = time.perf_counter()
-        program = (
-            jax.jit(jax.vmap(experiment))
-            .lower(jaxkd.seeds(settings.seed, settings.seeds))
-            .compile()
-        )
+        program = jax.jit(jax.vmap(experiment)).lower(keys).compile()
         compiled = time.perf_counter()
-        played = jax.block_until_ready(program(jaxkd.seeds(settings.seed, settings.seeds)))
-        seconds = {
-            "compile": round(compiled - began, 1),
-            "run": round(time.perf_counter() - compiled, 1),
-        }
-    rows = {}
-    for name in ROLES:
-        x = np.asarray(played[name], np.float64)
-        figures = {"iqm": jaxkd.iqm(x), "interval": jaxkd.interval(x), "worst": x.min()}
-        rows[name] = figures | {"actor_parameters": sizes[name], "env_steps": steps[name]}
-    table = Table(
+        returns = jax.block_until_ready(program(keys))
+        ended = time.perf_counter()
+    seconds = {"compile": round(compiled - began, 1), "run": round(ended - compiled, 1)}
+    return returns, seconds
+
+
+def table(settings: frame.Headline, rows: dict[str, dict]) -> Table:
+    """What `make demo` shows."""
+    shown = Table(
         "policy",
-        title=f"{settings.env}: {settings.seeds} seeds, {settings.episodes} greedy episodes each, every policy acting alone",
+        title=f"{settings.env}: {settings.seeds} seeds, {settings.episodes} greedy episodes each, "
+        "every policy acting alone",
     )
     for heading in (
         "return IQM [95 % interval]",
@@ -95,17 +87,30 @@ def main(settings: frame.Headline) -> None:
         "actor parameters",
         "environment steps",
     ):
-        table.add_column(heading, justify="right")
+        shown.add_column(heading, justify="right")
     for name, row in rows.items():
         low, high = row["interval"]
-        cells = (
+        shown.add_row(
+            ROLES[name],
             f"{row['iqm']:.1f} [{low:.1f}, {high:.1f}]",
             f"{row['worst']:.1f}",
-            f"{sizes[name]:,}",
-            f"{steps[name]:,}",
+            f"{row['actor_parameters']:,}",
+            f"{row['env_steps']:,}",
         )
-        table.add_row(ROLES[name], *cells)
-    console.print(table)
+    return shown
+
+
+def main(settings: frame.Headline) -> None:
+    print(f"device: {describe(jax.devices()[0])}", flush=True)
+    console = report.console()
+    experiment, sizes, steps = job(settings)
+    returns, seconds = played(settings, experiment, console)
+    rows = {}
+    for name in ROLES:
+        x = np.asarray(returns[name], np.float64)
+        figures = {"iqm": jaxkd.iqm(x), "interval": jaxkd.interval(x), "worst": x.min()}
+        rows[name] = figures | {"actor_parameters": sizes[name], "env_steps": steps[name]}
+    console.print(table(settings, rows))
     console.print(
         f"one compiled call: {seconds['run']} s, and {seconds['compile']} s of compiling",
         highlight=False,

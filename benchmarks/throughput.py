@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before jax is imported: --help answers at once
 
 import json
 import time
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +29,11 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxkd
-from jaxkd import methods, optimize, rewards, rollout
+from jaxkd import optimize, rollout
 from jaxkd.base import Context
 from jaxkd.behavior import student_acts
 from jaxkd.cpu import grad
 from jaxkd.losses import entropy, forward_kl, ppo_clip, td_mse
-from jaxkd.networks.cnn import banded
 from jaxkd.optimize import Optimization
 from jaxkd.rollout import Needs, Rollout
 
@@ -274,70 +272,6 @@ def row(name: str, num_envs: int, num_seeds: int) -> dict:
     }
 
 
-def convolution() -> float:
-    """How much faster the banded 3x3 convolution is than `lax.conv`: forward and gradient of a minibatch of MinAtar's network, a ratio."""
-    x, kernel = jnp.ones((1024, 10, 10, 4)), jnp.ones((3, 3, 4, 16)) / 36
-    plain = partial(
-        jax.lax.conv_general_dilated,
-        window_strides=(1, 1),
-        padding="VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-    def trained(convolve):
-        step = lambda kernel, _: (
-            kernel - 1e-9 * jax.grad(lambda k: jnp.sum(jnp.square(convolve(x, k))))(kernel),
-            None,
-        )
-        return lambda kernel: jax.lax.scan(step, kernel, None, REPEATS)[0]
-
-    seconds, _ = measure(
-        {name: (trained(fn), (kernel,)) for name, fn in {"banded": banded, "plain": plain}.items()}
-    )
-    return ratio(seconds["plain"], seconds["banded"])
-
-
-def seaquest() -> float:
-    """How much faster Seaquest steps with room for 32 entities of each kind than with 100: a ratio."""
-    sources, key = {}, jaxkd.seeds(0, 1)
-    for name, given in {"100": {}, "32": {"entities": 32}}.items():
-        env = jaxkd.envs.make("Seaquest-MinAtar", 128, **given)
-        start = jax.tree.map(
-            lambda x: x[None], (env.reset(key[0])[0], (), jnp.ones((T, 128), jnp.int32))
-        )
-        first = jax.jit(jax.vmap(env_only(env)))(
-            (start[0], (), start[2]), key
-        )  # what the scan stacks
-        sources[name] = (lambda x, keys, env=env: jax.vmap(env_only(env))(x, keys), (first, key))
-    seconds, _ = measure(sources)
-    return ratio(seconds["100"], seconds["32"])
-
-
-def extras() -> dict[str, float]:
-    """What is added to PPO's seconds, as a share of them: a teacher's KL, and a bonus whose predictor learns from a quarter of the rows."""
-    env = jaxkd.envs.make("CartPole-v1", 64)
-    big, curious = (
-        jaxkd.networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",))
-    )
-    key, given = jaxkd.seeds(0, 1), dict(optimizer=PPO_OPTIMIZER)
-    predictor = lambda width: rewards.Predictor(
-        hidden=(width, width), features=width, batch_size=T * 64 // 8, num_minibatches=2
-    )
-    rnd = lambda width: methods.exploration(
-        env, curious, bonus=rewards.rnd(predictor=predictor(width), stream="bonus"), **given
-    )
-    teacher = (
-        jaxkd.ppo(env, big, big, losses={"kl": forward_kl()}, **given),
-        (key, big.init(key[0])),
-    )
-    sources = {"ppo": (jaxkd.ppo(env, big, **given), (key,)), "kl 64": teacher}
-    sources |= {f"rnd {width}": (rnd(width), (key,)) for width in (64, 512)}
-    seconds, _ = measure(
-        {name: (train(algorithm), args) for name, (algorithm, args) in sources.items()}
-    )
-    return {name: ratio(seconds[name], seconds["ppo"]) - 1 for name in sources if name != "ppo"}
-
-
 def draw(rows: list[dict]):
     """Above the shares of the floor, below the speed; a row each."""
     figure, axes = plt.subplots(
@@ -368,55 +302,41 @@ def draw(rows: list[dict]):
     return figure
 
 
+COLUMNS = ("env", "envs x seeds", "env only", "distillation", "efficiency", "acting too", "ppo")
+
+
+def table(rows: list[dict]) -> Table:
+    """A line a configuration."""
+    shown = Table(*COLUMNS, "efficiency", "acting too", "compile s")
+    for r in rows:
+        rates = {part: f"{value / 1e3:,.0f}k" for part, value in r["steps_per_second"].items()}
+        cells = [r["env"].split("-")[0], f"{r['num_envs']} x {r['seeds']}", rates["env"]]
+        for engine in FLOOR:
+            shares = [f"{r[kind][engine]:.2f}" for kind in ("efficiency", "acting_too")]
+            cells += [rates[engine], *shares]
+        shown.add_row(*cells, ", ".join(f"{x:.1f}" for x in r["compile_seconds"].values()))
+    return shown
+
+
 def main(quick: bool) -> None:
-    table = Table(
-        "env",
-        "envs x seeds",
-        "env only",
-        "distillation",
-        "efficiency",
-        "acting too",
-        "ppo",
-        "efficiency",
-        "acting too",
-        "compile s",
-    )
+    import throughput_extras as extras  # which imports this file
+
     rows = []
     for name, num_envs, num_seeds in SIZES[:1] if quick else SIZES:
         print(f"{name}, {num_envs} environments, {num_seeds} seeds", flush=True)
-        r = row(name, num_envs, num_seeds)
-        rows.append(r)
-        rates = {part: f"{value / 1e3:,.0f}k" for part, value in r["steps_per_second"].items()}
-        shares = {
-            engine: [f"{r[kind][engine]:.2f}" for kind in ("efficiency", "acting_too")]
-            for engine in FLOOR
-        }
-        engines = [cell for engine in FLOOR for cell in (rates[engine], *shares[engine])]
-        compiling = ", ".join(f"{x:.1f}" for x in r["compile_seconds"].values())
-        table.add_row(
-            name.split("-")[0], f"{num_envs} x {num_seeds}", rates["env"], *engines, compiling
-        )
-    Console(width=140).print(table)
-    banded_gain = convolution()
-    print(f"banded convolution: {banded_gain:.1f} times as fast as lax.conv")
-    room = seaquest()
-    print(f"Seaquest with entities=32: {room:.1f} times as fast")
-    added = extras()
-    print(
-        "added to PPO's time: "
-        + ", ".join(f"{name} {100 * share:.0f} %" for name, share in added.items())
-    )
+        rows.append(row(name, num_envs, num_seeds))
+    Console(width=140).print(table(rows))
+    made: dict = {"unroll_length": T, "rounds": ROUNDS}
+    made["banded_convolution"] = extras.convolution()
+    print(f"banded convolution: {made['banded_convolution']:.1f} times as fast as lax.conv")
+    made["seaquest_entities"] = extras.seaquest()
+    print(f"Seaquest with entities=32: {made['seaquest_entities']:.1f} times as fast")
+    made["added_to_ppo"] = extras.added_to_ppo()
+    shares = [f"{name} {100 * share:.0f} %" for name, share in made["added_to_ppo"].items()]
+    print(f"added to PPO's time: {', '.join(shares)}")
     if not quick:
-        made = {
-            "unroll_length": T,
-            "rounds": ROUNDS,
-            "banded_convolution": banded_gain,
-            "seaquest_entities": room,
-            "added_to_ppo": added,
-        }
-        made |= {"rows": rows}
         rounded = json.loads(
-            json.dumps(made),
+            json.dumps(made | {"rows": rows}),
             parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False)),
         )
         protocol.write("throughput", rounded, draw(rows))
