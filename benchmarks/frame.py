@@ -1,7 +1,8 @@
-"""The command line that the scripts of this folder share. It imports no jax: `--help` answers at once.
+"""The command line that the scripts of these folders share. It imports no jax: `--help` answers at once.
 
 A script calls `start` before its other imports, so that nothing heavy happens before the words on
-its command line are understood. Results go to runs/benchmarks/; only `--commit` writes committed ones.
+its command line are understood. The checkout's root has to be on the path: an editable install puts it
+there (`make` does that), or PYTHONPATH=. Results go to runs/benchmarks/; only `--commit` writes committed ones.
 """
 
 import json
@@ -66,11 +67,12 @@ Kind = TypeVar("Kind", bound=Given)
 
 def start(kind: type[Kind], doc: str | None, file: str) -> Kind:
     """Reads the command line, says how long it will take, and chooses device and folder."""
-    given = tyro.cli(kind, description=doc, prog=f"benchmarks/{Path(file).name}")
-    os.environ[_FOLDER] = str(RESULTS if given.commit else given.out.absolute())
+    place, name = Path(file).parent.name, Path(file).stem
+    given = tyro.cli(kind, description=doc, prog=f"benchmarks/{place}/{name}.py")
+    os.environ[_FOLDER] = str(RESULTS / place if given.commit else given.out.absolute())
     if given.device:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(given.device, given.device)
-    print(f"results: {folder()}; {how_long(Path(file).stem)}", file=sys.stderr, flush=True)
+    print(f"results: {folder()}; {how_long(place, name)}", file=sys.stderr, flush=True)
     return given
 
 
@@ -79,9 +81,10 @@ def folder() -> Path:
     return Path(os.environ.get(_FOLDER, "runs/benchmarks"))
 
 
-def how_long(name: str) -> str:
+def how_long(place: str, name: str) -> str:
     """Minutes of the committed run, as far as its JSON files tell."""
-    files = [RESULTS / f"{name}.json", *(RESULTS / name).glob("*.json")]
+    committed = RESULTS / place
+    files = [committed / f"{name}.json", *(committed / name).glob("*.json")]
     found = [second for f in files if f.exists() for second in seconds(json.loads(f.read_text()))]
     if not found:
         return "how long it takes is unknown"

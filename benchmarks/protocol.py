@@ -7,12 +7,12 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
-import frame
 import jax
 import matplotlib
 import numpy as np
 
 import jaxkd
+from benchmarks import frame
 from jaxkd import presets
 from jaxkd.cli.device import describe
 from jaxkd.cli.summary import versions

@@ -87,7 +87,7 @@ def learner(
         sequence_length: L, of a recurrent student's sequences; default 1, or T for a recurrent student.
         num_epochs, num_minibatches: passes over the batch, and its parts.
         shuffle: "env" keeps an environment's rows together, "full" mixes all sequences (PPO with an MLP then took 1.3 to 1.6 times as long,
-            benchmarks/throughput.py on two CPU cores).
+            benchmarks/speed/throughput.py on two CPU cores).
 
     Raises:
         UsageError: for whatever cannot work together, before anything is compiled.

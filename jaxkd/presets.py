@@ -175,7 +175,7 @@ def q_network(env: Env, p: Preset, hidden: tuple[int, ...] = (128, 128)) -> Poli
 def q_teaching(
     env: Env, policy: Policy, p: Preset, num_steps: int = 500_000
 ) -> tuple[Algorithm, int]:
-    """PQN with settings that work for CartPole, Acrobot and Catch (benchmarks/q_teacher.py), and its number of updates."""
+    """PQN with settings that work for CartPole, Acrobot and Catch (benchmarks/studies/q_teacher.py), and its number of updates."""
     num_updates = updates(p, num_steps)
     return pqn(env, policy, **_q_learning(env, p, num_updates)), num_updates
 

@@ -145,7 +145,7 @@ def test_help_imports_nothing_heavy_and_starts_nothing(file):
     done = told(file, "--help")
     spent = time.perf_counter() - began
     assert done.stdout.splitlines()[-2:] == ["code 0", "heavy"], done.stderr
-    assert "usage: benchmarks/" in done.stdout
+    assert f"usage: benchmarks/{file.parent.name}/{file.name}" in done.stdout
     assert spent < 10  # .3 s alone; other tests run beside this one
 
 
@@ -156,34 +156,33 @@ def test_an_unknown_option_starts_nothing(file):
 
 
 def test_committed_results_are_written_only_with_commit(monkeypatch, tmp_path):
-    import frame
-    import protocol
+    from benchmarks import frame, protocol
 
     monkeypatch.setattr(frame, "RESULTS", tmp_path / "committed")
     for options, where in (
         ([], tmp_path / "runs" / "benchmarks"),
         (["--out", "there"], tmp_path / "there"),
-        (["--commit"], tmp_path / "committed"),
+        (["--commit"], tmp_path / "committed" / "studies"),
     ):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["drnd.py", *options])
         monkeypatch.setenv("JAXKD_BENCHMARK_RESULTS", "")
-        frame.start(frame.Given, "one", "drnd.py")
+        frame.start(frame.Given, "one", "benchmarks/studies/drnd.py")
         protocol.write("drnd", {"figure": 1})
         assert [file.parent for file in tmp_path.rglob("drnd.json")] == [where]
         (where / "drnd.json").unlink()
 
 
 def test_how_long_it_takes_is_what_the_committed_files_say(monkeypatch, tmp_path):
-    import frame
+    from benchmarks import frame
 
     monkeypatch.setattr(frame, "RESULTS", tmp_path)
-    assert frame.how_long("study") == "how long it takes is unknown"
-    (tmp_path / "study").mkdir()
+    assert frame.how_long("studies", "study") == "how long it takes is unknown"
+    (tmp_path / "studies" / "study").mkdir(parents=True)
     for name, made in {
         "one": {"seconds": 90, "arms": {"x": {"seconds": 80}}},  # the whole has the part in it
         "two": {"arms": {"x": {"seconds": 60}, "y": {"seconds": 30.0}}},
         "three": {"arms": {"x": {"seconds": [1, 2]}}},
     }.items():
-        (tmp_path / "study" / f"{name}.json").write_text(json.dumps(made))
-    assert frame.how_long("study") == "all of it took 3 minutes when it was committed"
+        (tmp_path / "studies" / "study" / f"{name}.json").write_text(json.dumps(made))
+    assert frame.how_long("studies", "study") == "all of it took 3 minutes when it was committed"

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import compile as compiling
-import driving
 import drnd
 import exploration
 import finetune
@@ -17,6 +16,7 @@ import numpy as np
 import partial
 import pytest
 import q_teacher
+import who_acts
 
 from jaxkd.presets import PRESETS
 
@@ -31,7 +31,7 @@ def named(request):
 def test_figures_belong_to_these_settings_and_reach_their_gates(named):
     name, result = named
     assert result["settings"]["digest"] == gates.settings(name)["digest"], (
-        "settings changed: run benchmarks/gates.py again"
+        "settings changed: run benchmarks/studies/gates.py again"
     )
     assert gates.gate(name, result) == result["failed"] == []
     number = 1 if PRESETS[name].channels else 10
@@ -57,7 +57,7 @@ def test_readme_quotes_the_figures():
 
 def test_readme_quotes_the_headline():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for row in json.loads((gates.protocol.RESULTS / "headline.json").read_text())["rows"].values():
+    for row in read("headline")["rows"].values():
         low, high = row["interval"]
         assert (
             f"| {row['iqm']:.1f} [{low:.1f}, {high:.1f}] | {row['actor_parameters']:,} |" in readme
@@ -65,14 +65,15 @@ def test_readme_quotes_the_headline():
 
 
 def read(name: str) -> dict:
-    return json.loads((gates.protocol.RESULTS / f"{name}.json").read_text())
+    (file,) = gates.protocol.RESULTS.glob(f"*/{name}.json")
+    return json.loads(file.read_text())
 
 
 def by_game(name: str, games) -> dict:
     return {game: read(f"{name}/{game}") for game in games}
 
 
-GAMES = {"q_teacher": q_teacher, "driving": driving}
+GAMES = {"q_teacher": q_teacher, "who_acts": who_acts}
 
 
 @pytest.mark.parametrize("name", GAMES)
@@ -181,7 +182,7 @@ def accelerator_violations(rows: dict) -> list[str]:
 
 def test_accelerator():
     """PPO beside Rejax (2 wanted) and the cost of 32 seeds (2 wanted) are misses: NOTES.md."""
-    found = read("speed/accelerator")
+    found = read("accelerator")
     assert found["made"]["platform"] == "gpu"
     assert accelerator_violations(found["rows"]) == []
     worse = copy.deepcopy(found["rows"])

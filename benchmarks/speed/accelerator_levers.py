@@ -28,7 +28,7 @@ from programs import (
     work,
 )
 
-WITH_REJAX = Path(__file__).parents[1] / "peers" / "with_rejax.py"
+WITH_REJAX = Path(__file__).parent / "peers" / "with_rejax.py"
 FLAGS = {  # of XLA, each in a process of its own
     "as it is": "",
     "loops as command buffers": "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL",

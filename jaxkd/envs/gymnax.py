@@ -73,7 +73,7 @@ def make(
         reset_pool: how many beginnings a step draws at a time, as often as it takes for each episode that ended to get one of its own;
             None draws one for every environment, on a CPU only in steps where an episode ends. Which draw an episode gets depends on
             who ended, not on the draw, so both are equal in distribution. Worth a try on a CPU where few episodes end in a step; on an
-            accelerator a loop of unknown length is dear. benchmarks/levers.py measures it.
+            accelerator a loop of unknown length is dear. benchmarks/speed/levers.py measures it.
         **env_kwargs: those named like a field of the parameters replace it, the others go to the environment's constructor. Of
             Seaquest-MinAtar, `entities=32` is room for 32 of each kind where gymnax has 100: the same frames, faster on a CPU, and a
             reward of nan should a list be full.

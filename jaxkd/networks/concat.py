@@ -86,7 +86,7 @@ def multihead(
         num_tasks: K; default the number of `env.tasks`.
         extra: names of further value heads, one a reward stream; each task has its own.
         keywords: of the network. `normalise=True` keeps one statistic over all tasks: what is small in one of them nearly vanishes
-            (MountainCar's velocity, benchmarks/multitask.py: PPO stays at -200 there).
+            (MountainCar's velocity, benchmarks/studies/multitask.py: PPO stays at -200 there).
 
     >>> import jaxkd
     >>> env = jaxkd.envs.concat(jaxkd.envs.make("CartPole-v1", num_envs=2), jaxkd.envs.make("Acrobot-v1", num_envs=2))

@@ -1,14 +1,14 @@
 """Hierarchical value distillation against plain regression on Q-values, in FourRooms with random starts and goals.
 
-    python benchmarks/hierarchical.py                  # or some of the networks: 32 128,128
+    python benchmarks/studies/hierarchical.py                  # or some of the networks: 32 128,128
 
 The teacher is the exact Q* of every goal by value iteration (gamma .99). Students see uniform (position, goal) pairs, 512 an update for 5000
 updates, and are scored by the share of 1024 episodes whose goal they reach within 60 slippery steps, acting greedily; 10 seeds, one hidden layer of
 32 or 128 (the gate), and two of each beside them. Arms: q_mse regresses Q; hvd_mse and hvd_kl add a global value term and a local advantage term; advantage_only
-drops the global one; policy_kl is plain KL to softmax(Q / .01). Writes results/hierarchical.json and .png.
+drops the global one; policy_kl is plain KL to softmax(Q / .01). Writes results/studies/hierarchical.json and .png.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Named, __doc__, __file__)
@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import protocol
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import losses, networks
 from jaxkd.base import Discrete, Env, Outputs, Policy, TimeStep
 from jaxkd.distributions import Categorical
@@ -208,7 +208,7 @@ def main(names: list[str]) -> int:
         arena, tabular(), jnp.asarray(table, jnp.float32), jax.random.key(0), num_episodes=EPISODES
     ).returns.mean()
     print(f"{len(cells)} free cells; the teacher reaches {float(best):.3f}")
-    file = protocol.RESULTS / "hierarchical.json"
+    file = protocol.RESULTS / "studies" / "hierarchical.json"
     before = json.loads(file.read_text())["hidden"] if names and file.exists() else {}
     result: dict = {"settings": settings(), "teacher": float(best), "hidden": before}
     for hidden in HIDDEN:

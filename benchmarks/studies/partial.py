@@ -1,17 +1,17 @@
 """A teacher that sees everything, students that see part of it: a memory makes up for what is hidden.
 
-    python benchmarks/partial.py
+    python benchmarks/studies/partial.py
 
 MemoryChain: the observation shows a cue in the first two of 31 steps, and the last action must name it (+1, else -1); the teacher is shown
 the cue in every step. CartPole: the teacher sees the state, the students no velocities. Both teachers are PPO's. The students, an LSTM, a GRU
 and an MLP of the LSTM's size, are distilled by forward KL while they act, and are scored alone and greedily where only their part is shown.
 "control" is the LSTM trained by PPO without a teacher for as many environment steps, with a learning rate of its own; "control x4" had four
-times the steps. 10 seeds of one teacher, 1024 episodes each. Writes results/partial.json and .png.
+times the steps. 10 seeds of one teacher, 1024 episodes each. Writes results/studies/partial.json and .png.
 
 What is earned while learning lags behind in CartPole: 12 updates are 768 steps of each environment, little more than one long episode.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Given, __doc__, __file__)
@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import protocol
 from gymnax.environments.bsuite.memory_chain import MemoryChain
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import envs, losses, networks, rewards
 from jaxkd.base import Algorithm, Env, Policy
 from jaxkd.presets import preset

@@ -1,13 +1,13 @@
 """What bfloat16 gains and costs: the same teacher and students, their networks computed in float32 and in bfloat16 (weights stay float32).
 
-    python benchmarks/precision.py
+    python benchmarks/speed/precision.py
 
 CartPole's preset: SEEDS teachers in a call, THE teacher, SEEDS students of one hidden layer of 44, each dtype with a teacher of its own; greedy returns of
 students acting alone. Speed: the distillation of one seed by a plain `run`, both dtypes in turns, medians of ROUNDS.
-Writes results/precision.json.
+Writes results/speed/precision.json.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Given, __doc__, __file__)
@@ -17,9 +17,9 @@ import time
 
 import jax
 import jax.numpy as jnp
-import protocol
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import presets
 
 SEED, SEEDS, EPISODES, STUDENT, ROUNDS, UPDATES = 3, 10, 128, (44,), 7, 200

@@ -1,16 +1,16 @@
 """What could still make the engine faster, each lever alone against the engine as it is: ratios above 1 are a gain.
 
-    python benchmarks/levers.py
+    python benchmarks/speed/levers.py
 
 CartPole, 64 and 512 environments and 16 seeds of 64, distillation and PPO at the configuration of throughput.py, alternating in one process, medians
 of its rounds. What the engine has, taken away (a ratio below 1 is what it saves): `jax.grad` instead of `cpu.grad`, threefry as JAX compiles it instead of
 `cpu.unrolled`, beginnings drawn in every step instead of `cpu.where_any`. What it has not: rbg keys (`jax.random.key(0, impl="rbg")`), one uniform number
 an action instead of one Gumbel number a logit, no random numbers in acting at all (greedy: the bound of any such lever), the rollout's scan
 unrolled twice, beginnings of episodes from a pool of 8 (`envs.make(..., reset_pool=8)`: an option, off by itself), the optimizer on one flat vector
-(`optax.flatten`), advantages by an associative scan (PPO only). What is learnt from it is in NOTES.md. Writes results/levers.json.
+(`optax.flatten`), advantages by an associative scan (PPO only). What is learnt from it is in NOTES.md. Writes results/speed/levers.json.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Given, __doc__, __file__)
@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import protocol
 import throughput
 from throughput import KD_OPTIMIZER, PPO_OPTIMIZER, measure, terms, train
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import envs, optimize, returns, rollout
 from jaxkd.distributions import Categorical
 

@@ -1,14 +1,14 @@
 """Where a bonus is paid, over training: every cell of DeepSea and of FourRooms, looked at.
 
-    python benchmarks/bonus_maps.py
+    python benchmarks/studies/bonus_maps.py
 
 PPO with `rewards.rnd` (exploration.py's settings, its PREDICTOR; FourRooms with the preset's), one seed; before the first update and after a quarter, a half and
 all of UPDATES the bonus that each cell would be paid now, beside the visits that a `rewards.count` of weight 0 has counted until then. Prints the
 rank correlation of the two, over the cells that can be reached: a bonus that pays for novelty has it near -1.
-Writes results/bonus_maps.json and .png.
+Writes results/studies/bonus_maps.json and .png.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Given, __doc__, __file__)
@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import protocol
 from exploration import NUM_ENVS, PREDICTOR, keywords
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import methods, networks, presets, rewards
 from jaxkd.base import Batch, Context
 

@@ -1,6 +1,6 @@
 """From distillation to reinforcement learning without a fall: what happens at the switch, and does the student end above its teacher?
 
-    python benchmarks/finetune.py                      # all games; or their names
+    python benchmarks/studies/finetune.py                      # all games; or their names
 
 THE teacher is weak on purpose: the worst of 16 that still keeps WEAK of the way from random to the preset's gate, after a TRAINED share of the preset's
 steps. Students of a quarter of its size, 10 seeds, acting alone and greedy, 64 episodes at each of CHECKS points:
@@ -9,10 +9,10 @@ switch), cold (the critic begins at the switch, the KL gone); Q-learners, which 
 KL's weight then follows the student's own return, `losses.performance_gate`), qdagger_hard (no KL then), q_cold (before it only the KL,
 then only Q-learning). The fall is from the check at the switch to the lowest of the next FALLS checks, as a
 share of the way from random to that check. Writes results/finetune/<game>.json, then
-results/finetune.json and .png.
+results/studies/finetune.json and .png.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Named, __doc__, __file__)
@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import protocol
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import behavior, losses, methods, presets
 from jaxkd.base import Behavior
 

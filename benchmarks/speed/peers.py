@@ -1,7 +1,7 @@
 """Environment steps per second beside other libraries, each in its own virtual environment, in turns with ours on this machine's processor.
 
-    python benchmarks/peers.py [rejax] [sb3] [rsl_rl] [--quick]     # default all; --quick: one short round, nothing written
-    python benchmarks/peers.py [names] --verify                     # does each of them learn? return reached, fall of the loss
+    python benchmarks/speed/peers.py [rejax] [sb3] [rsl_rl] [--quick]     # default all; --quick: one short round, nothing written
+    python benchmarks/speed/peers.py [names] --verify                     # does each of them learn? return reached, fall of the loss
 
 Configuration (`peers/child.py`): 64 environments x 32 steps an update; PPO in CartPole, 4 epochs x 4 minibatches, MLP 64-64 tanh, a critic apart,
 Adam 2.5e-4; distillation 1 epoch x 4 minibatches, teacher 64-64, student 44, the student acts, Adam 1e-3: forward KL in CartPole, squared error
@@ -9,10 +9,10 @@ of the mean in Pendulum. "reset pool" is our `envs.make(..., reset_pool=8)`, whi
 The environments are built with pip on first use, in ~/.cache/jaxkd-peers or $JAXKD_PEERS, with the JAX of this interpreter. Ours and
 theirs are two processes that live through the rounds and measure in turns, after one measurement that is not told; compiling is
 apart. ratio = median of ours / median of theirs, of 5 rounds. Each child's first lines say how its library is configured.
-Writes results/peers.json and .png, with --verify results/peers_verified.json.
+Writes results/speed/peers.json and .png, with --verify results/speed/peers_verified.json.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Peers, __doc__, __file__)
@@ -29,9 +29,10 @@ from typing import NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
-import protocol
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks import protocol
 
 ROUNDS = 5
 FOLDER = Path(os.environ.get("JAXKD_PEERS", Path.home() / ".cache" / "jaxkd-peers"))
@@ -235,7 +236,7 @@ def main(given: frame.Peers) -> int:
     pairs = {name: pair for name, pair in PAIRS.items() if not names or pair.peer in names}
     if given.verify:
         return verify(pairs)
-    file = protocol.RESULTS / "peers.json"
+    file = protocol.RESULTS / "speed" / "peers.json"
     rows = json.loads(file.read_text())["rows"] if names and file.exists() and not quick else {}
     table = Table(
         "peer", "what", "ours, steps/s", "theirs, steps/s", "ratio", "compile s (ours, theirs)"

@@ -1,14 +1,14 @@
 """Does a bonus do harm where none is needed?
 
-    python benchmarks/no_harm.py                       # all games; or their names
+    python benchmarks/studies/no_harm.py                       # all games; or their names
 
 Teachers of the presets, 20 seeds in one call, with and without random network distillation (`methods.exploration`, the predictor of its defaults, the
 student's second value head), the same number of updates; greedy returns over 128 episodes. MountainCar also raw: neither observations nor rewards
 normalised. Breakout and SpaceInvaders with an MLP of 128-128, STEPS environment steps.
-Writes results/no_harm/<game>.json, then results/no_harm.json and .png.
+Writes results/no_harm/<game>.json, then results/studies/no_harm.json and .png.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Named, __doc__, __file__)
@@ -18,9 +18,9 @@ import time
 
 import matplotlib.pyplot as plt
 import numpy as np
-import protocol
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import methods, networks, presets, rewards
 from jaxkd.presets import Preset
 

@@ -1,16 +1,16 @@
 """Who should act while a student learns, and what if the teacher is damaged?
 
-    python benchmarks/driving.py                       # all games; or their names
+    python benchmarks/studies/who_acts.py                       # all games; or their names
 
 For each game THE teacher (PPO; MinAtar: one seed of an MLP) and students of a quarter of its size, 10 seeds: td (the teacher acts, KL), sd (the
 student acts, KL), ppd (PPO + proximal KL), kickstarting (PPO + KL that fades), n_distillation (with the environment's reward), and ppo without
 a teacher. The same again with a damaged teacher: Gaussian noise on its actor's weights, the smallest sigma of SIGMAS at which it keeps
 30 to 60 % of its return. Students act alone: greedy, 64 episodes at each of CHECKS points of the run; score = (S - random) / (T - random) with T the
-undamaged teacher. Compared by the area under that curve, because with enough updates all end near 1. Writes results/driving/<game>.json,
-then results/driving.json and .png.
+undamaged teacher. Compared by the area under that curve, because with enough updates all end near 1. Writes results/studies/who_acts/<game>.json,
+then results/studies/who_acts.json and .png.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Named, __doc__, __file__)
@@ -22,9 +22,9 @@ import time
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import protocol
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import presets
 
 GAMES = ("CartPole-v1", "Acrobot-v1", "Breakout-MinAtar")
@@ -242,13 +242,13 @@ def settings() -> dict:
 
 
 def main(names: list[str]) -> int:
-    results = protocol.by_game("driving", names, GAMES, experiment, settings())
+    results = protocol.by_game("who_acts", names, GAMES, experiment, settings())
     if not results:
         return 0
     found = compare(results)
     found["failed"] = gate(found)
     print(json.dumps(found, indent=1, default=float))
-    protocol.write("driving", found | {"settings": settings()}, draw(results))
+    protocol.write("who_acts", found | {"settings": settings()}, draw(results))
     return len(found["failed"])
 
 

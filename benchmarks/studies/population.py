@@ -1,14 +1,14 @@
 """A population that trains itself: learning rates found while training, all members and all seeds in one compiled call.
 
-    python benchmarks/population.py
+    python benchmarks/studies/population.py
 
 MEMBERS learn CartPole by PPO, each with a learning rate of its own, drawn log-uniformly from RATES. After every round the worst quarter take over the
 lanes (parameters, optimizer and environments) of the best quarter, by a gather, and their learning rates times or by FACTOR: population based training
 (Jaderberg et al. 2017). Beside it the same members without that, a plain grid. SEEDS populations; returns while acting, in the last round.
-Writes results/population.json and .png.
+Writes results/studies/population.json and .png.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Given, __doc__, __file__)
@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import protocol
 
 import jaxkd
+from benchmarks import protocol
 
 SEED, SEEDS, MEMBERS, ROUNDS, UPDATES = 3, 8, 16, 10, 10
 RATES, FACTOR = (1e-5, 1.0), 1.5

@@ -1,16 +1,16 @@
 """A Q-learning teacher, and which loss takes most from it: the order of losses, the temperature, logit standardisation.
 
-    python benchmarks/q_teacher.py                     # all games; or their names, one at a time
+    python benchmarks/studies/q_teacher.py                     # all games; or their names, one at a time
 
 For each game 16 PQN teachers (gate: mean greedy return over 1024 episodes); the best is THE teacher. Students of its size learn from the
 same data (the teacher acts, epsilon .05) for UPDATES updates: KL to softmax(Q / tau) for nine tau, negative log-likelihood of its actions,
 squared error on Q, and KL of standardised logits. Every CHECK updates each student acts alone, greedy, for 32 episodes; its score is the
 fraction of the teacher, (S - random) / (T - random), averaged over those checks: the area under the curve, because all end near 1.
 tau is chosen on the first 5 of 15 seeds and compared on the other 10; means over games are geometric, of scores not below .01.
-Writes results/q_teacher/<game>.json, then results/q_teacher.json and .png.
+Writes results/q_teacher/<game>.json, then results/studies/q_teacher.json and .png.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Named, __doc__, __file__)
@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import protocol
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import behavior, losses, networks, presets
 
 GAMES = ("CartPole-v1", "Acrobot-v1", "Catch-bsuite")

@@ -1,6 +1,6 @@
 """Does every preset reach its gate, and does its student keep what the teacher knows? Ten seeds, the student acting alone, beside a control.
 
-    python benchmarks/gates.py CartPole-v1 Acrobot-v1            # or no names: every preset
+    python benchmarks/studies/gates.py CartPole-v1 Acrobot-v1            # or no names: every preset
 
 For each environment: 16 teachers in one call; the best by 1024 greedy episodes is THE teacher; 10 students on it, and 10 controls (the same
 network, PPO without a teacher, the same number of environment steps); greedy and sampled returns over 1024 episodes a seed on other keys.
@@ -8,7 +8,7 @@ Presets with a CNN cost minutes a seed on two cores: there one teacher, one stud
 random policy. Writes results/gates/<env>.json and .png; `tests/test_results.py` checks the JSON against the gates below.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Named, __doc__, __file__)
@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import protocol
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import presets
 
-RESULTS = protocol.RESULTS / "gates"
+RESULTS = protocol.RESULTS / "studies" / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
 MINATAR = 5  # times the random policy's return, teacher and student, one seed each
 SEED = 3  # 0 was seen by a gate that failed, 1 and 2 by the choice of settings

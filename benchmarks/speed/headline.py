@@ -1,13 +1,13 @@
 """The main job in ONE compiled call: teachers, students of 1/15 of their size, the same students without a teacher, every policy scored alone.
 
-    python benchmarks/headline.py [CartPole-v1] [--seeds 16] [--commit]
+    python benchmarks/speed/headline.py [CartPole-v1] [--seeds 16] [--commit]
 
 One jit of one vmap over seeds: each seed trains its own teacher with PPO, distils it while the student acts, trains the control (PPO, the
-student's network and number of steps), and plays greedy episodes with each. Prints the table; `--commit` writes results/headline.json.
+student's network and number of steps), and plays greedy episodes with each. Prints the table; `--commit` writes results/speed/headline.json.
 `jaxkd distill` does the same job with a live line, files for every seed and a safe Ctrl-C, for which it looks at the run between updates.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Headline, __doc__, __file__)
@@ -16,10 +16,10 @@ import time
 
 import jax
 import numpy as np
-import protocol
 from rich.table import Table
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import presets, report
 from jaxkd.cli.device import describe
 

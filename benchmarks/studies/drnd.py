@@ -1,14 +1,14 @@
 """Why does DRND explore worse than RND? Its two parts apart, its number of targets, and how well its predictor is trained.
 
-    python benchmarks/drnd.py
+    python benchmarks/studies/drnd.py
 
 DeepSea of 10 x 10 cells, otherwise as exploration.py: SEEDS seeds in one call, environment steps until the greedy policy walks to the goal, BUDGET
 for a run that never does. alpha weighs DRND's first part, the error against the mean of its targets, 1 - alpha the second, a pseudo-count.
 "trained more" is four times the minibatches and a tenth of the learning rate: the targets are drawn anew for every row, so the predictor has noise to
-average out. Writes results/drnd.json and .png.
+average out. Writes results/studies/drnd.json and .png.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Given, __doc__, __file__)
@@ -16,9 +16,9 @@ if __name__ == "__main__":  # before jax is imported: --help answers at once
 import time
 
 import exploration
-import protocol
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import methods, networks, rewards
 
 SEED, SEEDS, SIZE, BUDGET = 4, 20, 10, 80_000

@@ -1,13 +1,13 @@
 """Seconds until the first step: tracing and compiling, from nothing and from the cache on disk.
 
-    python benchmarks/compile.py                       # a table; or names of environments
+    python benchmarks/speed/compile.py                       # a table; or names of environments
 
 Each program is the experiment of the README, teacher, student and evaluation in one jit over 4 seeds with the preset's sizes, compiled in a fresh process:
 without a cache, filling one (`jaxkd.compile_cache`), and from it. Importing is apart. The budget (V4): at most BUDGET seconds from nothing and
-CACHED from the cache, on two cores. Writes results/compile.json and .png.
+CACHED from the cache, on two cores. Writes results/speed/compile.json and .png.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Named, __doc__, __file__)
@@ -18,9 +18,10 @@ import sys
 import tempfile
 
 import matplotlib.pyplot as plt
-import protocol
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks import protocol
 
 GAMES = (
     "CartPole-v1",

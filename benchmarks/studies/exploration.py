@@ -1,6 +1,6 @@
 """Do the bonuses find what chance does not, and does a teacher that knows half of the way help them?
 
-    python benchmarks/exploration.py                   # everything; or its parts: 14 16 20 half rooms
+    python benchmarks/studies/exploration.py                   # everything; or its parts: 14 16 20 half rooms
 
 DeepSea of N x N cells (default action mapping, 64 environments, rollouts of N steps, 20 seeds in one call): environment steps until the greedy policy
 walks to the goal, checked after every rollout; a run that never does counts as its budget, in every arm. Arms: none (plain PPO), count, rnd,
@@ -11,7 +11,7 @@ reward, PPO with the KL, each bonus alone (`methods.exploration`), and both (`me
 Writes results/exploration/<part>.json and .png; arms that are there with today's settings are kept.
 """
 
-import frame
+from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Named, __doc__, __file__)
@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import protocol
 
 import jaxkd
+from benchmarks import protocol
 from jaxkd import losses, methods, networks, rewards
 from jaxkd.base import Outputs, Policy
 from jaxkd.distributions import Categorical
@@ -302,7 +302,7 @@ def known(part: str) -> dict[str, dict]:
     """Arms that were run with today's settings."""
     found = {}
     for file in [
-        protocol.RESULTS / f"exploration/{name}.json"
+        protocol.RESULTS / "studies" / f"exploration/{name}.json"
         for name in (["20"] if part == "half" else []) + [part]
     ]:
         arms = json.loads(file.read_text())["arms"] if file.exists() else {}
