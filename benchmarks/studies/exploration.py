@@ -8,7 +8,7 @@ drnd, rdd, ensemble; PPO with a bonus is `methods.exploration`. "half": N = 20 a
 KL is masked there). "rooms": FourRooms seen as a picture, 40 steps an episode, the goal two rooms away, and a teacher that has learnt to go to
 another goal, one room away; its KL fades; solved is a greedy policy that arrives in half of its episodes. In both: distillation alone, without a
 reward, PPO with the KL, each bonus alone (`methods.exploration`), and both (`methods.guided_exploration`).
-Writes results/exploration/<part>.json and .png; arms that are there with today's settings are kept.
+Writes results/studies/exploration/<part>.json and .png; arms that are there with today's settings are kept.
 """
 
 from benchmarks import frame

@@ -8,7 +8,7 @@ warm (distil_then_finetune: the critic learns from the start, the KL fades after
 switch), cold (the critic begins at the switch, the KL gone); Q-learners, which before the switch learn from the teacher's steps and after it act themselves, epsilon EPSILON: qdagger (the
 KL's weight then follows the student's own return, `losses.performance_gate`), qdagger_hard (no KL then), q_cold (before it only the KL,
 then only Q-learning). The fall is from the check at the switch to the lowest of the next FALLS checks, as a
-share of the way from random to that check. Writes results/finetune/<game>.json, then
+share of the way from random to that check. Writes results/studies/finetune/<game>.json, then
 results/studies/finetune.json and .png.
 """
 

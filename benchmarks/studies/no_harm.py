@@ -5,7 +5,7 @@
 Teachers of the presets, 20 seeds in one call, with and without random network distillation (`methods.exploration`, the predictor of its defaults, the
 student's second value head), the same number of updates; greedy returns over 128 episodes. MountainCar also raw: neither observations nor rewards
 normalised. Breakout and SpaceInvaders with an MLP of 128-128, STEPS environment steps.
-Writes results/no_harm/<game>.json, then results/studies/no_harm.json and .png.
+Writes results/studies/no_harm/<game>.json, then results/studies/no_harm.json and .png.
 """
 
 from benchmarks import frame

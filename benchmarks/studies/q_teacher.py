@@ -7,7 +7,7 @@ same data (the teacher acts, epsilon .05) for UPDATES updates: KL to softmax(Q /
 squared error on Q, and KL of standardised logits. Every CHECK updates each student acts alone, greedy, for 32 episodes; its score is the
 fraction of the teacher, (S - random) / (T - random), averaged over those checks: the area under the curve, because all end near 1.
 tau is chosen on the first 5 of 15 seeds and compared on the other 10; means over games are geometric, of scores not below .01.
-Writes results/q_teacher/<game>.json, then results/studies/q_teacher.json and .png.
+Writes results/studies/q_teacher/<game>.json, then results/studies/q_teacher.json and .png.
 """
 
 from benchmarks import frame
