@@ -22,6 +22,28 @@ from jaxkd.presets import Preset
 matplotlib.use("Agg")
 
 RESULTS = frame.RESULTS  # the committed ones
+# Of the random streams: one more whenever a key is derived or used otherwise, so that the same
+# settings give other numbers. tests/test_results.py pins the keys.
+STREAMS = 1
+DEFAULTS = {  # of `Preset`, 2026-11: never edited, see `changed`
+    "num_envs": 64,
+    "unroll_length": 32,
+    "num_epochs": 4,
+    "num_minibatches": 4,
+    "learning_rate": 0.003,
+    "gamma": 0.99,
+    "lambda_": 0.95,
+    "entropy": 0.01,
+    "normalise_obs": False,
+    "normalise_reward": False,
+    "num_steps": 250000,
+    "hidden": (64, 64),
+    "channels": (),
+    "student_steps": 100000,
+    "student_epochs": 4,
+    "student_learning_rate": 0.003,
+    "gate": None,
+}
 
 
 class Teacher(NamedTuple):
@@ -139,8 +161,19 @@ def summary(values: np.ndarray) -> dict:
     }
 
 
-def digest(settings: dict) -> dict:
+def changed(p: Preset) -> dict:
+    """The fields of a preset that are not what they were by default when results were first kept.
+
+    A field that is new and at its default changes nothing, hence is not told; a default that
+    changes is, because it is no longer in DEFAULTS.
+    """
+    usual = Preset._field_defaults | DEFAULTS
+    return {name: value for name, value in p._asdict().items() if value != usual[name]}
+
+
+def digest(settings: dict, streams: int | None = STREAMS) -> dict:
     """The settings a result depends on, with their digest: a test compares it with today's."""
+    settings = settings | ({} if streams is None else {"streams": streams})
     text = json.dumps(settings, sort_keys=True, default=str)
     return settings | {"digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
 

@@ -10,6 +10,7 @@ import exploration
 import finetune
 import gates
 import hierarchical
+import jax
 import multitask
 import no_harm
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 import q_teacher
 import who_acts
 
-from jaxkd.presets import PRESETS
+from jaxkd.presets import PRESETS, Preset
 
 NAMES = list(PRESETS)
 
@@ -190,3 +191,22 @@ def test_accelerator():
     for entry in worse["distil-Breakout"]["entries"]:
         entry["steps_per_second"] /= 3
     assert accelerator_violations(worse) == ["kl", "Breakout, 32 seeds of 1024"]
+
+
+def test_digests_leave_out_defaults_and_tell_a_changed_one(monkeypatch):
+    protocol = gates.protocol
+    assert protocol.changed(Preset()) == {}
+    assert protocol.changed(Preset(num_envs=8)) == {"num_envs": 8}
+    older = {name: value for name, value in protocol.DEFAULTS.items() if name != "gamma"}
+    monkeypatch.setattr(protocol, "DEFAULTS", older)  # as if gamma were a new field
+    assert protocol.changed(Preset()) == {}
+    monkeypatch.setattr(protocol, "DEFAULTS", older | {"gamma": 0.9})  # as if its default changed
+    assert protocol.changed(Preset()) == {"gamma": 0.99}
+
+
+def test_the_version_of_the_random_streams():
+    """Other keys: raise protocol.STREAMS, and run again what is compared with it."""
+    keys = jax.random.key_data(gates.protocol.keys(3, "student", 2))
+    assert gates.protocol.STREAMS == 1
+    assert keys.tolist() == [[4235040918, 1613257454], [190906428, 2623669960]]
+    assert gates.protocol.digest({})["digest"] != gates.protocol.digest({}, streams=2)["digest"]

@@ -52,7 +52,7 @@ def settings(name: str) -> dict:
         "episodes": episodes,
         "seed": SEED,
     }
-    values |= {"preset": presets.preset(name)._asdict()} | (
+    values |= {"preset": protocol.changed(presets.preset(name))} | (
         {"without": WITHOUT[name]} if name in WITHOUT else {}
     )
     return protocol.digest(values)

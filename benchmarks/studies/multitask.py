@@ -50,7 +50,7 @@ def settings() -> dict:
     """All that the result depends on, and its digest."""
     values = {name: value for name, value in globals().items() if name.isupper()}
     return protocol.digest(
-        values | {"presets": {game: presets.preset(game)._asdict() for game in GAMES}}
+        values | {"presets": {game: protocol.changed(presets.preset(game)) for game in GAMES}}
     )
 
 

@@ -124,7 +124,7 @@ def settings() -> dict:
         if k.isupper() and isinstance(v, int | float | tuple | dict)
     }
     return protocol.digest(
-        values | {"presets": {name: settings_of(name)._asdict() for name in GAMES}}
+        values | {"presets": {name: protocol.changed(settings_of(name)) for name in GAMES}}
     )
 
 

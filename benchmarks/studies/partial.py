@@ -110,7 +110,7 @@ def settings() -> dict:
     return protocol.digest(
         values
         | {k: v._asdict() for k, v in EXPERIMENTS.items()}
-        | {"preset": preset(POLE)._asdict()}
+        | {"preset": protocol.changed(preset(POLE))}
     )
 
 

@@ -237,7 +237,7 @@ def settings() -> dict:
         if k.isupper() and isinstance(v, int | float | tuple | dict)
     }
     return protocol.digest(
-        values | {"presets": {name: presets.preset(name)._asdict() for name in GAMES}}
+        values | {"presets": {name: protocol.changed(presets.preset(name)) for name in GAMES}}
     )
 
 
