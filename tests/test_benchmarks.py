@@ -112,7 +112,7 @@ SCRIPTS = sorted(
     for file in (ROOT / "benchmarks").rglob("*.py")
     if '__name__ == "__main__"' in file.read_text()
     and file.parent.name != "peers"  # children of peers.py
-    and file.name != "same.py"  # compares two checkouts
+    and file.name not in ("same.py", "tables.py")  # compare two checkouts, write the README
 )
 # What is heavy is not loaded before the command line is read.
 HELP = """

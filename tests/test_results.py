@@ -210,3 +210,9 @@ def test_the_version_of_the_random_streams():
     assert gates.protocol.STREAMS == 1
     assert keys.tolist() == [[4235040918, 1613257454], [190906428, 2623669960]]
     assert gates.protocol.digest({})["digest"] != gates.protocol.digest({}, streams=2)["digest"]
+
+
+def test_the_generated_tables_are_todays():
+    from benchmarks import tables
+
+    assert (tables.HERE / "README.md").read_text() == tables.text(), "run benchmarks/tables.py"
