@@ -300,12 +300,10 @@ def settings(part: str, arm: str) -> str:
 
 
 def known(part: str) -> dict[str, dict]:
-    """Arms that were run with today's settings."""
-    found = {}
-    for file in [
-        protocol.RESULTS / "studies" / f"exploration/{name}.json"
-        for name in (["20"] if part == "half" else []) + [part]
-    ]:
+    """Arms that were run with today's settings, committed or in this run's own folder."""
+    found, parts = {}, (["20"] if part == "half" else []) + [part]
+    folders = (protocol.RESULTS / "studies", frame.folder())
+    for file in [top / f"exploration/{name}.json" for top in folders for name in parts]:
         arms = json.loads(file.read_text())["arms"] if file.exists() else {}
         found |= {
             arm: made for arm, made in arms.items() if made["settings"] == settings(part, arm)
