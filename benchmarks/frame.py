@@ -1,8 +1,10 @@
-"""The command line that the scripts of these folders share. It imports no jax: `--help` answers at once.
+"""The command line that the scripts of these folders share. It imports no jax: `--help` answers at
+once.
 
 A script calls `start` before its other imports, so that nothing heavy happens before the words on
-its command line are understood. The checkout's root has to be on the path: an editable install puts it
-there (`make` does that), or PYTHONPATH=. Results go to runs/benchmarks/; only `--commit` writes committed ones.
+its command line are understood. The checkout's root has to be on the path: an editable install puts
+it there (`make` does that), or PYTHONPATH=. Results go to runs/benchmarks/; only `--commit` writes
+committed ones.
 """
 
 import json

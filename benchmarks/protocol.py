@@ -1,4 +1,5 @@
-"""What the scripts of this folder share: keys by name, THE teacher, scores of whole episodes, and how results are written.
+"""What the scripts of this folder share: keys by name, THE teacher, scores of whole episodes, and
+how results are written.
 
 Legend of shapes: `n` seeds.
 """

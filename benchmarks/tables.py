@@ -31,12 +31,12 @@ def table(heads: tuple[str, ...], rows: list[tuple]) -> str:
 
 
 def scripts(folder: str) -> str:
-    """Each script and the first line of its docstring."""
+    """Each script and the first paragraph of its docstring."""
     rows = []
     for file in sorted((HERE / folder).glob("*.py")):
         doc = ast.get_docstring(ast.parse(file.read_text())) or ""
         if '__name__ == "__main__"' in file.read_text():
-            rows.append((f"`{file.name}`", doc.splitlines()[0]))
+            rows.append((f"`{file.name}`", " ".join(doc.split("\n\n")[0].split())))
     return table(("script", "what it asks"), rows)
 
 

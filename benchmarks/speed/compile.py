@@ -2,9 +2,10 @@
 
     python benchmarks/speed/compile.py                       # a table; or names of environments
 
-Each program is the experiment of the README, teacher, student and evaluation in one jit over 4 seeds with the preset's sizes, compiled in a fresh process:
-without a cache, filling one (`jaxkd.compile_cache`), and from it. Importing is apart. The budget (V4): at most BUDGET seconds from nothing and
-CACHED from the cache, on two cores. Writes results/speed/compile.json and .png.
+Each program is the experiment of the README, teacher, student and evaluation in one jit over 4
+seeds with the preset's sizes, compiled in a fresh process: without a cache, filling one
+(`jaxkd.compile_cache`), and from it. Importing is apart. The budget (V4): at most BUDGET seconds
+from nothing and CACHED from the cache, on two cores. Writes results/speed/compile.json and .png.
 """
 
 from benchmarks import frame

@@ -1,10 +1,13 @@
-"""The main job in ONE compiled call: teachers, students of 1/15 of their size, the same students without a teacher, every policy scored alone.
+"""The main job in ONE compiled call: teachers, students of 1/15 of their size, the same students
+without a teacher, every policy scored alone.
 
     python benchmarks/speed/headline.py [CartPole-v1] [--seeds 16] [--commit]
 
-One jit of one vmap over seeds: each seed trains its own teacher with PPO, distils it while the student acts, trains the control (PPO, the
-student's network and number of steps), and plays greedy episodes with each. Prints the table; `--commit` writes results/speed/headline.json.
-`jaxkd distill` does the same job with a live line, files for every seed and a safe Ctrl-C, for which it looks at the run between updates.
+One jit of one vmap over seeds: each seed trains its own teacher with PPO, distils it while the
+student acts, trains the control (PPO, the student's network and number of steps), and plays greedy
+episodes with each. Prints the table; `--commit` writes results/speed/headline.json. `jaxkd distill`
+does the same job with a live line, files for every seed and a safe Ctrl-C, for which it looks at
+the run between updates.
 """
 
 from benchmarks import frame

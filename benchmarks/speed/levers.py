@@ -1,13 +1,18 @@
-"""What could still make the engine faster, each lever alone against the engine as it is: ratios above 1 are a gain.
+"""What could still make the engine faster, each lever alone against the engine as it is: ratios
+above 1 are a gain.
 
     python benchmarks/speed/levers.py
 
-CartPole, 64 and 512 environments and 16 seeds of 64, distillation and PPO at the configuration of throughput.py, alternating in one process, medians
-of its rounds. What the engine has, taken away (a ratio below 1 is what it saves): `jax.grad` instead of `cpu.grad`, threefry as JAX compiles it instead of
-`cpu.unrolled`, beginnings drawn in every step instead of `cpu.where_any`. What it has not: rbg keys (`jax.random.key(0, impl="rbg")`), one uniform number
-an action instead of one Gumbel number a logit, no random numbers in acting at all (greedy: the bound of any such lever), the rollout's scan
-unrolled twice, beginnings of episodes from a pool of 8 (`envs.make(..., reset_pool=8)`: an option, off by itself), the optimizer on one flat vector
-(`optax.flatten`), advantages by an associative scan (PPO only). What is learnt from it is in NOTES.md. Writes results/speed/levers.json.
+CartPole, 64 and 512 environments and 16 seeds of 64, distillation and PPO at the configuration of
+throughput.py, alternating in one process, medians of its rounds. What the engine has, taken away (a
+ratio below 1 is what it saves): `jax.grad` instead of `cpu.grad`, threefry as JAX compiles it
+instead of `cpu.unrolled`, beginnings drawn in every step instead of `cpu.where_any`. What it has
+not: rbg keys (`jax.random.key(0, impl="rbg")`), one uniform number an action instead of one Gumbel
+number a logit, no random numbers in acting at all (greedy: the bound of any such lever), the
+rollout's scan unrolled twice, beginnings of episodes from a pool of 8 (`envs.make(...,
+reset_pool=8)`: an option, off by itself), the optimizer on one flat vector (`optax.flatten`),
+advantages by an associative scan (PPO only). What is learnt from it is in NOTES.md. Writes
+results/speed/levers.json.
 """
 
 from benchmarks import frame

@@ -1,15 +1,19 @@
-"""Environment steps per second beside other libraries, each in its own virtual environment, in turns with ours on this machine's processor.
+"""Environment steps per second beside other libraries, each in its own virtual environment, in
+turns with ours on this machine's processor.
 
     python benchmarks/speed/peers.py [rejax] [sb3] [rsl_rl] [--quick]     # default all; --quick: one short round, nothing written
     python benchmarks/speed/peers.py [names] --verify                     # does each of them learn? return reached, fall of the loss
 
-Configuration (`peers/child.py`): 64 environments x 32 steps an update; PPO in CartPole, 4 epochs x 4 minibatches, MLP 64-64 tanh, a critic apart,
-Adam 2.5e-4; distillation 1 epoch x 4 minibatches, teacher 64-64, student 44, the student acts, Adam 1e-3: forward KL in CartPole, squared error
-of the mean in Pendulum. "reset pool" is our `envs.make(..., reset_pool=8)`, which like the peers draws beginnings only where episodes end.
-The environments are built with pip on first use, in ~/.cache/jaxkd-peers or $JAXKD_PEERS, with the JAX of this interpreter. Ours and
-theirs are two processes that live through the rounds and measure in turns, after one measurement that is not told; compiling is
-apart. ratio = median of ours / median of theirs, of 5 rounds. Each child's first lines say how its library is configured.
-Writes results/speed/peers.json and .png, with --verify results/speed/peers_verified.json.
+Configuration (`peers/child.py`): 64 environments x 32 steps an update; PPO in CartPole, 4 epochs x
+4 minibatches, MLP 64-64 tanh, a critic apart, Adam 2.5e-4; distillation 1 epoch x 4 minibatches,
+teacher 64-64, student 44, the student acts, Adam 1e-3: forward KL in CartPole, squared error of the
+mean in Pendulum. "reset pool" is our `envs.make(..., reset_pool=8)`, which like the peers draws
+beginnings only where episodes end. The environments are built with pip on first use, in
+~/.cache/jaxkd-peers or $JAXKD_PEERS, with the JAX of this interpreter. Ours and theirs are two
+processes that live through the rounds and measure in turns, after one measurement that is not told;
+compiling is apart. ratio = median of ours / median of theirs, of 5 rounds. Each child's first lines
+say how its library is configured. Writes results/speed/peers.json and .png, with --verify
+results/speed/peers_verified.json.
 """
 
 from benchmarks import frame

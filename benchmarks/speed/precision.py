@@ -1,10 +1,12 @@
-"""What bfloat16 gains and costs: the same teacher and students, their networks computed in float32 and in bfloat16 (weights stay float32).
+"""What bfloat16 gains and costs: the same teacher and students, their networks computed in float32
+and in bfloat16 (weights stay float32).
 
     python benchmarks/speed/precision.py
 
-CartPole's preset: SEEDS teachers in a call, THE teacher, SEEDS students of one hidden layer of 44, each dtype with a teacher of its own; greedy returns of
-students acting alone. Speed: the distillation of one seed by a plain `run`, both dtypes in turns, medians of ROUNDS.
-Writes results/speed/precision.json.
+CartPole's preset: SEEDS teachers in a call, THE teacher, SEEDS students of one hidden layer of 44,
+each dtype with a teacher of its own; greedy returns of students acting alone. Speed: the
+distillation of one seed by a plain `run`, both dtypes in turns, medians of ROUNDS. Writes
+results/speed/precision.json.
 """
 
 from benchmarks import frame

@@ -1,13 +1,16 @@
-"""Steps per second and memory against environments, seeds, virtual devices and processes; each point in a fresh process.
+"""Steps per second and memory against environments, seeds, virtual devices and processes; each
+point in a fresh process.
 
     python benchmarks/speed/scaling.py [--quick]
 
-CartPole, PPO and distillation at the configuration of throughput.py (32 steps an update), after one warm-up the median of ROUNDS runs of UPDATES
-updates. Memory: how far the process grows while a run goes on, beyond what it holds before and after (its code and the compiler's leavings), beside
-`jaxkd.memory_needed`, which is known before it runs; "in all" is the peak of the whole process, with compiling. Linux alone tells these.
-Devices are virtual and share this machine's cores, so their column shows what dividing and communicating costs, not what devices
-gain; so are two processes (gloo on one machine). communicated: bytes that all collectives of one update return on one device, from the
-compiled program. Writes results/speed/scaling.json and .png.
+CartPole, PPO and distillation at the configuration of throughput.py (32 steps an update), after one
+warm-up the median of ROUNDS runs of UPDATES updates. Memory: how far the process grows while a run
+goes on, beyond what it holds before and after (its code and the compiler's leavings), beside
+`jaxkd.memory_needed`, which is known before it runs; "in all" is the peak of the whole process,
+with compiling. Linux alone tells these. Devices are virtual and share this machine's cores, so
+their column shows what dividing and communicating costs, not what devices gain; so are two
+processes (gloo on one machine). communicated: bytes that all collectives of one update return on
+one device, from the compiled program. Writes results/speed/scaling.json and .png.
 """
 
 import ctypes

@@ -1,14 +1,19 @@
-"""Environment steps per second of raw stepping, PPO and distillation, against the floor of their parts, and compile seconds.
+"""Environment steps per second of raw stepping, PPO and distillation, against the floor of their
+parts, and compile seconds.
 
     python benchmarks/speed/throughput.py [--quick]
 
-CartPole with 64 environments, one seed and 16, and with 1024; Acrobot, Breakout (MinAtar's network), Asterix (likewise) and Pendulum with 64. 32 steps an update; PPO 4
-epochs x 4 minibatches, MLP 64-64 with a critic apart; distillation 1 epoch x 4 minibatches, teacher 64-64, student 44 (MinAtar: 1/15 of the
-teacher), the student acts. floor = env-only scan + teacher forward on [T * B] + the gradients of all minibatches, each timed alone and in as many
-lanes as there are seeds; efficiency = floor / engine. The floor leaves out that somebody acts: "acting too" counts the forward pass of who
-does. Beside it the engine's own stages alone, act (with the teacher's forward) and learn, PPO with its rows fully shuffled, the banded
-convolution against `lax.conv`, Seaquest with short lists, and what a teacher's KL and random network distillation add to PPO. All of one
-row alternate in one process; a ratio is the median of the rounds' own ratios, because these machines' speed wanders. Writes results/speed/throughput.json and .png.
+CartPole with 64 environments, one seed and 16, and with 1024; Acrobot, Breakout (MinAtar's
+network), Asterix (likewise) and Pendulum with 64. 32 steps an update; PPO 4 epochs x 4 minibatches,
+MLP 64-64 with a critic apart; distillation 1 epoch x 4 minibatches, teacher 64-64, student 44
+(MinAtar: 1/15 of the teacher), the student acts. floor = env-only scan + teacher forward on [T * B]
++ the gradients of all minibatches, each timed alone and in as many lanes as there are seeds;
+efficiency = floor / engine. The floor leaves out that somebody acts: "acting too" counts the
+forward pass of who does. Beside it the engine's own stages alone, act (with the teacher's forward)
+and learn, PPO with its rows fully shuffled, the banded convolution against `lax.conv`, Seaquest
+with short lists, and what a teacher's KL and random network distillation add to PPO. All of one row
+alternate in one process; a ratio is the median of the rounds' own ratios, because these machines'
+speed wanders. Writes results/speed/throughput.json and .png.
 """
 
 from benchmarks import frame

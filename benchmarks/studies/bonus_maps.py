@@ -2,10 +2,11 @@
 
     python benchmarks/studies/bonus_maps.py
 
-PPO with `rewards.rnd` (exploration.py's settings, its PREDICTOR; FourRooms with the preset's), one seed; before the first update and after a quarter, a half and
-all of UPDATES the bonus that each cell would be paid now, beside the visits that a `rewards.count` of weight 0 has counted until then. Prints the
-rank correlation of the two, over the cells that can be reached: a bonus that pays for novelty has it near -1.
-Writes results/studies/bonus_maps.json and .png.
+PPO with `rewards.rnd` (exploration.py's settings, its PREDICTOR; FourRooms with the preset's), one
+seed; before the first update and after a quarter, a half and all of UPDATES the bonus that each
+cell would be paid now, beside the visits that a `rewards.count` of weight 0 has counted until then.
+Prints the rank correlation of the two, over the cells that can be reached: a bonus that pays for
+novelty has it near -1. Writes results/studies/bonus_maps.json and .png.
 """
 
 from benchmarks import frame

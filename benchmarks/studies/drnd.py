@@ -1,11 +1,14 @@
-"""Why does DRND explore worse than RND? Its two parts apart, its number of targets, and how well its predictor is trained.
+"""Why does DRND explore worse than RND? Its two parts apart, its number of targets, and how well
+its predictor is trained.
 
     python benchmarks/studies/drnd.py
 
-DeepSea of 10 x 10 cells, otherwise as exploration.py: SEEDS seeds in one call, environment steps until the greedy policy walks to the goal, BUDGET
-for a run that never does. alpha weighs DRND's first part, the error against the mean of its targets, 1 - alpha the second, a pseudo-count.
-"trained more" is four times the minibatches and a tenth of the learning rate: the targets are drawn anew for every row, so the predictor has noise to
-average out. Writes results/studies/drnd.json and .png.
+DeepSea of 10 x 10 cells, otherwise as exploration.py: SEEDS seeds in one call, environment steps
+until the greedy policy walks to the goal, BUDGET for a run that never does. alpha weighs DRND's
+first part, the error against the mean of its targets, 1 - alpha the second, a pseudo-count.
+"trained more" is four times the minibatches and a tenth of the learning rate: the targets are drawn
+anew for every row, so the predictor has noise to average out. Writes results/studies/drnd.json and
+.png.
 """
 
 from benchmarks import frame

@@ -1,14 +1,19 @@
-"""Do the bonuses find what chance does not, and does a teacher that knows half of the way help them?
+"""Do the bonuses find what chance does not, and does a teacher that knows half of the way help
+them?
 
     python benchmarks/studies/exploration.py                   # everything; or its parts: 14 16 20 half rooms
 
-DeepSea of N x N cells (default action mapping, 64 environments, rollouts of N steps, 20 seeds in one call): environment steps until the greedy policy
-walks to the goal, checked after every rollout; a run that never does counts as its budget, in every arm. Arms: none (plain PPO), count, rnd,
-drnd, rdd, ensemble; PPO with a bonus is `methods.exploration`. "half": N = 20 and a teacher that is right in the first ten rows and silent below (its
-KL is masked there). "rooms": FourRooms seen as a picture, 40 steps an episode, the goal two rooms away, and a teacher that has learnt to go to
-another goal, one room away; its KL fades; solved is a greedy policy that arrives in half of its episodes. In both: distillation alone, without a
-reward, PPO with the KL, each bonus alone (`methods.exploration`), and both (`methods.guided_exploration`).
-Writes results/studies/exploration/<part>.json and .png; arms that are there with today's settings are kept.
+DeepSea of N x N cells (default action mapping, 64 environments, rollouts of N steps, 20 seeds in
+one call): environment steps until the greedy policy walks to the goal, checked after every rollout;
+a run that never does counts as its budget, in every arm. Arms: none (plain PPO), count, rnd, drnd,
+rdd, ensemble; PPO with a bonus is `methods.exploration`. "half": N = 20 and a teacher that is right
+in the first ten rows and silent below (its KL is masked there). "rooms": FourRooms seen as a
+picture, 40 steps an episode, the goal two rooms away, and a teacher that has learnt to go to
+another goal, one room away; its KL fades; solved is a greedy policy that arrives in half of its
+episodes. In both: distillation alone, without a reward, PPO with the KL, each bonus alone
+(`methods.exploration`), and both (`methods.guided_exploration`). Writes
+results/studies/exploration/<part>.json and .png; arms that are there with today's settings are
+kept.
 """
 
 from benchmarks import frame

@@ -1,15 +1,18 @@
-"""From distillation to reinforcement learning without a fall: what happens at the switch, and does the student end above its teacher?
+"""From distillation to reinforcement learning without a fall: what happens at the switch, and does
+the student end above its teacher?
 
     python benchmarks/studies/finetune.py                      # all games; or their names
 
-THE teacher is weak on purpose: the worst of 16 that still keeps WEAK of the way from random to the preset's gate, after a TRAINED share of the preset's
-steps. Students of a quarter of its size, 10 seeds, acting alone and greedy, 64 episodes at each of CHECKS points:
-warm (distil_then_finetune: the critic learns from the start, the KL fades after the switch), abrupt (the same critic, the KL gone at the
-switch), cold (the critic begins at the switch, the KL gone); Q-learners, which before the switch learn from the teacher's steps and after it act themselves, epsilon EPSILON: qdagger (the
-KL's weight then follows the student's own return, `losses.performance_gate`), qdagger_hard (no KL then), q_cold (before it only the KL,
-then only Q-learning). The fall is from the check at the switch to the lowest of the next FALLS checks, as a
-share of the way from random to that check. Writes results/studies/finetune/<game>.json, then
-results/studies/finetune.json and .png.
+THE teacher is weak on purpose: the worst of 16 that still keeps WEAK of the way from random to the
+preset's gate, after a TRAINED share of the preset's steps. Students of a quarter of its size, 10
+seeds, acting alone and greedy, 64 episodes at each of CHECKS points: warm (distil_then_finetune:
+the critic learns from the start, the KL fades after the switch), abrupt (the same critic, the KL
+gone at the switch), cold (the critic begins at the switch, the KL gone); Q-learners, which before
+the switch learn from the teacher's steps and after it act themselves, epsilon EPSILON: qdagger (the
+KL's weight then follows the student's own return, `losses.performance_gate`), qdagger_hard (no KL
+then), q_cold (before it only the KL, then only Q-learning). The fall is from the check at the
+switch to the lowest of the next FALLS checks, as a share of the way from random to that check.
+Writes results/studies/finetune/<game>.json, then results/studies/finetune.json and .png.
 """
 
 from benchmarks import frame

@@ -1,11 +1,14 @@
-"""Does every preset reach its gate, and does its student keep what the teacher knows? Ten seeds, the student acting alone, beside a control.
+"""Does every preset reach its gate, and does its student keep what the teacher knows? Ten seeds,
+the student acting alone, beside a control.
 
     python benchmarks/studies/gates.py CartPole-v1 Acrobot-v1            # or no names: every preset
 
-For each environment: 16 teachers in one call; the best by 1024 greedy episodes is THE teacher; 10 students on it, and 10 controls (the same
-network, PPO without a teacher, the same number of environment steps); greedy and sampled returns over 1024 episodes a seed on other keys.
-Presets with a CNN cost minutes a seed on two cores: there one teacher, one student, one control, 128 episodes, and a gate of MINATAR times the
-random policy. Writes results/studies/gates/<env>.json and .png; `tests/test_results.py` checks the JSON against the gates below.
+For each environment: 16 teachers in one call; the best by 1024 greedy episodes is THE teacher; 10
+students on it, and 10 controls (the same network, PPO without a teacher, the same number of
+environment steps); greedy and sampled returns over 1024 episodes a seed on other keys. Presets with
+a CNN cost minutes a seed on two cores: there one teacher, one student, one control, 128 episodes,
+and a gate of MINATAR times the random policy. Writes results/studies/gates/<env>.json and .png;
+`tests/test_results.py` checks the JSON against the gates below.
 """
 
 from benchmarks import frame

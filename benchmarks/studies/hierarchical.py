@@ -1,11 +1,14 @@
-"""Hierarchical value distillation against plain regression on Q-values, in FourRooms with random starts and goals.
+"""Hierarchical value distillation against plain regression on Q-values, in FourRooms with random
+starts and goals.
 
     python benchmarks/studies/hierarchical.py                  # or some of the networks: 32 128,128
 
-The teacher is the exact Q* of every goal by value iteration (gamma .99). Students see uniform (position, goal) pairs, 512 an update for 5000
-updates, and are scored by the share of 1024 episodes whose goal they reach within 60 slippery steps, acting greedily; 10 seeds, one hidden layer of
-32 or 128 (the gate), and two of each beside them. Arms: q_mse regresses Q; hvd_mse and hvd_kl add a global value term and a local advantage term; advantage_only
-drops the global one; policy_kl is plain KL to softmax(Q / .01). Writes results/studies/hierarchical.json and .png.
+The teacher is the exact Q* of every goal by value iteration (gamma .99). Students see uniform
+(position, goal) pairs, 512 an update for 5000 updates, and are scored by the share of 1024 episodes
+whose goal they reach within 60 slippery steps, acting greedily; 10 seeds, one hidden layer of 32 or
+128 (the gate), and two of each beside them. Arms: q_mse regresses Q; hvd_mse and hvd_kl add a
+global value term and a local advantage term; advantage_only drops the global one; policy_kl is
+plain KL to softmax(Q / .01). Writes results/studies/hierarchical.json and .png.
 """
 
 from benchmarks import frame

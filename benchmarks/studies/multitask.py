@@ -2,11 +2,14 @@
 
     python benchmarks/studies/multitask.py
 
-Of each game THE teacher is the best of 16 by PPO with the game's preset. A student is one trunk with a head a game; it acts in all games at
-once and is distilled from all teachers by forward KL (Rusu et al. 2015, here with the student acting). "control" is the same network
-trained by PPO without a teacher for as many environment steps. Both standardise observations by one statistic over all games, in which
-MountainCar's velocity (.07 at most) nearly vanishes; "control, own statistics" has a statistic a game, so that the teachers are not
-credited with what only this costs. Every game is scored alone: 10 seeds, 1024 greedy episodes each. Writes results/studies/multitask.json and .png.
+Of each game THE teacher is the best of 16 by PPO with the game's preset. A student is one trunk
+with a head a game; it acts in all games at once and is distilled from all teachers by forward KL
+(Rusu et al. 2015, here with the student acting). "control" is the same network trained by PPO
+without a teacher for as many environment steps. Both standardise observations by one statistic over
+all games, in which MountainCar's velocity (.07 at most) nearly vanishes; "control, own statistics"
+has a statistic a game, so that the teachers are not credited with what only this costs. Every game
+is scored alone: 10 seeds, 1024 greedy episodes each. Writes results/studies/multitask.json and
+.png.
 """
 
 from benchmarks import frame

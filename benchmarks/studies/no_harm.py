@@ -2,9 +2,10 @@
 
     python benchmarks/studies/no_harm.py                       # all games; or their names
 
-Teachers of the presets, 20 seeds in one call, with and without random network distillation (`methods.exploration`, the predictor of its defaults, the
-student's second value head), the same number of updates; greedy returns over 128 episodes. MountainCar also raw: neither observations nor rewards
-normalised. Breakout and SpaceInvaders with an MLP of 128-128, STEPS environment steps.
+Teachers of the presets, 20 seeds in one call, with and without random network distillation
+(`methods.exploration`, the predictor of its defaults, the student's second value head), the same
+number of updates; greedy returns over 128 episodes. MountainCar also raw: neither observations nor
+rewards normalised. Breakout and SpaceInvaders with an MLP of 128-128, STEPS environment steps.
 Writes results/studies/no_harm/<game>.json, then results/studies/no_harm.json and .png.
 """
 

@@ -1,14 +1,18 @@
-"""A teacher that sees everything, students that see part of it: a memory makes up for what is hidden.
+"""A teacher that sees everything, students that see part of it: a memory makes up for what is
+hidden.
 
     python benchmarks/studies/partial.py
 
-MemoryChain: the observation shows a cue in the first two of 31 steps, and the last action must name it (+1, else -1); the teacher is shown
-the cue in every step. CartPole: the teacher sees the state, the students no velocities. Both teachers are PPO's. The students, an LSTM, a GRU
-and an MLP of the LSTM's size, are distilled by forward KL while they act, and are scored alone and greedily where only their part is shown.
-"control" is the LSTM trained by PPO without a teacher for as many environment steps, with a learning rate of its own; "control x4" had four
-times the steps. 10 seeds of one teacher, 1024 episodes each. Writes results/studies/partial.json and .png.
+MemoryChain: the observation shows a cue in the first two of 31 steps, and the last action must name
+it (+1, else -1); the teacher is shown the cue in every step. CartPole: the teacher sees the state,
+the students no velocities. Both teachers are PPO's. The students, an LSTM, a GRU and an MLP of the
+LSTM's size, are distilled by forward KL while they act, and are scored alone and greedily where
+only their part is shown. "control" is the LSTM trained by PPO without a teacher for as many
+environment steps, with a learning rate of its own; "control x4" had four times the steps. 10 seeds
+of one teacher, 1024 episodes each. Writes results/studies/partial.json and .png.
 
-What is earned while learning lags behind in CartPole: 12 updates are 768 steps of each environment, little more than one long episode.
+What is earned while learning lags behind in CartPole: 12 updates are 768 steps of each environment,
+little more than one long episode.
 """
 
 from benchmarks import frame

@@ -1,11 +1,14 @@
-"""A population that trains itself: learning rates found while training, all members and all seeds in one compiled call.
+"""A population that trains itself: learning rates found while training, all members and all seeds
+in one compiled call.
 
     python benchmarks/studies/population.py
 
-MEMBERS learn CartPole by PPO, each with a learning rate of its own, drawn log-uniformly from RATES. After every round the worst quarter take over the
-lanes (parameters, optimizer and environments) of the best quarter, by a gather, and their learning rates times or by FACTOR: population based training
-(Jaderberg et al. 2017). Beside it the same members without that, a plain grid. SEEDS populations; returns while acting, in the last round.
-Writes results/studies/population.json and .png.
+MEMBERS learn CartPole by PPO, each with a learning rate of its own, drawn log-uniformly from RATES.
+After every round the worst quarter take over the lanes (parameters, optimizer and environments) of
+the best quarter, by a gather, and their learning rates times or by FACTOR: population based
+training (Jaderberg et al. 2017). Beside it the same members without that, a plain grid. SEEDS
+populations; returns while acting, in the last round. Writes results/studies/population.json and
+.png.
 """
 
 from benchmarks import frame

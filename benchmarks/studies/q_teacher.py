@@ -1,13 +1,16 @@
-"""A Q-learning teacher, and which loss takes most from it: the order of losses, the temperature, logit standardisation.
+"""A Q-learning teacher, and which loss takes most from it: the order of losses, the temperature,
+logit standardisation.
 
     python benchmarks/studies/q_teacher.py                     # all games; or their names, one at a time
 
-For each game 16 PQN teachers (gate: mean greedy return over 1024 episodes); the best is THE teacher. Students of its size learn from the
-same data (the teacher acts, epsilon .05) for UPDATES updates: KL to softmax(Q / tau) for nine tau, negative log-likelihood of its actions,
-squared error on Q, and KL of standardised logits. Every CHECK updates each student acts alone, greedy, for 32 episodes; its score is the
-fraction of the teacher, (S - random) / (T - random), averaged over those checks: the area under the curve, because all end near 1.
-tau is chosen on the first 5 of 15 seeds and compared on the other 10; means over games are geometric, of scores not below .01.
-Writes results/studies/q_teacher/<game>.json, then results/studies/q_teacher.json and .png.
+For each game 16 PQN teachers (gate: mean greedy return over 1024 episodes); the best is THE
+teacher. Students of its size learn from the same data (the teacher acts, epsilon .05) for UPDATES
+updates: KL to softmax(Q / tau) for nine tau, negative log-likelihood of its actions, squared error
+on Q, and KL of standardised logits. Every CHECK updates each student acts alone, greedy, for 32
+episodes; its score is the fraction of the teacher, (S - random) / (T - random), averaged over those
+checks: the area under the curve, because all end near 1. tau is chosen on the first 5 of 15 seeds
+and compared on the other 10; means over games are geometric, of scores not below .01. Writes
+results/studies/q_teacher/<game>.json, then results/studies/q_teacher.json and .png.
 """
 
 from benchmarks import frame

@@ -2,12 +2,14 @@
 
     python benchmarks/studies/who_acts.py                       # all games; or their names
 
-For each game THE teacher (PPO; MinAtar: one seed of an MLP) and students of a quarter of its size, 10 seeds: td (the teacher acts, KL), sd (the
-student acts, KL), ppd (PPO + proximal KL), kickstarting (PPO + KL that fades), n_distillation (with the environment's reward), and ppo without
-a teacher. The same again with a damaged teacher: Gaussian noise on its actor's weights, the smallest sigma of SIGMAS at which it keeps
-30 to 60 % of its return. Students act alone: greedy, 64 episodes at each of CHECKS points of the run; score = (S - random) / (T - random) with T the
-undamaged teacher. Compared by the area under that curve, because with enough updates all end near 1. Writes results/studies/who_acts/<game>.json,
-then results/studies/who_acts.json and .png.
+For each game THE teacher (PPO; MinAtar: one seed of an MLP) and students of a quarter of its size,
+10 seeds: td (the teacher acts, KL), sd (the student acts, KL), ppd (PPO + proximal KL),
+kickstarting (PPO + KL that fades), n_distillation (with the environment's reward), and ppo without
+a teacher. The same again with a damaged teacher: Gaussian noise on its actor's weights, the
+smallest sigma of SIGMAS at which it keeps 30 to 60 % of its return. Students act alone: greedy, 64
+episodes at each of CHECKS points of the run; score = (S - random) / (T - random) with T the
+undamaged teacher. Compared by the area under that curve, because with enough updates all end near
+1. Writes results/studies/who_acts/<game>.json, then results/studies/who_acts.json and .png.
 """
 
 from benchmarks import frame

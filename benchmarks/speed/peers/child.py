@@ -1,7 +1,9 @@
-"""What the children of `peers.py` share: the configuration, and one line of JSON for every measurement. Standard library only.
+"""What the children of `peers.py` share: the configuration, and one line of JSON for every
+measurement. Standard library only.
 
-python with_<library>.py WORK UPDATES       # answers when it is ready, then measures UPDATES updates for every line it reads
-python with_<library>.py WORK verify        # answers once: what was learnt, and whether that is enough
+python with_<library>.py WORK UPDATES # answers when it is ready, then measures UPDATES updates for
+every line it reads python with_<library>.py WORK verify # answers once: what was learnt, and
+whether that is enough
 """
 
 import json

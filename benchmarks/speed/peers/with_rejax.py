@@ -1,7 +1,8 @@
 """Rejax: PPO in its CartPole (gymnax below 1). `jax.jit(algo.train)`, as its README says.
 
-Its callback of evaluation is replaced by one that does nothing and is called once, at the end; the initial evaluation is skipped.
-Its rows are fully shuffled, its gradient clip is by element, actor and critic have an Adam each: that is how it is made.
+Its callback of evaluation is replaced by one that does nothing and is called once, at the end; the
+initial evaluation is skipped. Its rows are fully shuffled, its gradient clip is by element, actor
+and critic have an Adam each: that is how it is made.
 """
 
 import itertools

@@ -1,7 +1,9 @@
-"""rsl_rl: its DistillationRunner in a Pendulum of torch, all environments one batch, the dynamics of gymnax's.
+"""rsl_rl: its DistillationRunner in a Pendulum of torch, all environments one batch, the dynamics
+of gymnax's.
 
-The student acts and regresses the teacher's mean. 32 steps in gradients of 8 are 4 gradients of 512 rows, as in 4 minibatches.
-No log directory, no check for NaN, and one thread of torch; its teacher is random, as ours is.
+The student acts and regresses the teacher's mean. 32 steps in gradients of 8 are 4 gradients of 512
+rows, as in 4 minibatches. No log directory, no check for NaN, and one thread of torch; its teacher
+is random, as ours is.
 """
 
 import math

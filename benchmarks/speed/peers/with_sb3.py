@@ -1,7 +1,8 @@
 """stable-baselines3: its PPO, and a distillation written on its rollouts, in gymnasium's CartPole.
 
-As its documentation advises for cheap environments and small networks: DummyVecEnv, the processor, one thread of torch (its issue 121);
-and no logging. The distillation has the student act, forward KL to the teacher, and a critic of one layer, because rollouts ask for values.
+As its documentation advises for cheap environments and small networks: DummyVecEnv, the processor,
+one thread of torch (its issue 121); and no logging. The distillation has the student act, forward
+KL to the teacher, and a critic of one layer, because rollouts ask for values.
 """
 
 import child
