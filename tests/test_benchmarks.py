@@ -66,7 +66,7 @@ def test_a_row_that_fails_is_recorded_and_the_next_one_runs(accelerator, monkeyp
         raise ValueError("no such thing")
 
     def fine(size):
-        yield {"what": "after"}
+        yield {"what": "after", "gain": float("nan")}
 
     monkeypatch.setattr(accelerator, "ROWS", {"broken": broken, "fine": fine})
     accelerator.run_rows(("broken", "fine"), accelerator.SIZES["tiny"], out, 8.0)
@@ -74,7 +74,7 @@ def test_a_row_that_fails_is_recorded_and_the_next_one_runs(accelerator, monkeyp
     assert seen[0]["rows"]["broken"]["entries"] == [{"what": "before"}]
     assert rows["broken"]["entries"] == [{"what": "before"}]
     assert rows["broken"]["error"] == "ValueError: no such thing"
-    assert rows["fine"]["entries"] == [{"what": "after"}]
+    assert rows["fine"]["entries"] == [{"what": "after", "gain": None}]
 
 
 def test_a_row_that_would_not_fit_is_left_out(accelerator, monkeypatch, tmp_path):

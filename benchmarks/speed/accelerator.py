@@ -57,7 +57,9 @@ def write(out: Path, result: dict) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_suffix(".part")
     rounded = json.loads(
-        json.dumps(result, default=float), parse_float=lambda x: float(f"{float(x):.5g}")
+        json.dumps(result, default=float),
+        parse_float=lambda x: float(f"{float(x):.5g}"),
+        parse_constant=lambda _: None,  # JSON has no NaN
     )
     part.write_text(json.dumps(rounded, indent=1) + "\n")
     part.replace(out)
