@@ -17,7 +17,7 @@ help:
 	@echo "make format  let ruff rewrite what lint would complain about"
 
 demo: $(VENV)/.installed-base
-	$(BIN)/python benchmarks/headline.py CartPole-v1
+	$(BIN)/python benchmarks/speed/headline.py CartPole-v1
 	@echo "the same with a live line and a file for every seed: $(BIN)/jaxkd distill CartPole-v1"
 
 test: $(VENV)/.installed-test

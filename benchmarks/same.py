@@ -83,13 +83,17 @@ def main(mode: str, file: str) -> None:
         for name in names:
             whole = sorted(k for k in before.files if k.startswith(f"{name}/"))
             missing = [k for k in whole if k not in found]
-            equal = not missing and all(np.array_equal(before[k], found[k], equal_nan=True) for k in whole)
+            equal = not missing and all(
+                np.array_equal(before[k], found[k], equal_nan=True) for k in whole
+            )
             apart = [
                 np.nanmax(np.abs(before[k] - found[k])) / max(np.nanmax(np.abs(before[k])), 1e-8)
                 for k in whole
                 if k in found and f"/{1}/" in k and before[k].shape == found[k].shape
             ]
-            print(f"{name:12}{'equal' if equal else 'DIFFERS'}  {max(apart, default=np.nan):.1e}  {len(missing)} missing")
+            print(
+                f"{name:12}{'equal' if equal else 'DIFFERS'}  {max(apart, default=np.nan):.1e}  {len(missing)} missing"
+            )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def grad(fn: Callable, has_aux: bool = False) -> Callable:
     products of the backward pass into a fast order.
 
     The same up to rounding. PPO runs 1.2 to 1.8 times as fast for it, distillation 1.1 to 1.2
-    (benchmarks/levers.py).
+    (benchmarks/speed/levers.py).
 
     >>> grad(jnp.square)(jnp.float32(3.0)).item()
     6.0
@@ -57,7 +57,7 @@ def unrolled(key: jax.Array) -> jax.Array:
 
     JAX compiles threefry for a CPU as a loop over its rounds, which is not vectorised; here the
     rounds stand one after the other: distillation runs 1.2 to 1.5 times as fast for it
-    (benchmarks/levers.py). Keys of other kinds are returned as they are. `jax.random.poisson` alone
+    (benchmarks/speed/levers.py). Keys of other kinds are returned as they are. `jax.random.poisson` alone
     takes no such key: give it `jax.random.wrap_key_data(jax.random.key_data(key))`.
 
     >>> key = jax.random.key(0)

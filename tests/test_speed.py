@@ -30,7 +30,7 @@ def test_programs_stay_small(name, key):
 
 @pytest.mark.slow
 def test_the_engine_stays_near_its_floor():
-    """Measured alone: see benchmarks/results/throughput.json; here beside other tests, so far below that is a regression."""
+    """Measured alone: see benchmarks/results/speed/throughput.json; here beside other tests, so far below that is a regression."""
     sources = throughput.parts(jaxkd.envs.make("CartPole-v1", 64), 1)
     wanted = {name for floor in throughput.FLOOR.values() for name in floor} | set(throughput.FLOOR)
     seconds, _ = throughput.measure(

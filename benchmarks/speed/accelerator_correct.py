@@ -1,19 +1,21 @@
-"""Row "correct": one update beside a CPU's, and the same bits in two deterministic runs."""
+"""Is the accelerator right: one update beside a CPU's, and the same bits in two runs."""
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from programs import Entries, Size, work
 
 REFERENCE = Path(__file__).parent / "accelerator_reference.json"
+LIMIT = 1e-4  # of the relative error of an update
 
 
 def tiny_works() -> dict[str, tuple[Any, tuple]]:
     """One update of each kind, small enough for its parameters to be committed.
 
-    Plain gradient descent, which magnifies no rounding.
+    By plain gradient descent, which magnifies no rounding.
     """
     import jax
     import optax
@@ -24,7 +26,11 @@ def tiny_works() -> dict[str, tuple[Any, tuple]]:
     teacher, student = jaxkd.networks.mlp(env, (8, 8), separate=True), jaxkd.networks.mlp(env, (8,))
     memory = jaxkd.networks.lstm(env, (8,), units=8)
     common = dict(unroll_length=16, optimizer=optax.sgd(0.1))
-    novelty = {"rnd": jaxkd.rewards.rnd(predictor=jaxkd.rewards.Predictor(hidden=(8, 8), features=4, batch_size=32))}
+    novelty = {
+        "rnd": jaxkd.rewards.rnd(
+            predictor=jaxkd.rewards.Predictor(hidden=(8, 8), features=4, batch_size=32)
+        )
+    }
     params = (jax.jit(teacher.init)(jax.random.key(1)),)
     losses = {"kl": jaxkd.losses.forward_kl()}
     return {
@@ -55,7 +61,11 @@ def changes(algorithm: Any, inputs: tuple) -> dict[str, list[float]]:
         learnt(after),
         learnt(before),
     )
-    means = [float(value[0]) for name, value in sorted(metrics.items()) if name.startswith(("loss/", "reward/"))]
+    means = [
+        float(value[0])
+        for name, value in sorted(metrics.items())
+        if name.startswith(("loss/", "reward/"))
+    ]
     return {
         "changes": np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]).tolist(),
         "losses": means,
@@ -63,39 +73,53 @@ def changes(algorithm: Any, inputs: tuple) -> dict[str, list[float]]:
 
 
 def correct(size: Size) -> Entries:
-    """One update beside a CPU's, and the same bits in two deterministic runs of PPO.
+    """One update beside a CPU's, and the same bits in two deterministic runs; side by side."""
+    reference = json.loads(REFERENCE.read_text())
+    with ThreadPoolExecutor(8) as pool:
+        updates = {name: pool.submit(changes, *made) for name, made in tiny_works().items()}
+        twice = {
+            deterministic: pool.submit(same_bits, size.few, deterministic)
+            for deterministic in (True, False)
+        }
+        for name, future in updates.items():
+            yield {"what": name} | beside(future.result(), reference[name])
+        same = {name: future.result() for name, future in twice.items()}
+    what = "ppo, CartPole-v1: same bits twice"
+    yield {"what": what, "deterministic": same[True], "plain": same[False], "right": same[True]}
 
-    "right" is said of the update. The loss that stands beside it is a KL of about 1e-5 nats, the
-    difference of float32 logarithms: three of its digits are good on any device.
+
+def beside(found: dict, reference: dict) -> dict[str, Any]:
+    """Relative errors; the update of the parameters alone decides.
+
+    A mean KL at initialisation is 1e-5 nats, a difference of float32 logarithms with three digits:
+    5e-4 off on an H100 whose update is 5.6e-6 off. It is reported, not judged.
     """
-    import jax
     import numpy as np
+
+    def error(part):
+        here, there = np.array(found[part]), np.array(reference[part])
+        if here.shape != there.shape:
+            return math.inf
+        return float(np.linalg.norm(here - there) / np.linalg.norm(there))
+
+    moved = error("changes")
+    return {"relative_error": moved, "of_losses": error("losses"), "right": moved <= LIMIT}
+
+
+def same_bits(num_envs: int, deterministic: bool) -> bool:
+    """Whether two runs of PPO end with the same parameters, bit for bit."""
+    import jax
 
     import jaxkd
 
-    reference = json.loads(REFERENCE.read_text())
-    for name, (algorithm, inputs) in tiny_works().items():
-        found = changes(algorithm, inputs)
-        apart = {}
-        for part in ("changes", "losses"):
-            here, there = np.array(found[part]), np.array(reference[name][part])
-            error = np.linalg.norm(here - there) / np.linalg.norm(there)
-            apart[part] = float(error) if here.shape == there.shape else math.inf
-        error, right = apart["changes"], apart["changes"] <= 1e-4
-        yield {"what": name, "relative_error": error, "of_losses": apart["losses"], "right": right}
-    algorithm, inputs = work("ppo", "CartPole-v1", size.few)
-
-    def trained(deterministic):
-        key = jax.random.key(0)
-        state, _ = jaxkd.run(algorithm, key, 3, *inputs, deterministic=deterministic)
-        return jax.tree.leaves(state.params)
-
-    same = {}
-    for way in (True, False):
-        twice = zip(trained(way), trained(way), strict=True)
-        same[way] = all(bool((a == b).all()) for a, b in twice)
-    what = "ppo, CartPole-v1: same bits twice"
-    yield {"what": what, "deterministic": same[True], "plain": same[False], "right": same[True]}
+    algorithm, inputs = work("ppo", "CartPole-v1", num_envs)
+    key = jax.random.key(0)
+    runs = [
+        jaxkd.run(algorithm, key, 3, *inputs, deterministic=deterministic)[0].params
+        for _ in range(2)
+    ]
+    pairs = zip(*map(jax.tree.leaves, runs), strict=True)
+    return all(bool((a == b).all()) for a, b in pairs)
 
 
 def make_reference() -> None:

@@ -1,7 +1,4 @@
-"""Rows of accelerator.py that look inside: memory, kernels, compiling.
-
-And rows in a process of their own.
-"""
+"""What happens inside: kernels of an update, memory, compiling; rows in a process of their own."""
 
 import gzip
 import json
@@ -15,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from programs import (
-    ROW_SECONDS,
+    COMPILE_SECONDS,
     SAMPLE,
     SIZES,
     Entries,
@@ -29,15 +26,14 @@ from programs import (
     work,
 )
 
-ACCELERATOR = Path(__file__).parent / "accelerator.py"
-# of a child beside this process, which holds most of the device's memory
+SCRIPT = Path(__file__).parent / "accelerator.py"
+
+# A child runs beside this process, which holds most of the device's memory.
 SHARED_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 def memory(size: Size) -> Entries:
-    """`memory_needed` against what the allocator says, in a process of its own, whose peak nothing
-    has raised before.
-    """
+    """`memory_needed` against the allocator, in a process whose peak nothing has raised before."""
     yield from in_a_child("peaks", size)
 
 
@@ -68,10 +64,7 @@ def peaks(size: Size) -> Entries:
 
 
 def profile(size: Size) -> Entries:
-    """Kernels and microseconds of one update, and what takes them.
-
-    The scan's share by rollouts of T and 2 T steps.
-    """
+    """Kernels and microseconds of one update; the scan's share by rollouts of T and 2 T steps."""
     import jax
     import optax
 
@@ -86,19 +79,23 @@ def profile(size: Size) -> Entries:
             {"kl": jaxkd.losses.forward_kl()},
             (jax.jit(teacher.init)(jax.random.key(1)),),
         )
-        kd = jaxkd.distill(env, student, teacher, losses=losses, optimizer=optax.adam(1e-3), unroll_length=length)
+        kd = jaxkd.distill(
+            env, student, teacher, losses=losses, optimizer=optax.adam(1e-3), unroll_length=length
+        )
         return build(kd, size.sample, 1, inputs, updates=1)
 
     points = [(*work, length) for work in SAMPLE for length in (T, 2 * T)]
     sources = {point: lambda point=point: source(*point) for point in points}
-    programs: dict = side_by_side(sources, time.perf_counter() + ROW_SECONDS)
+    programs: dict = side_by_side(sources, time.perf_counter() + COMPILE_SECONDS)
     for kind, game in SAMPLE:
         counts = {}
         for length in (T, 2 * T):
             seconds, program = timed(programs[kind, game, length], 0.1)
             counts[length] = kernels(program) | {"wall": 1e6 * seconds}
         first, second = counts[T], counts[2 * T]
-        per_step = {key: (second[key] - first[key]) / T for key in ("kernels", "microseconds", "wall")}
+        per_step = {
+            key: (second[key] - first[key]) / T for key in ("kernels", "microseconds", "wall")
+        }
         yield {
             "what": f"{kind}, {game}, {size.sample} environments",
             "kernels_an_update": first["kernels"],
@@ -112,9 +109,9 @@ def profile(size: Size) -> Entries:
 
 
 def kernels(program: Program, calls: int = 3) -> dict[str, Any]:
-    """What the device ran in one chunk: {"kernels", "microseconds", "most".
+    """What the device ran in one chunk.
 
-    [[name, times, microseconds], ...]}.
+    {"kernels", "microseconds", "most": [[name, times, microseconds], ...]}.
     """
     import jax
 
@@ -137,25 +134,25 @@ def kernels(program: Program, calls: int = 3) -> dict[str, Any]:
 
 
 def device_events(folder: Path) -> Iterator[tuple[str, float]]:
-    """(name, microseconds) of what ran on the device's streams, from the trace in a folder.
-
-    None on a CPU.
-    """
+    """(name, microseconds) of what ran on the device's streams; none on a CPU."""
     for file in folder.rglob("*.trace.json.gz"):
         events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
         planes = {e["pid"]: e["args"]["name"] for e in events if e.get("name") == "process_name"}
-        threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e.get("name") == "thread_name"}
+        threads = {
+            (e["pid"], e["tid"]): e["args"]["name"]
+            for e in events
+            if e.get("name") == "thread_name"
+        }
         for e in events:
-            on_device = "/device:GPU" in planes.get(e.get("pid"), "") and "Stream" in threads.get((e.get("pid"), e.get("tid")), "")
+            on_device = "/device:GPU" in planes.get(e.get("pid"), "") and "Stream" in threads.get(
+                (e.get("pid"), e.get("tid")), ""
+            )
             if e.get("ph") == "X" and on_device:
                 yield e["name"], float(e.get("dur", 0))
 
 
 def compiling(size: Size) -> Entries:
-    """Seconds from the start of a process to its first update.
-
-    Nothing cached, then from the cache.
-    """
+    """Seconds from the start of a process to its first update: uncached, then from the cache."""
     with tempfile.TemporaryDirectory() as folder:
         for cached in (False, True):
             given = os.environ | {
@@ -164,7 +161,7 @@ def compiling(size: Size) -> Entries:
             }
             began = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, str(ACCELERATOR), "--first-update"],
+                [sys.executable, str(SCRIPT), "--first-update"],
                 env=given | SHARED_MEMORY,
                 capture_output=True,
                 text=True,
@@ -173,25 +170,20 @@ def compiling(size: Size) -> Entries:
             if done.returncode:
                 yield {"cached": cached, "skipped": done.stderr[-300:]}
                 return
-            yield {"cached": cached, "process_seconds": whole} | json.loads(done.stdout.splitlines()[-1])
+            yield {"cached": cached, "process_seconds": whole} | json.loads(
+                done.stdout.splitlines()[-1]
+            )
 
 
 def in_a_child(row: str, size: Size, **environment: str) -> Entries:
-    """The entries of a row that runs in a process of its own."""
+    """The entries of a row that runs in a process of its own, of at most a minute."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "row.json"
         label = next(name for name, value in SIZES.items() if value is size)
-        command = [
-            sys.executable,
-            str(ACCELERATOR),
-            "--rows",
-            row,
-            "--size",
-            label,
-            "--out",
-            str(out),
-        ]
-        done = subprocess.run(command, env=os.environ | SHARED_MEMORY | environment, capture_output=True, text=True)
+        command = [sys.executable, str(SCRIPT), "--rows", row, "--size", label, "--out", str(out)]
+        done = subprocess.run(
+            command, env=os.environ | SHARED_MEMORY | environment, capture_output=True, text=True
+        )
         entries = json.loads(out.read_text())["rows"][row]["entries"] if out.exists() else []
     yield from entries or [{"skipped": (done.stderr or done.stdout)[-400:]}]
 

@@ -1,8 +1,7 @@
-"""Rows of accelerator.py that ask what could make it faster, and Rejax on the same device."""
+"""What could make it faster, lever by lever and flag by flag, and Rejax on the same card."""
 
 import contextlib
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -16,24 +15,27 @@ from unittest import mock
 
 from accelerator_inside import SHARED_MEMORY, in_a_child
 from programs import (
+    COMPILE_SECONDS,
     ROUNDS,
-    ROW_SECONDS,
     SAMPLE,
     Entries,
     Size,
     build,
     measured,
+    milliseconds,
     side_by_side,
     timed,
     work,
 )
 
+WITH_REJAX = Path(__file__).parent / "peers" / "with_rejax.py"
 FLAGS = {  # of XLA, each in a process of its own
     "as it is": "",
     "loops as command buffers": "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL",
     "no command buffers": "--xla_gpu_enable_command_buffer=",
     "small command buffers too": "--xla_gpu_graph_min_graph_size=1",
-    "loops unrolled twice": "--xla_gpu_enable_while_loop_unrolling=WHILE_LOOP_UNROLLING_DOUBLE_BUFFER",
+    "loops unrolled twice": "--xla_gpu_enable_while_loop_unrolling="
+    "WHILE_LOOP_UNROLLING_DOUBLE_BUFFER",
 }
 
 
@@ -56,80 +58,90 @@ def unrolled(times: int) -> Callable[[], Any]:
     return change
 
 
+def inverted(self, key):
+    """One uniform number a row instead of one Gumbel number a logit."""
+    import jax
+    import jax.numpy as jnp
+
+    share = jnp.cumsum(jax.nn.softmax(self.logits), axis=-1)[..., :-1]
+    drawn = jax.random.uniform(key, share.shape[:-1] + (1,))
+    return jnp.sum(drawn >= share, axis=-1).astype(jnp.int32)
+
+
+def associated(x, decay):
+    """`returns.discounted_sum` in parallel."""
+    import jax
+
+    join = lambda later, row: (row[0] * later[0], row[1] + row[0] * later[1])
+    return jax.lax.associative_scan(join, (decay, x), reverse=True)[1]
+
+
+def lax_conv(x, kernel):
+    """What `banded` stands for."""
+    import jax
+
+    axes = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=axes)
+
+
 def levers_of() -> dict[str, tuple[Callable[[], Any], dict]]:
     """{name: (what is changed while tracing, keywords of the networks)}."""
-    import jax
     import jax.numpy as jnp
 
     from jaxkd import returns
     from jaxkd.distributions import Categorical
 
-    cnn = import_module("jaxkd.networks.cnn")  # the module; the package's name for it is the factory
-
-    def inverted(self, key):
-        """One uniform number a row instead of one Gumbel number a logit."""
-        share = jnp.cumsum(jax.nn.softmax(self.logits), axis=-1)[..., :-1]
-        return jnp.sum(jax.random.uniform(key, share.shape[:-1] + (1,)) >= share, axis=-1).astype(jnp.int32)
-
-    def convolved(x, kernel):
-        """What `cnn.banded` computes, by XLA's own convolution."""
-        order = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=order)
-
-    def associated(x, decay):
-        join = lambda later, row: (row[0] * later[0], row[1] + row[0] * later[1])
-        return jax.lax.associative_scan(join, (decay, x), reverse=True)[1]
-
+    # The module; the package's name for it is the factory.
+    cnn = import_module("jaxkd.networks.cnn")
+    plain, patch = contextlib.nullcontext, mock.patch.object
     return {
-        "as it is": (contextlib.nullcontext, {}),
+        "as it is": (plain, {}),
         "scan unrolled 2": (unrolled(2), {}),
         "scan unrolled 4": (unrolled(4), {}),
         "scan unrolled 8": (unrolled(8), {}),
-        "one uniform number an action": (
-            lambda: mock.patch.object(Categorical, "sample", inverted),
-            {},
-        ),
+        "one uniform number an action": (lambda: patch(Categorical, "sample", inverted), {}),
         "no random numbers in choosing": (
-            lambda: mock.patch.object(Categorical, "sample", lambda self, key: self.mode()),
+            lambda: patch(Categorical, "sample", lambda self, key: self.mode()),
             {},
         ),
-        "bfloat16": (contextlib.nullcontext, {"dtype": jnp.bfloat16}),
-        "lax.conv": (lambda: mock.patch.object(cnn, "banded", convolved), {}),
+        "bfloat16": (plain, {"dtype": jnp.bfloat16}),
+        "lax.conv": (lambda: patch(cnn, "banded", lax_conv), {}),
         "advantages by an associative scan": (
-            lambda: mock.patch.object(returns, "discounted_sum", associated),
+            lambda: patch(returns, "discounted_sum", associated),
             {},
         ),
-        "rbg keys": (contextlib.nullcontext, {}),
+        "rbg keys": (plain, {}),
     }
+
+
+ONLY = {"lax.conv": "Breakout", "advantages by an associative scan": "ppo"}
 
 
 def levers(kind: str, game: str) -> Callable[[Size], Entries]:
     """Each lever alone against the engine as it is, compiled side by side."""
 
-    def source(name: str, size: Size):
-        change, keywords = levers_of()[name]
+    def source(name, size):
         import jax
 
+        change, keywords = levers_of()[name]
+        keys = jax.random.split(jax.random.key(0, impl="rbg"), 1) if name == "rbg keys" else None
         with change():
             algorithm, inputs = work(kind, game, size.sample, **keywords)
-            keys = None
-            if name == "rbg keys":
-                keys = jax.random.split(jax.random.key(0, impl="rbg"), 1)
             return build(algorithm, size.sample, 1, inputs, keys=keys)
 
     def row(size: Size) -> Entries:
-        only = {"lax.conv": "Breakout", "advantages by an associative scan": "ppo"}
-        names = [name for name in levers_of() if only.get(name, "") in f"{kind} {game}"]
+        what = f"{kind}, {game}"
+        names = [name for name in levers_of() if ONLY.get(name, "") in what]
         sources = {name: lambda name=name: source(name, size) for name in names}
-        programs = side_by_side(sources, time.perf_counter() + ROW_SECONDS)
-        found: dict = {}
+        programs = side_by_side(sources, time.perf_counter() + COMPILE_SECONDS)
+        plain = None
         for name in names:
-            found[name] = measured(programs[name], size)
-            usual = found["as it is"].get("milliseconds_an_update", math.nan)
-            gain = usual / found[name].get("milliseconds_an_update", math.nan)
-            yield {"lever": name, "what": f"{kind}, {game}", "gain": gain} | found[name]
+            found = measured(programs[name], size)
+            plain = plain or found
+            gain = milliseconds(plain) / milliseconds(found)
+            yield {"lever": name, "what": what, "gain": gain} | found
 
-    row.__doc__ = f"levers, each alone, {kind} of {game}"
+    row.__doc__ = f"{kind} of {game}: {levers.__doc__}"
     return row
 
 
@@ -140,7 +152,7 @@ def flags(size: Size) -> Entries:
         given = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
         for entry in in_a_child("sample", size, XLA_FLAGS=given):
             before = plain.setdefault(entry.get("what"), entry)
-            gain = before.get("milliseconds_an_update", math.nan) / entry.get("milliseconds_an_update", math.nan)
+            gain = milliseconds(before) / milliseconds(entry)
             yield {"flags": name, "xla": flag, "gain": gain} | entry
 
 
@@ -154,30 +166,29 @@ def rejax(size: Size) -> Entries:
         yield {"skipped": "PEER_SITE names no folder with rejax 0.1.3 and gymnax 0.0.9"}
         return
     for envs in (size.few, size.envs[1]):
-        yield {"num_envs": envs} | in_turns(envs, site, updates=64)
+        yield {"num_envs": envs} | beside_rejax(site, envs)
 
 
-def in_turns(envs: int, site: str, updates: int) -> dict[str, Any]:
-    """Steps per second of both, and the median of the rounds' ratios."""
-    paths = f"{site}:{os.environ.get('PYTHONPATH', '')}"
-    given = os.environ | SHARED_MEMORY | {"PEER_ENVS": str(envs), "PYTHONPATH": paths}
-    script = Path(__file__).parents[1] / "peers" / "with_rejax.py"
-    command = [sys.executable, str(script), "ppo", str(updates)]
+def beside_rejax(site: str, envs: int, updates: int = 64) -> dict[str, Any]:
+    """Steps per second of both, round by round."""
+    path = f"{site}:{os.environ.get('PYTHONPATH', '')}"
+    given = os.environ | SHARED_MEMORY | {"PEER_ENVS": str(envs), "PYTHONPATH": path}
+    command = [sys.executable, str(WITH_REJAX), "ppo", str(updates)]
     program = build(work("ppo", "CartPole-v1", envs)[0], envs, 1, updates=updates)()
-    pipes: Any = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    pipes: dict = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     with subprocess.Popen(command, env=given, text=True, **pipes) as child:
-        answers: Any = child.stdout
-        ready = json.loads(answers.readline() or "{}")
-        if not ready:
-            return {"skipped": "rejax did not start"}
+        assert child.stdin is not None and child.stdout is not None
+        ready = json.loads(child.stdout.readline() or '{"compile_seconds": null}')
         ours, theirs = [], []
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if ready["compile_seconds"] else 0):
             seconds, program = timed(program, 0)
             ours.append(program.steps / seconds)
             print("go", file=child.stdin, flush=True)
-            told = json.loads(answers.readline())
+            told = json.loads(child.stdout.readline())
             theirs.append(told["steps"] / told["seconds"])
         child.terminate()
+    if not ours:
+        return {"skipped": "rejax did not start"}
     return {
         "ours": statistics.median(ours),
         "theirs": statistics.median(theirs),
@@ -192,7 +203,9 @@ def sample(size: Size) -> Entries:
     sources = {}
     for kind, game in SAMPLE:
         algorithm, inputs = work(kind, game, size.sample)
-        sources[f"{kind}, {game}"] = lambda algorithm=algorithm, inputs=inputs: build(algorithm, size.sample, 1, inputs)
-    programs = side_by_side(sources, time.perf_counter() + ROW_SECONDS)
+        sources[f"{kind}, {game}"] = lambda algorithm=algorithm, inputs=inputs: build(
+            algorithm, size.sample, 1, inputs
+        )
+    programs = side_by_side(sources, time.perf_counter() + COMPILE_SECONDS)
     for what, program in programs.items():
         yield {"what": what} | measured(program, size)

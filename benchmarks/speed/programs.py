@@ -1,6 +1,8 @@
-"""What the rows of accelerator.py share.
+"""Programs of the configuration of throughput.py, compiled side by side and timed by rounds.
 
-Sizes, and programs that are compiled side by side and timed.
+32 steps an update, PPO 4 epochs x 4 minibatches, distillation 1 x 4, the student acts; teacher
+64-64 and student 44 (MinAtar's network, and 1/15 of it, for its games). Steps per second are
+environment steps of all seeds; a point is the median of ROUNDS rounds after one that warms up.
 """
 
 import math
@@ -12,6 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 T, ROUNDS, ROW_SECONDS = 32, 3, 60.0
+COMPILE_SECONDS = 40.0  # of a row; the rest is for running
+LATE = "left out: the row's time was over"
 
 
 class Size(NamedTuple):
@@ -26,6 +30,8 @@ class Size(NamedTuple):
     few: int  # environments of the rows "seeds" and "added"
 
 
+# 2^18 environments x seeds of Breakout took more than an H100's 78 GB while compiling
+# (autotuning), hence 2^16.
 FULL = Size(
     (1024, 4096, 16384),
     (1, 8, 32, 64),
@@ -35,13 +41,17 @@ FULL = Size(
     4096,
     64,
 )
+
 TINY = Size((16, 32), (1, 2), dict.fromkeys(FULL.most, 32), 0.01, 256, 16, 16)
+
 SIZES = {"tiny": TINY, "full": FULL}
+
 SAMPLE = (
     ("distillation", "CartPole-v1"),
     ("ppo", "CartPole-v1"),
     ("distillation", "Breakout-MinAtar"),
 )
+
 Entries = Iterator[dict[str, Any]]
 
 
@@ -76,7 +86,9 @@ def build(
     keys = keys if num_seeds > 1 else keys[0]
 
     def chunk(state, *inputs):
-        return jax.lax.scan(lambda state, _: (many.step(state, *inputs)[0], None), state, None, updates)[0]
+        return jax.lax.scan(
+            lambda state, _: (many.step(state, *inputs)[0], None), state, None, updates
+        )[0]
 
     began = time.perf_counter()
     start = jax.jit(many.init).lower(keys)
@@ -87,8 +99,6 @@ def build(
         began = time.perf_counter()
         ready = step.compile(compiler_options=options)
         seconds = traced + time.perf_counter() - began
-        memory = ready.memory_analysis()
-        needs = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
         return Program(
             ready,
             start.compile()(keys),
@@ -96,34 +106,52 @@ def build(
             updates,
             T * num_envs * num_seeds * updates,
             seconds,
-            needs,
+            bytes_of(ready),
         )
 
     return compiled
 
 
-def side_by_side(sources: dict[Any, Callable[[], Callable[[], Program]]], deadline: float) -> dict[Any, Program | str]:
+def bytes_of(compiled: Any) -> int:
+    """What a program needs on the device, by its compiler."""
+    memory = compiled.memory_analysis()
+    whole = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return whole + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+
+
+def side_by_side(
+    sources: dict[Any, Callable[[], Callable[[], Program]]], deadline: float
+) -> dict[Any, Program | str]:
     """Traces one after the other and compiles at once.
 
     What is not ready at the deadline is a reason instead of a program.
     """
     pool = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) - 2))
-    futures: dict[Any, Future | str] = {}
-    for name, source in sources.items():
-        futures[name] = pool.submit(source()) if time.perf_counter() < deadline else "left out: the row's time was over"
-    found: dict[Any, Program | str] = {}
-    for name, future in futures.items():
-        try:
-            found[name] = future if isinstance(future, str) else future.result(max(1.0, deadline - time.perf_counter()))
-        except Exception as error:  # too large for the device, or a compiler's fault: the others go on
-            found[name] = f"{type(error).__name__}: {str(error)[:300]}" if str(error) else "left out: not compiled in time"
+    futures = {
+        name: pool.submit(source()) if time.perf_counter() < deadline else LATE
+        for name, source in sources.items()
+    }
+    found = {name: ready(future, deadline) for name, future in futures.items()}
     pool.shutdown(wait=False, cancel_futures=True)
     return found
 
 
+def ready(future: Future | str, deadline: float) -> Program | str:
+    """The program, or why there is none; too large for the device is a reason like another."""
+    if isinstance(future, str):
+        return future
+    try:
+        return future.result(max(1.0, deadline - time.perf_counter()))
+    except TimeoutError:
+        return "left out: not compiled in time"
+    except Exception as error:  # a compiler's fault, too: the other programs go on
+        return f"{type(error).__name__}: {str(error)[:300]}"
+
+
 def timed(program: Program, seconds: float) -> tuple[float, Program]:
-    """Seconds of one chunk, the median of the rounds, and the program with its last state (the
-    first one is donated).
+    """Seconds of one chunk, the median of the rounds, and the program with its last state.
+
+    The state it came with is donated.
     """
     import jax
 
@@ -159,13 +187,20 @@ def measured(program: Program | str, size: Size) -> dict[str, Any]:
     }
 
 
+def milliseconds(figures: dict[str, Any]) -> float:
+    """Of an update; not a number where the point was left out."""
+    return figures.get("milliseconds_an_update", math.nan)
+
+
 def networks(env: Any, **keywords: Any) -> tuple:
     """(teacher, student of 1/15)."""
     import jaxkd
 
     if env.name.endswith("MinAtar"):
         return jaxkd.networks.cnn(env, **keywords), jaxkd.networks.cnn(env, (4,), (32,), **keywords)
-    return jaxkd.networks.mlp(env, (64, 64), separate=True, **keywords), jaxkd.networks.mlp(env, (44,), **keywords)
+    return jaxkd.networks.mlp(env, (64, 64), separate=True, **keywords), jaxkd.networks.mlp(
+        env, (44,), **keywords
+    )
 
 
 def work(kind: str, game: str, num_envs: int, **keywords: Any) -> tuple[Any, tuple]:
@@ -180,5 +215,7 @@ def work(kind: str, game: str, num_envs: int, **keywords: Any) -> tuple[Any, tup
     if kind == "ppo":
         return jaxkd.ppo(env, teacher, learning_rate=2.5e-4, unroll_length=T), ()
     losses = {"kl": jaxkd.losses.forward_kl()}
-    kd = jaxkd.distill(env, student, teacher, losses=losses, optimizer=optax.adam(1e-3), unroll_length=T)
+    kd = jaxkd.distill(
+        env, student, teacher, losses=losses, optimizer=optax.adam(1e-3), unroll_length=T
+    )
     return kd, (jax.jit(teacher.init)(jax.random.key(1)),)

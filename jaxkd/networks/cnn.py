@@ -24,7 +24,7 @@ def banded(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     The kernel is laid out as a band [3 W C, (W - 2) F]: its zeros cost less than `lax.conv` does.
     Forward and gradient of 1024 grids of MinAtar are 24 to 32 times as fast on two CPU cores
-    (benchmarks/throughput.py), a whole distillation of Breakout 1.22 times on an H100
+    (benchmarks/speed/throughput.py), a whole distillation of Breakout 1.22 times on an H100
     (benchmarks/speed/accelerator.py). Lanes of it are a batched product, where those of `lax.conv`
     become a grouped convolution.
 

@@ -104,7 +104,7 @@ def multihead(
         num_tasks: K; default the number of `env.tasks`.
         extra: names of further value heads, one a reward stream; each task has its own.
         keywords: of the network. `normalise=True` keeps one statistic over all tasks: what is small
-            in one of them nearly vanishes (MountainCar's velocity, benchmarks/multitask.py: PPO
+            in one of them nearly vanishes (MountainCar's velocity, benchmarks/studies/multitask.py: PPO
             stays at -200 there).
 
     >>> import jaxkd

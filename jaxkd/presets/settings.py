@@ -13,7 +13,7 @@ from jaxkd.base import Env, UsageError
 from jaxkd.presets.table import RANDOM_RETURNS, Preset
 from jaxkd.returns import gae
 
-_Q_EPOCHS, _Q_MINIBATCHES = 4, 8  # of Q-learning, see benchmarks/q_teacher.py
+_Q_EPOCHS, _Q_MINIBATCHES = 4, 8  # of Q-learning, see benchmarks/studies/q_teacher.py
 _GUIDED_STEPS = 100  # the guide's in the first update of jump_start; 0 from half of the updates on
 _MOST_COUNTED = 2**31 - 1  # a schedule counts minibatches in int32
 

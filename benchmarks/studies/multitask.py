@@ -1,0 +1,276 @@
+"""One student for several games: can one small network play as well as the teacher of each?
+
+    python benchmarks/studies/multitask.py
+
+Of each game THE teacher is the best of 16 by PPO with the game's preset. A student is one trunk
+with a head a game; it acts in all games at once and is distilled from all teachers by forward KL
+(Rusu et al. 2015, here with the student acting). "control" is the same network trained by PPO
+without a teacher for as many environment steps. Both standardise observations by one statistic over
+all games, in which MountainCar's velocity (.07 at most) nearly vanishes; "control, own statistics"
+has a statistic a game, so that the teachers are not credited with what only this costs. Every game
+is scored alone: 10 seeds, 1024 greedy episodes each. Writes results/studies/multitask.json and
+.png.
+"""
+
+from benchmarks import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Given, __doc__, __file__)
+
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+import jaxkd
+from benchmarks import protocol
+from jaxkd import envs, losses, moments, networks, presets, rewards
+from jaxkd.base import Env, Policy
+from jaxkd.returns import gae
+
+SEED, TEACHERS, SEEDS, EPISODES, ARENA = 3, 16, 10, 1024, 256  # settings were chosen on seed 1
+SETS = {
+    "two": ("CartPole-v1", "Acrobot-v1"),
+    "three": ("CartPole-v1", "Acrobot-v1", "MountainCar-v0"),
+}
+GAMES = SETS["three"]
+STUDENT, CONTROL, OWN = "student", "control", "control, own statistics"
+ROLES = {"two": (STUDENT, CONTROL), "three": (STUDENT, CONTROL, OWN)}
+HIDDEN = (32, 32)
+NUM_ENVS, UNROLL_LENGTH, UPDATES = 32, 64, 40  # environments of one game
+NUM_EPOCHS, NUM_MINIBATCHES = 8, 8
+LEARNING_RATE = 1e-2  # decays linearly to 0; the control's too, which did best with it as well
+ENTROPY, GAMMA, LAMBDA = 0.005, 0.99, 0.95  # of the controls
+KEEPS = 0.95  # of what each teacher gains over the random policy, mean over seeds
+
+
+def settings() -> dict:
+    """All that the result depends on, and its digest."""
+    values = {name: value for name, value in globals().items() if name.isupper()}
+    return protocol.digest(
+        values | {"presets": {game: protocol.changed(presets.preset(game)) for game in GAMES}}
+    )
+
+
+def the_teachers() -> tuple[dict[str, tuple[Policy, Any]], dict[str, dict]]:
+    """By game: (policy, params) of THE teacher, and figures, with the random policy's return."""
+    teachers, figures = {}, {}
+    for game in GAMES:
+        arena = envs.make(game, ARENA)
+        policy, found, _, steps = protocol.ppo_teacher(game, arena, SEED, EPISODES, TEACHERS)
+        teachers[game] = policy, found.params
+        size = jaxkd.actor_size(policy, found.params, arena.obs_spec)
+        figures[game] = {
+            "seed": found.best,
+            "return": found.score,
+            "steps": steps,
+            "parameters": size,
+        }
+        figures[game]["random"] = protocol.random_return(arena, SEED, EPISODES)
+    return teachers, figures
+
+
+def standardised_by_game(policy: Policy, env: Env) -> Policy:
+    """`policy` on observations standardised by the statistics of their own game, where `normalise=True` has one for all."""
+    number = len(env.tasks)
+
+    def init(key):
+        statistics = jax.tree.map(
+            lambda x: jnp.stack([x] * number), moments.empty(env.obs_spec["obs"])
+        )
+        return {"policy": policy.init(key), "statistics": statistics}
+
+    def through(call):
+        def standardised(params, carry, obs, reset):
+            own = jax.lax.stop_gradient(
+                jax.tree.map(lambda x: x[obs["task"]], params["statistics"])
+            )
+            seen = jnp.clip((obs["obs"] - own.mean) * jax.lax.rsqrt(own.var + 1e-8), -10.0, 10.0)
+            return call(params["policy"], carry, obs | {"obs": seen}, reset)
+
+        return standardised
+
+    def observe(params, obs):
+        rows = (
+            obs["obs"].reshape(len(obs["obs"]), number, NUM_ENVS, -1).swapaxes(0, 1)
+        )  # [games, T, environments, O]
+        return params | {"statistics": jax.vmap(moments.update)(params["statistics"], rows)}
+
+    return policy._replace(
+        init=init,
+        step=through(policy.step),
+        unroll=through(policy.unroll),
+        observe=observe,
+        description=(),
+    )
+
+
+def network(env: Env, role: str) -> Policy:
+    """One trunk, a head a game; the value, which only the controls need, has a trunk of its own."""
+    if role == OWN:
+        return standardised_by_game(networks.multihead(env, HIDDEN, separate=True), env)
+    return networks.multihead(env, HIDDEN, separate=True, normalise=True)
+
+
+def lesson(env: Env, role: str, student: Policy, teacher: Policy) -> jaxkd.Algorithm:
+    """Distillation, with the KL of every game reported; for a control PPO."""
+    sizes = dict(
+        unroll_length=UNROLL_LENGTH, num_epochs=NUM_EPOCHS, num_minibatches=NUM_MINIBATCHES
+    )
+    rate = optax.linear_schedule(LEARNING_RATE, 0.0, UPDATES * NUM_EPOCHS * NUM_MINIBATCHES)
+    if role != STUDENT:
+        sizes |= dict(rewards={"normalise": rewards.normalise(GAMMA)}, returns=gae(GAMMA, LAMBDA))
+        return jaxkd.ppo(env, student, learning_rate=rate, entropy=ENTROPY, **sizes)
+    terms = {
+        game: losses.for_task(i, losses.forward_kl()) for i, game in enumerate(env.tasks)
+    }  # their sum is the KL of all rows
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5))
+    return jaxkd.distill(env, student, teacher, losses=terms, optimizer=optimizer, **sizes)
+
+
+def scored(env: Env, name: str, policy: Policy, params: Any, figures: dict) -> dict:
+    """By game: greedy figures of every seed, playing it alone, and the share of its teacher's gain."""
+    found = {}
+    for i, game in enumerate(env.tasks):
+        arena = envs.pad(envs.make(game, ARENA), like=env, task=i)
+        returns, _ = protocol.score(
+            arena, policy, params, protocol.keys(SEED, f"score {name} {game}", SEEDS), EPISODES
+        )
+        floor, ceiling = figures[game]["random"], figures[game]["return"]
+        found[game] = protocol.summary(returns) | {
+            "fraction_of_teacher": (returns.mean() - floor) / (ceiling - floor)
+        }
+    return found
+
+
+def experiment(number: str, teachers: dict, figures: dict) -> tuple[dict, dict]:
+    """Figures by role and game, and learning curves [updates, seeds] by (number, role, game)."""
+    names = SETS[number]
+    singles = [envs.make(game, NUM_ENVS) for game in names]
+    env = envs.concat(*singles)
+    policies, params = zip(*[teachers[game] for game in names], strict=True)
+    teacher, curves = networks.concat(env, policies, singles), {}
+    result: dict[str, Any] = {"steps": UPDATES * UNROLL_LENGTH * env.num_envs}
+    for role in ROLES[number]:
+        student, name, began = network(env, role), f"{role} of {number}", time.time()
+        algorithm = jaxkd.lanes(lesson(env, role, student, teacher))
+        state, metrics = jaxkd.run(
+            algorithm,
+            protocol.keys(SEED, name, SEEDS),
+            UPDATES,
+            *([params] if role == STUDENT else []),
+        )
+        curves |= {(number, role, game): np.asarray(metrics[f"return/{game}"]) for game in names}
+        result[role] = scored(env, name, student, state.params, figures)
+        if role == STUDENT:
+            result["parameters"] = jaxkd.actor_size(
+                student, jax.tree.map(lambda x: x[0], state.params), env.obs_spec
+            )
+            for game in names:  # a term is 0 on the rows of the other games
+                result[role][game]["kl"] = len(names) * float(np.mean(metrics[f"loss/{game}"][-1]))
+        print(f"{name} games: {time.time() - began:.0f} s", flush=True)
+    return result, curves
+
+
+def gate(result: dict) -> list[str]:
+    """What does not hold; empty: passed."""
+    failed = []
+    for number, names in SETS.items():
+        for game in names:
+            kept = result[number][STUDENT][game]["fraction_of_teacher"]
+            if not kept >= KEEPS:
+                failed.append(
+                    f"the student of {number} games keeps {100 * kept:.1f} % of its teacher in {game}, wanted {100 * KEEPS:.0f} %"
+                )
+    return failed
+
+
+def draw(result: dict, curves: dict):
+    """A row a student, a column a game: returns while learning, every seed; dashed: the game's teacher, acting greedily."""
+    figure, axes = plt.subplots(len(SETS), len(GAMES), figsize=(13, 9), layout="constrained")
+    colours = {OWN: "tab:green", CONTROL: "tab:orange", STUDENT: "tab:blue"}
+    places = {
+        (number, game): axes[row, column]
+        for row, number in enumerate(SETS)
+        for column, game in enumerate(GAMES)
+    }
+    for (number, game), axis in places.items():
+        if game not in SETS[number]:
+            axis.axis("off")
+            continue
+        for role, colour in colours.items():
+            if role not in ROLES[number]:
+                continue
+            curve, found = curves[number, role, game], result[number][role][game]
+            steps = (1 + np.arange(len(curve))) * NUM_ENVS * UNROLL_LENGTH
+            ended = np.isfinite(curve).any(axis=1)  # nan before the first episode ends
+            label = f"{role}: {found['mean']:.1f} ({100 * found['fraction_of_teacher']:.1f} %)"
+            axis.plot(steps, curve, color=colour, alpha=0.35, lw=0.6)
+            axis.plot(
+                steps[ended], np.nanmean(curve[ended], axis=1), color=colour, lw=2, label=label
+            )
+        best = result["teachers"][game]["return"]
+        axis.axhline(best, color="k", ls="--", lw=1, label=f"its teacher: {best:.1f}")
+        axis.set(
+            title=f"{game}, one student for {number} games",
+            xlabel="environment steps in this game",
+            ylabel="return while learning",
+        )
+        heading = "greedy return, alone (share of the teacher's gain)"
+        axis.legend(
+            title=heading,
+            title_fontsize=9,
+            fontsize=9,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.2),
+            frameon=False,
+        )
+    return figure
+
+
+def table(result: dict) -> str:
+    """The figures for a terminal."""
+    lines = [
+        f"{'games':7}{'game':16}{'random':>8}{'teacher':>9}  {'':24}{'mean':>8}{'worst':>8}{'kept':>9}"
+    ]
+    for number, names in SETS.items():
+        for game in names:
+            for role in ROLES[number]:
+                teacher, found = result["teachers"][game], result[number][role][game]
+                lines.append(
+                    f"{number:7}{game:16}{teacher['random']:8.1f}{teacher['return']:9.1f}  {role:24}"
+                    f"{found['mean']:8.1f}{found['worst']:8.1f}{100 * found['fraction_of_teacher']:7.1f} %"
+                )
+        size = sum(result["teachers"][game]["parameters"] for game in names)
+        lines.append(
+            f"{'':7}{result[number]['parameters']:,} parameters instead of {size:,}; {result[number]['steps']:,} environment steps"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    began, curves = time.time(), {}
+    teachers, figures = the_teachers()
+    print(f"teachers: {time.time() - began:.0f} s", flush=True)
+    result: dict[str, Any] = {"settings": settings(), "teachers": figures}
+    for number in SETS:
+        result[number], own = experiment(number, teachers, figures)
+        curves |= own
+    result |= {"failed": gate(result), "seconds": time.time() - began}
+    protocol.write("multitask", result, draw(result, curves))
+    print(
+        table(result),
+        *[f"FAILED: {line}" for line in result["failed"]] or ["passed"],
+        f"{result['seconds']:.0f} s",
+        sep="\n",
+    )
+    return len(result["failed"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""A teacher that sees everything, students that see part of it: a memory makes up for what is
+hidden.
+
+    python benchmarks/studies/partial.py
+
+MemoryChain: the observation shows a cue in the first two of 31 steps, and the last action must name
+it (+1, else -1); the teacher is shown the cue in every step. CartPole: the teacher sees the state,
+the students no velocities. Both teachers are PPO's. The students, an LSTM, a GRU and an MLP of the
+LSTM's size, are distilled by forward KL while they act, and are scored alone and greedily where
+only their part is shown. "control" is the LSTM trained by PPO without a teacher for as many
+environment steps, with a learning rate of its own; "control x4" had four times the steps. 10 seeds
+of one teacher, 1024 episodes each. Writes results/studies/partial.json and .png.
+
+What is earned while learning lags behind in CartPole: 12 updates are 768 steps of each environment,
+little more than one long episode.
+"""
+
+from benchmarks import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Given, __doc__, __file__)
+
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from gymnax.environments.bsuite.memory_chain import MemoryChain
+
+import jaxkd
+from benchmarks import protocol
+from jaxkd import envs, losses, networks, rewards
+from jaxkd.base import Algorithm, Env, Policy
+from jaxkd.presets import preset
+
+SEED, SEEDS, EPISODES, ARENA = 3, 10, 1024, 256  # 1 was seen by the choice of settings
+CHAIN, POLE, LENGTH = "MemoryChain-bsuite", "CartPole-v1", 30  # the cue is asked for in step 31
+NUM_ENVS, NUM_EPOCHS, NUM_MINIBATCHES, UPDATES, LONGER = 64, 4, 4, 12, 4
+TEACHERS, CUE_UPDATES, CUE_HIDDEN = (
+    4,
+    20,
+    (8,),
+)  # the best of four; those of the cue are made here, CartPole's by its preset
+
+
+class Settings(NamedTuple):
+    """Of one experiment. Learning rates decay linearly to 0."""
+
+    unroll_length: int  # also the length of a recurrent student's sequences
+    hidden: int  # width of the dense layer and of the cell
+    mlp: tuple[int, ...]  # hidden layers that make an actor of about the LSTM's size
+    learning_rate: float  # of distillation
+    control_rate: float  # of PPO
+
+
+EXPERIMENTS = {
+    CHAIN: Settings(2 * (LENGTH + 1), 16, (44, 44), 1e-2, 1e-2),
+    POLE: Settings(64, 32, (90, 90), 1e-2, 2e-2),
+}
+# Within what the mean over seeds must lie.
+BOUNDS = {
+    CHAIN: {"teacher": (0.95, np.inf), "lstm": (0.95, np.inf), "mlp": (-0.05, 0.05)},
+    POLE: {"teacher": (475, np.inf), "lstm": (475, np.inf), "mlp": (-np.inf, 250)},
+}
+UNITS = {CHAIN: "mean return, in [-1, 1]", POLE: "steps upright, up to 500"}
+COLOURS = {
+    "lstm": "tab:blue",
+    "gru": "tab:green",
+    "mlp": "tab:red",
+    "control": "tab:orange",
+    f"control x{LONGER}": "tab:brown",
+}
+
+
+class Privileged(MemoryChain):
+    """MemoryChain that shows two fields: what it always shows, and the cue in every step."""
+
+    def get_obs(self, state, params, key=None):
+        return {
+            "blind": super().get_obs(state, params, key),
+            "all": 2 * state.context.astype(jnp.float32) - 1,
+        }
+
+
+def chain(made: Any, num_envs: int) -> Env:
+    return envs.make(made, num_envs, memory_length=LENGTH, max_steps=LENGTH + 1)
+
+
+def positions(obs):
+    return obs[jnp.array([0, 2])]
+
+
+def both(name: str, num_envs: int) -> Env:
+    """Two fields: "all" for the teacher, "blind" for the student."""
+    if name == CHAIN:
+        return chain(Privileged(), num_envs)
+    return envs.view(envs.make(name, num_envs), blind=positions, all=lambda obs: obs)
+
+
+def alone(name: str, num_envs: int) -> Env:
+    """The environment as it comes, with nothing but the student's field."""
+    if name == CHAIN:
+        return envs.view(chain(name, num_envs), blind=lambda obs: obs)
+    return envs.view(envs.make(name, num_envs), blind=positions)
+
+
+def settings() -> dict:
+    """All that the results depend on, and their digest."""
+    values = {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | tuple)}
+    return protocol.digest(
+        values
+        | {k: v._asdict() for k, v in EXPERIMENTS.items()}
+        | {"preset": protocol.changed(preset(POLE))}
+    )
+
+
+def the_teacher(name: str) -> tuple[Policy, protocol.Teacher]:
+    """Of the field "all", and its figures."""
+    if name == POLE:
+        policy, found, *_ = protocol.ppo_teacher(
+            name, envs.make(name, ARENA), SEED, EPISODES, TEACHERS
+        )
+        return networks.select(policy, "all"), found
+    env = both(name, NUM_ENVS)
+    policy = networks.mlp(env, CUE_HIDDEN, separate=True, select="all")
+    ppo = jaxkd.ppo(env, policy, unroll_length=EXPERIMENTS[name].unroll_length)
+    state, _ = jaxkd.run(jaxkd.lanes(ppo), protocol.keys(SEED, "teacher", TEACHERS), CUE_UPDATES)
+    return policy, protocol.the_teacher(both(name, ARENA), policy, state.params, SEED, EPISODES)
+
+
+def network(env: Env, role: str, chosen: Settings) -> Policy:
+    """The student's, or the control's."""
+    if role == "mlp":
+        return networks.mlp(env, chosen.mlp, separate=True, select="blind")
+    cell = networks.gru if role == "gru" else networks.lstm
+    return cell(env, (chosen.hidden,), select="blind")
+
+
+def phase(
+    env: Env, role: str, student: Policy, teacher: Policy, chosen: Settings
+) -> tuple[Algorithm, int]:
+    """Distillation, or PPO of a control, and its number of updates."""
+    updates = UPDATES * (LONGER if role.endswith(f"x{LONGER}") else 1)
+    sizes: dict[str, Any] = dict(
+        unroll_length=chosen.unroll_length, num_epochs=NUM_EPOCHS, num_minibatches=NUM_MINIBATCHES
+    )
+    rate = chosen.control_rate if role.startswith("control") else chosen.learning_rate
+    rate = optax.linear_schedule(rate, 0.0, updates * NUM_EPOCHS * NUM_MINIBATCHES)
+    if role.startswith("control"):
+        return jaxkd.ppo(
+            env,
+            student,
+            learning_rate=rate,
+            rewards={"normalise": rewards.normalise(0.99)},
+            **sizes,
+        ), updates
+    adam = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5))
+    return jaxkd.distill(
+        env, student, teacher, losses={"kl": losses.forward_kl()}, optimizer=adam, **sizes
+    ), updates
+
+
+def experiment(name: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """Figures of the teacher and by role, and the returns while learning [updates, seeds] by role."""
+    chosen, began, curves = EXPERIMENTS[name], time.time(), {}
+    env, arena = both(name, NUM_ENVS), alone(name, ARENA)
+    teacher, best = the_teacher(name)
+    result: dict[str, Any] = {"teacher": {"mean": best.score, "seed": best.best}}
+    for role in COLOURS:
+        student = network(env, role, chosen)
+        algorithm, updates = phase(env, role, student, teacher, chosen)
+        inputs = () if role.startswith("control") else (best.params,)
+        state, metrics = jaxkd.run(
+            jaxkd.lanes(algorithm), protocol.keys(SEED, role, SEEDS), updates, *inputs
+        )
+        returns, _ = protocol.score(
+            arena, student, state.params, protocol.keys(SEED, f"score {role}", SEEDS), EPISODES
+        )
+        size = jaxkd.actor_size(student, jax.tree.map(lambda x: x[0], state.params), env.obs_spec)
+        curves[role] = np.asarray(metrics["return"])
+        result[role] = protocol.summary(returns) | {
+            "steps": updates * NUM_ENVS * chosen.unroll_length,
+            "parameters": size,
+        }
+    return result | {"seconds": time.time() - began}, curves
+
+
+def gate(result: dict) -> list[str]:
+    """What does not hold; empty: passed."""
+    found = (
+        (name, role, result["experiments"][name][role]["mean"], *bound)
+        for name in BOUNDS
+        for role, bound in BOUNDS[name].items()
+    )
+    return [
+        f"{name}: {role} {mean:.3f}, wanted in [{low}, {high}]"
+        for name, role, mean, low, high in found
+        if not low <= mean <= high
+    ]
+
+
+def table(name: str, rows: dict) -> None:
+    """Prints one experiment."""
+    print(
+        f"\n{name}, {UNITS[name]}: the teacher {rows['teacher']['mean']:.2f}, {rows['seconds']:.0f} s"
+    )
+    print(f"  {'':12}{'mean':>8}{'worst':>8}{'IQM [95 % interval]':>26}{'steps':>10}{'actor':>8}")
+    for role in COLOURS:
+        row = rows[role]
+        iqm = f"{row['iqm']:.2f} [{row['interval'][0]:.2f}, {row['interval'][1]:.2f}]"
+        print(
+            f"  {role:12}{row['mean']:8.2f}{row['worst']:8.2f}{iqm:>26}{row['steps']:10,}{row['parameters']:8,}",
+            flush=True,
+        )
+
+
+def draw(axes, name: str, rows: dict, curves: dict[str, np.ndarray]) -> None:
+    """Above what was earned while learning, below the greedy scores; every seed visible; dashed: the teacher."""
+    above, below = axes
+    for place, (role, colour) in enumerate(COLOURS.items()):
+        steps = rows[role]["steps"] * (1 + np.arange(len(curves[role]))) / len(curves[role])
+        above.plot(steps, curves[role], color=colour, alpha=0.25, lw=0.7)
+        above.plot(steps, curves[role].mean(axis=1), color=colour, lw=1.8, label=role)
+        below.bar(place, rows[role]["mean"], color=colour, alpha=0.5)
+        below.plot(place + np.linspace(-0.25, 0.25, SEEDS), rows[role]["seeds"], "k.", ms=4)
+        below.annotate(
+            f"{rows[role]['mean']:.2f}",
+            (place, max(rows[role]["seeds"])),
+            (0, 4),
+            textcoords="offset points",
+            ha="center",
+        )
+    for axis in axes:
+        axis.axhline(rows["teacher"]["mean"], color="k", ls="--", lw=0.8)
+        axis.spines[["top", "right"]].set_visible(False)
+    above.set(
+        xscale="log",
+        xlabel="environment steps",
+        title=name,
+        ylabel="last episode of every environment, sampled",
+    )
+    above.legend(fontsize=9, loc="upper left")
+    below.set(
+        xticks=range(len(COLOURS)), xticklabels=COLOURS, ylabel=f"alone, greedy:\n{UNITS[name]}"
+    )
+    below.margins(y=0.12)
+
+
+def main() -> int:
+    figure, axes = plt.subplots(2, len(EXPERIMENTS), figsize=(12, 8), layout="constrained")
+    began, found = time.time(), {}
+    for name, column in zip(EXPERIMENTS, axes.T, strict=True):
+        found[name], curves = experiment(name)
+        table(name, found[name])
+        draw(column, name, found[name], curves)
+    result: dict[str, Any] = {
+        "settings": settings(),
+        "experiments": found,
+        "seconds": time.time() - began,
+    }
+    result["failed"] = gate(result)
+    protocol.write("partial", result, figure)
+    print(
+        "",
+        *[f"FAILED: {line}" for line in result["failed"]] or ["passed"],
+        f"{result['seconds']:.0f} s",
+        sep="\n",
+    )
+    return len(result["failed"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""Who should act while a student learns, and what if the teacher is damaged?
+
+    python benchmarks/studies/who_acts.py                       # all games; or their names
+
+For each game THE teacher (PPO; MinAtar: one seed of an MLP) and students of a quarter of its size,
+10 seeds: td (the teacher acts, KL), sd (the student acts, KL), ppd (PPO + proximal KL),
+kickstarting (PPO + KL that fades), n_distillation (with the environment's reward), and ppo without
+a teacher. The same again with a damaged teacher: Gaussian noise on its actor's weights, the
+smallest sigma of SIGMAS at which it keeps 30 to 60 % of its return. Students act alone: greedy, 64
+episodes at each of CHECKS points of the run; score = (S - random) / (T - random) with T the
+undamaged teacher. Compared by the area under that curve, because with enough updates all end near
+1. Writes results/studies/who_acts/<game>.json, then results/studies/who_acts.json and .png.
+"""
+
+from benchmarks import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Named, __doc__, __file__)
+
+import json
+import sys
+import time
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+import jaxkd
+from benchmarks import protocol
+from jaxkd import presets
+
+GAMES = ("CartPole-v1", "Acrobot-v1", "Breakout-MinAtar")
+SEED, STUDENTS, CHECKS, EPISODES = 3, 10, 10, 64
+SIGMAS = tuple(
+    round(0.02 * 1.15**i, 4) for i in range(40)
+)  # of the noise, as a share of each array's standard deviation
+KEPT = (0.3, 0.6)  # of the teacher's return, by a damaged one
+ARMS = {
+    "td": "teacher_distillation",
+    "sd": "on_policy_distillation",
+    "ppd": "proximal_policy_distillation",
+    "kickstarting": "kickstarting",
+    "n_distillation": "n_distillation",
+}
+STEPS = {
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 100_000,
+    "Breakout-MinAtar": 500_000,
+}  # of a student, at most: CHECKS may not divide its updates
+RECOVERS, COPIES = (
+    0.15,
+    0.12,
+)  # of the original score: ppd ends so much above the damaged teacher; td at most so much
+
+
+def row(name: str) -> presets.Preset:
+    """The game's preset, for students; MinAtar by an MLP."""
+    p = presets.preset(name)
+    return (p._replace(channels=(), hidden=(128, 128)) if p.channels else p)._replace(
+        student_steps=STEPS[name]
+    )
+
+
+def damaged(params, key, sigma):
+    """Noise on every array of the actor, of `sigma` times its standard deviation."""
+    leaves, structure = jax.tree.flatten(params)
+    names = [
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
+    ]
+    noise = [
+        sigma * x.std() * jax.random.normal(k, x.shape)
+        for x, k in zip(leaves, jax.random.split(key, len(leaves)), strict=True)
+    ]
+    kept = [("critic" in n) or ("value" in n) or ("statistics" in n) for n in names]
+    return jax.tree.unflatten(
+        structure,
+        [x if keep else x + more for x, more, keep in zip(leaves, noise, kept, strict=True)],
+    )
+
+
+def damage(arena, policy, params, floor: float, full: float) -> tuple[float, float, object]:
+    """(sigma, fraction kept, params) of the damaged teacher."""
+    key = jax.random.key(SEED)
+    for sigma in SIGMAS:
+        worse = damaged(params, key, sigma)
+        returns = protocol.score(
+            arena,
+            policy,
+            jax.tree.map(lambda x: x[None], worse),
+            protocol.keys(SEED, "damaged", 1),
+            1024,
+        )[0]
+        kept = float((returns[0] - floor) / (full - floor))
+        if KEPT[0] <= kept <= KEPT[1]:
+            return sigma, kept, worse
+    raise SystemExit(
+        "no sigma damages this teacher to between 30 and 60 % of its return: refine SIGMAS."
+    )
+
+
+def curves(
+    arena, student, algorithm, num_updates: int, role: str, *inputs
+) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy returns [seed, CHECKS], and sampled ones at the end [seed]."""
+
+    def one(key):
+        state, greedy = protocol.learning_curve(
+            arena, student, algorithm, num_updates, CHECKS, key, *inputs
+        )
+        sampled = jaxkd.evaluate(
+            arena,
+            student,
+            state.params,
+            jax.random.fold_in(key, 2),
+            num_episodes=EPISODES,
+            greedy=False,
+        )
+        return greedy, sampled.returns.mean()
+
+    greedy, sampled = jax.jit(jax.vmap(one))(protocol.keys(SEED, role, STUDENTS))
+    return np.asarray(greedy, np.float64), np.asarray(sampled, np.float64)
+
+
+def experiment(name: str) -> dict:
+    began, p = time.time(), row(name)
+    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, EPISODES)
+    teacher, best, *_ = protocol.ppo_teacher(
+        name, jaxkd.envs.make(name, 256), SEED, 1024, 1 if "MinAtar" in name else 16, p
+    )
+    floor, full = protocol.random_return(arena, SEED, 1024), best.score
+    sigma, kept, worse = damage(jaxkd.envs.make(name, 256), teacher, best.params, floor, full)
+    size = jaxkd.actor_size(teacher, best.params, env.obs_spec)
+    student = presets.student_network(env, p, "auto:1/4", size)
+    result = dict(teacher=full, random=floor, sigma=sigma, kept=kept, parameters=size, arms={})
+    print(
+        f"{name}: teacher {full:.2f}, random {floor:.2f}, damaged by {sigma}: {kept:.2f}, {time.time() - began:.0f} s",
+        flush=True,
+    )
+
+    def note(label: str, greedy, sampled) -> None:
+        greedy, sampled = ((x - floor) / (full - floor) for x in (greedy, sampled))
+        found = {"area": greedy.mean(1), "last": greedy[:, -1]}
+        found |= {"curve": greedy, "sampled": sampled}
+        result["arms"][label] = {what: values.tolist() for what, values in found.items()}
+        print(
+            f"  {label:24} area {greedy.mean():.3f}, last {greedy[:, -1].mean():.3f}, sampled {sampled.mean():.3f}",
+            flush=True,
+        )
+
+    note("ppo", *curves(arena, student, *presets.teaching(env, student, p, p.student_steps), "ppo"))
+    for arm, method in ARMS.items():
+        for label, params in ((arm, best.params), (f"{arm} damaged", worse)):
+            phase = presets.distillation(env, student, teacher, p, method)
+            note(label, *curves(arena, student, *phase, label, params))
+    return result | {"seconds": time.time() - began}
+
+
+def means(results: dict, label: str, what: str = "area") -> np.ndarray:
+    """Geometric mean over games [seed], of scores not below .01."""
+    return np.exp(
+        np.mean(
+            [np.log(np.maximum(r["arms"][label][what], 0.01)) for r in results.values()], axis=0
+        )
+    )
+
+
+def compare(results: dict) -> dict:
+    found = {
+        label: means(results, label).mean()
+        for label in ("ppo", *ARMS, *(f"{arm} damaged" for arm in ARMS))
+    }
+    gain = means(results, "sd") - means(results, "td")
+    found |= {"sd - td": gain.mean(), "sd - td interval": jaxkd.interval(gain, statistic=np.mean)}
+    for arm in ARMS:
+        found[f"{arm} - damaged teacher"] = {
+            name: np.mean(r["arms"][f"{arm} damaged"]["last"]) - r["kept"]
+            for name, r in results.items()
+        }
+    return found
+
+
+def gate(found: dict) -> list[str]:
+    """What does not hold; empty: passed."""
+    failed = []
+    if found["sd - td interval"][0] <= 0:
+        failed.append(
+            f"P7: student-driven minus teacher-driven {found['sd - td']:.3f} {np.round(found['sd - td interval'], 3)}, wanted above 0"
+        )
+    if not found["ppd"] >= found["sd"] >= found["td"]:
+        failed.append(
+            f"P8: ppd {found['ppd']:.3f} >= sd {found['sd']:.3f} >= td {found['td']:.3f} does not hold"
+        )
+    for name, gain in found["ppd - damaged teacher"].items():
+        if gain < RECOVERS:
+            failed.append(
+                f"P8: {name}: ppd ends {gain:+.3f} from the damaged teacher, wanted {RECOVERS:+}"
+            )
+    for name, gain in found["td - damaged teacher"].items():
+        if gain > COPIES:
+            failed.append(
+                f"P8: {name}: td ends {gain:+.3f} from the damaged teacher, wanted at most {COPIES:+}"
+            )
+    return failed
+
+
+def draw(results: dict):
+    figure, axes = plt.subplots(
+        2, len(results), figsize=(4.2 * len(results), 6.4), layout="constrained", squeeze=False
+    )
+    colours = dict(
+        zip(
+            ("ppo", *ARMS),
+            ("tab:gray", "tab:red", "tab:blue", "tab:green", "tab:purple", "tab:orange"),
+            strict=True,
+        )
+    )
+    for (name, r), column in zip(results.items(), axes.T, strict=True):
+        p = row(name)
+        steps = protocol.steps_of_checks(p, presets.updates(p, p.student_steps), CHECKS)
+        for axis, suffix, title in zip(
+            column, ("", " damaged"), (name, f"{name}, damaged teacher"), strict=True
+        ):
+            for arm, colour in colours.items():
+                curve = np.asarray(r["arms"][arm if arm == "ppo" else arm + suffix]["curve"])
+                axis.plot(steps, curve.T, color=colour, alpha=0.15, lw=0.6)
+                axis.plot(steps, curve.mean(0), color=colour, label=arm)
+            axis.axhline(1.0 if not suffix else r["kept"], color="k", ls="--", lw=0.8)
+            axis.set(
+                title=title, xlabel="environment steps", ylabel="fraction of the undamaged teacher"
+            )
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+def settings() -> dict:
+    values: dict = {
+        k: v
+        for k, v in globals().items()
+        if k.isupper() and isinstance(v, int | float | tuple | dict)
+    }
+    return protocol.digest(
+        values | {"presets": {name: protocol.changed(presets.preset(name)) for name in GAMES}}
+    )
+
+
+def main(names: list[str]) -> int:
+    results = protocol.by_game("who_acts", names, GAMES, experiment, settings())
+    if not results:
+        return 0
+    found = compare(results)
+    found["failed"] = gate(found)
+    print(json.dumps(found, indent=1, default=float))
+    protocol.write("who_acts", found | {"settings": settings()}, draw(results))
+    return len(found["failed"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(list(GIVEN.names)))

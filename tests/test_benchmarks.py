@@ -1,0 +1,188 @@
+"""The scripts of benchmarks/ run, at their tiniest; their committed figures are test_results.py's."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEED = ROOT / "benchmarks" / "speed"
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """The module, as a script sees it."""
+    monkeypatch.syspath_prepend(str(SPEED))
+    import accelerator
+
+    return accelerator
+
+
+def script(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess:
+    """accelerator.py in a process of its own."""
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return subprocess.run(
+        [sys.executable, str(SPEED / "accelerator.py"), *arguments],
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def test_accelerator_measures_on_a_cpu(tmp_path):
+    out = tmp_path / "accelerator.json"
+    rows = ("device", "correct", "distil-CartPole")
+    done = script("--size", "tiny", "--rows", *rows, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert list(result["rows"]) == list(rows)
+    assert not [row["error"] for row in result["rows"].values() if "error" in row]
+    assert all(e["right"] for e in result["rows"]["correct"]["entries"])
+    points = result["rows"]["distil-CartPole"]["entries"]
+    assert len(points) == 3 and all(e["steps_per_second"] > 0 for e in points)
+    assert script("--draw", "--out", str(out)).returncode == 0
+    assert out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_accelerator_names_an_unknown_row():
+    done = script("--rows", "device", "nonsense")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: unknown rows nonsense. There are: device, ")
+
+
+def test_a_row_that_fails_is_recorded_and_the_next_one_runs(accelerator, monkeypatch, tmp_path):
+    out, seen = tmp_path / "some.json", []
+
+    def broken(size):
+        yield {"what": "before"}
+        seen.append(json.loads(out.read_text()))  # there after the first entry
+        raise ValueError("no such thing")
+
+    def fine(size):
+        yield {"what": "after", "gain": float("nan")}
+
+    monkeypatch.setattr(accelerator, "ROWS", {"broken": broken, "fine": fine})
+    accelerator.run_rows(("broken", "fine"), accelerator.SIZES["tiny"], out, 8.0)
+    rows = json.loads(out.read_text())["rows"]
+    assert seen[0]["rows"]["broken"]["entries"] == [{"what": "before"}]
+    assert rows["broken"]["entries"] == [{"what": "before"}]
+    assert rows["broken"]["error"] == "ValueError: no such thing"
+    assert rows["fine"]["entries"] == [{"what": "after", "gain": None}]
+
+
+def test_a_row_that_would_not_fit_is_left_out(accelerator, monkeypatch, tmp_path):
+    monkeypatch.setattr(accelerator, "ROWS", {name: lambda size: iter(()) for name in "ab"})
+    result = accelerator.run_rows(("a", "b"), accelerator.SIZES["tiny"], tmp_path / "x.json", 0.5)
+    assert list(result["rows"]) == ["a"]
+
+
+def test_a_wrong_update_is_not_right(accelerator):
+    from accelerator_correct import beside
+
+    reference = {"changes": [1.0, 2.0], "losses": [1e-5]}
+    assert beside({"changes": [1.0, 2.0], "losses": [1.1e-5]}, reference)["right"]
+    assert not beside({"changes": [1.0, 2.001], "losses": [1e-5]}, reference)["right"]
+    assert not beside({"changes": [1.0], "losses": [1e-5]}, reference)["right"]
+
+
+@pytest.mark.slow
+def test_every_other_row_runs(accelerator, tmp_path):
+    quick = {"device", "correct", "distil-CartPole", "rejax", "flags", "sample", "peaks"}
+    out, rows = tmp_path / "accelerator.json", [row for row in accelerator.ROWS if row not in quick]
+    done = script(
+        "--size", "tiny", "--minutes", "60", "--out", str(out), "--rows", *rows, timeout=3000
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())["rows"]
+    assert list(result) == rows
+    assert not [row["error"] for row in result.values() if "error" in row]
+
+
+# --- the command line of every script ------------------------------------------------------------
+
+SCRIPTS = sorted(
+    file
+    for file in (ROOT / "benchmarks").rglob("*.py")
+    if '__name__ == "__main__"' in file.read_text()
+    and file.parent.name != "peers"  # children of peers.py
+    and file.name not in ("same.py", "tables.py")  # compare two checkouts, write the README
+)
+# What is heavy is not loaded before the command line is read.
+HELP = """
+import runpy, sys
+sys.argv = [{file!r}, {option!r}]
+sys.path.insert(0, {folder!r})
+try:
+    runpy.run_path({file!r}, run_name="__main__")
+except SystemExit as done:
+    print("code", done.code or 0)
+print("heavy", *sorted({{"jax", "jaxkd", "matplotlib", "flax"}} & set(sys.modules)))
+"""
+
+
+def told(file: Path, option: str) -> subprocess.CompletedProcess:
+    """What a script says to one option, and what it has imported by then."""
+    program = HELP.format(file=str(file), folder=str(file.parent), option=option)
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+
+
+def test_all_scripts_are_found():
+    assert len(SCRIPTS) >= 20
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
+def test_help_imports_nothing_heavy_and_starts_nothing(file):
+    began = time.perf_counter()
+    done = told(file, "--help")
+    spent = time.perf_counter() - began
+    assert done.stdout.splitlines()[-2:] == ["code 0", "heavy"], done.stderr
+    assert f"usage: benchmarks/{file.parent.name}/{file.name}" in done.stdout
+    assert spent < 10  # .3 s alone; other tests run beside this one
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
+def test_an_unknown_option_starts_nothing(file):
+    done = told(file, "--nonsense")
+    assert done.stdout.splitlines()[-2:] == ["code 2", "heavy"], done.stderr
+
+
+def test_committed_results_are_written_only_with_commit(monkeypatch, tmp_path):
+    from benchmarks import frame, protocol
+
+    monkeypatch.setattr(frame, "RESULTS", tmp_path / "committed")
+    for options, where in (
+        ([], tmp_path / "runs" / "benchmarks"),
+        (["--out", "there"], tmp_path / "there"),
+        (["--commit"], tmp_path / "committed" / "studies"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["drnd.py", *options])
+        monkeypatch.setenv("JAXKD_BENCHMARK_RESULTS", "")
+        frame.start(frame.Given, "one", "benchmarks/studies/drnd.py")
+        protocol.write("drnd", {"figure": 1})
+        assert [file.parent for file in tmp_path.rglob("drnd.json")] == [where]
+        (where / "drnd.json").unlink()
+
+
+def test_how_long_it_takes_is_what_the_committed_files_say(monkeypatch, tmp_path):
+    from benchmarks import frame
+
+    monkeypatch.setattr(frame, "RESULTS", tmp_path)
+    assert frame.how_long("studies", "study") == "how long it takes is unknown"
+    (tmp_path / "studies" / "study").mkdir(parents=True)
+    for name, made in {
+        "one": {"seconds": 90, "arms": {"x": {"seconds": 80}}},  # the whole has the part in it
+        "two": {"arms": {"x": {"seconds": 60}, "y": {"seconds": 30.0}}},
+        "three": {"arms": {"x": {"seconds": [1, 2]}}},
+    }.items():
+        (tmp_path / "studies" / "study" / f"{name}.json").write_text(json.dumps(made))
+    assert frame.how_long("studies", "study") == "all of it took 3 minutes when it was committed"
