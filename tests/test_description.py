@@ -195,7 +195,7 @@ class Methods:
         ({1: 2}, "no importable name"),
         (nn.Dense(2, kernel_init=lambda key, shape, dtype: 0), "kernel_init: .*lambda has no"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_cannot_be_written_down(value, words):
     with pytest.raises(UsageError, match=words) as raised:
