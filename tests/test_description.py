@@ -133,7 +133,7 @@ def local():
         ({"a": [1, None]}, "{'a': (1, None)}"),
         (partial(tanh, 1), "partial(tanh)"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_show(value, words):
     assert show(value) == words
@@ -229,7 +229,7 @@ def test_what_cannot_be_written_down(value, words):
         ({"code": "1 + 1"}, "no value of a description"),
         ({"float": "1e5"}, "no value of a description"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_a_file_names_nothing_else(value, words):
     with pytest.raises(UsageError, match=words):
