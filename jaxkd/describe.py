@@ -45,10 +45,14 @@ def _rows(parts: Parts) -> list[tuple[str, str, str, str]]:
 
 
 def made_by(component: Any) -> str:
-    """How a component was made; of a user's bare function its name."""
+    """How a component was made, with all its settings; of a user's bare function its name."""
     if description.name(component) == "stateless":
         component = description.keywords(component)["fn"]
-    return description.show(component)
+    given = description.keywords(component)
+    if not given:
+        return description.show(component)
+    settings = ", ".join(f"{name}={description.show(value)}" for name, value in given.items())
+    return f"{description.name(component)}({settings})"
 
 
 def describe(algorithm: Algorithm) -> None:

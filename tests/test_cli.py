@@ -251,7 +251,8 @@ def test_every_network_is_described():
     both = jaxkd.envs.concat(env, jaxkd.envs.make("Acrobot-v1", num_envs=2))
     made = {
         "mlp:8,4": jaxkd.networks.mlp(env, (8, 4)),
-        "gru:8,8": jaxkd.networks.gru(env, (8,)),
+        "gru:8": jaxkd.networks.gru(env, (8,)),
+        "lstm:8,4": jaxkd.networks.lstm(env, (8,), units=4),
         "cnn:4,32": jaxkd.networks.cnn(jaxkd.envs.make("Breakout-MinAtar", 2), (4,), (32,)),
         "multihead:8": jaxkd.networks.multihead(both, (8,)),
         "a network of your own": jaxkd.networks.mlp(env, (8,))._replace(description=()),

@@ -538,10 +538,10 @@ def test_describe_prints_what_was_assembled(capsys):
     assert text.startswith("distill on Drift\n")
     (row,) = [line for line in text.splitlines() if " near " in line]
     assert (
-        "scale(term=forward_kl(temperature=2.0), value=0.5)" in row
+        "scale(value=0.5, term=forward_kl(temperature=2.0))" in row
         and "batch.teacher" in row
         and "student.policy" in row
     )
-    assert "mixture(beta=0.25)" in text and "gae(episodic=True, gamma=0.99, lambda_=0.95)" in text
+    assert "mixture(beta=0.25)" in text and "gae(gamma=0.99, lambda_=0.95, episodic=True)" in text
     assert f"unroll_length   {T}" in text and "num_minibatches 2" in text
     assert hash(kd().description) is not None

@@ -126,9 +126,8 @@ def test_a_q_network_needs_discrete_actions():
         UsageError, match="n discrete actions, but the policy acts in 3 continuous dimensions"
     ):
         networks.q(networks.mlp(box, (4,)))
-    policy = networks.q(
-        networks.feedforward(box, nn.Dense(6))
-    )  # says what it is only when it is used
+    unknown = networks.feedforward(box, nn.Dense(6))._replace(description=())
+    policy = networks.q(unknown)  # says what it is only when it is used
     with pytest.raises(UsageError, match="n discrete actions, but the policy is Normal"):
         jax.eval_shape(
             lambda obs: policy.step(policy.init(jax.random.key(0)), (), obs, jnp.zeros(1)),
@@ -138,19 +137,17 @@ def test_a_q_network_needs_discrete_actions():
         networks.q(nn.Dense(2))  # pyright: ignore[reportArgumentType]
 
 
-def test_saved_is_the_network_inside(key, tmp_path):
-    """The wrapped policy refuses; the network inside saves with the same params, and is wrapped again."""
+def test_a_q_network_is_saved_as_such_or_as_the_network_inside(key, tmp_path):
+    """Both have the same params, and both come back as what they were."""
     inner = networks.mlp(ENV, (4,), layer_norm=True)
     policy, params = networks.q(inner), jit(inner.init)(key)
-    with pytest.raises(UsageError, match="no description"):
-        save_policy(tmp_path / "q", policy, params)
-    loaded, read = load_policy(save_policy(tmp_path / "q", inner, params))
     obs = jax.random.normal(key, (3, 2))
-    ours, theirs = (
-        p.step(w, (), obs, jnp.zeros(3))[1].value
-        for p, w in ((policy, params), (networks.q(loaded), read))
-    )
-    np.testing.assert_array_equal(ours, theirs)
+    loaded, read = load_policy(save_policy(tmp_path / "inner", inner, params))
+    whole, same = load_policy(save_policy(tmp_path / "q", policy, params))
+    ours = policy.step(params, (), obs, jnp.zeros(3))[1].value
+    for theirs, weights in ((networks.q(loaded), read), (whole, same)):
+        answer = theirs.step(weights, (), obs, jnp.zeros(3))[1].value
+        np.testing.assert_array_equal(ours, answer)
 
 
 # --- the algorithm --------------------------------------------------------------------------------------------------
@@ -209,8 +206,8 @@ def test_defaults_and_what_replaces_them(capsys):
     text = capsys.readouterr().out
     assert (
         "q_mse" in text
-        and "gae(episodic=True, gamma=0.99, lambda_=0.65)" in text
-        and "epsilon_greedy(behavior=student_acts(greedy=True)" in text
+        and "q_lambda(gamma=0.99, lambda_=0.65)" in text
+        and "epsilon_greedy(epsilon=" in text
     )
     describe(
         pqn(
