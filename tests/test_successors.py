@@ -51,6 +51,19 @@ def test_gymnax_and_what_the_adapter_counts():
     assert envs.concat(envs.make("CartPole-v1", 2), envs.make(AnyTime(), 2)).cut_steps is None
 
 
+def test_it_is_found_out_under_a_users_trace_too(key):
+    found = []
+
+    @jax.jit
+    def reset(key):
+        made = [envs.make(clock(), 2) for clock in (Clock, Early, AnyTime)]
+        found.extend(env.cut_steps for env in made)
+        return [env.reset(key)[1] for env in made]
+
+    reset(key)
+    assert found == [5, 2, None]
+
+
 @pytest.mark.parametrize("clock", [Early, AnyTime, Strays, "large"])
 @pytest.mark.parametrize("kind", ["feedforward", "recurrent"])
 def test_every_cut_is_answered_by_what_was_cut_off(clock, kind, monkeypatch):

@@ -144,9 +144,10 @@ def _check_pool(name, reset_pool, own_step, group_size):
 
 def _cut_steps(environment, params, limit, start, transition, space):
     """The least distance between two cuts, see `limits.cut_steps`."""
-    action = jnp.zeros((), jnp.int32) if isinstance(space, Discrete) else jnp.zeros(space.shape)
 
-    def begin(key):
+    def begin(key):  # the action too is made where this is called: outside of a user's trace
+        discrete = isinstance(space, Discrete)
+        action = jnp.zeros((), jnp.int32) if discrete else jnp.zeros(space.shape)
         return start(key).env_state, action
 
     def advance(key, state, action):

@@ -123,8 +123,8 @@ def cut_steps(environment: Any, params: Any, limit: Limit, begin: Callable, adva
 
 
 def _gymnax_clock(environment: Any) -> bool:
-    """Whether it is one of gymnax's, with the limit of their base class; gymnax is not imported."""
-    if not type(environment).__module__.startswith("gymnax."):
+    """Whether it is gymnax's or of ours, with the limit of their base class; imports no gymnax."""
+    if not type(environment).__module__.startswith(("gymnax.", "jaxkd.envs.")):
         return False
     for base in type(environment).__mro__:
         if (base.__module__, base.__name__) == ("gymnax.environments.environment", "Environment"):
