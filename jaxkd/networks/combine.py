@@ -15,11 +15,8 @@ import jax.numpy as jnp
 from jaxkd import check
 from jaxkd.base import Discrete, Outputs, Policy, UsageError
 from jaxkd.description import Spec, described
-from jaxkd.distributions import Categorical, Normal
+from jaxkd.distributions import MASK, Categorical, Normal
 from jaxkd.networks.mlp import mlp
-
-# logit of an action that the task does not have: its probability is 0, its log-probability finite
-_ILLEGAL = -1e9
 
 
 @described
@@ -104,8 +101,8 @@ def multihead(
         num_tasks: K; default the number of `env.tasks`.
         extra: names of further value heads, one a reward stream; each task has its own.
         keywords: of the network. `normalise=True` keeps one statistic over all tasks: what is small
-            in one of them nearly vanishes (MountainCar's velocity, benchmarks/studies/multitask.py: PPO
-            stays at -200 there).
+            in one of them nearly vanishes (MountainCar's velocity, benchmarks/studies/multitask.py:
+            PPO stays at -200 there).
 
     >>> import jaxkd
     >>> singles = [jaxkd.envs.make(name, num_envs=2) for name in ("CartPole-v1", "Acrobot-v1")]
@@ -132,7 +129,7 @@ def multihead(
 
         of_all = out.policy.logits.reshape((*mine.shape, -1))  # [..., K, A]
         logits = jnp.sum(mine[..., None] * of_all, axis=-2)
-        policy = Categorical(jnp.where(obs["mask"], logits, _ILLEGAL))
+        policy = Categorical(jnp.where(obs["mask"], logits, MASK))
         layers = {name: x for name, x in out.extra.items() if name not in names}
         heads = {name: pick(name) for name in extra}
         return out._replace(policy=policy, value=pick(""), extra=layers | heads)
@@ -340,7 +337,7 @@ def _chosen(outputs: Sequence[Outputs], obs: Any) -> Outputs:
 
     def fill(logits):
         missing = [(0, 0)] * (logits.ndim - 1) + [(0, width - logits.shape[-1])]
-        return jnp.pad(logits, missing, constant_values=_ILLEGAL)
+        return jnp.pad(logits, missing, constant_values=MASK)
 
     policy = Categorical(choose([fill(out.policy.logits) for out in outputs]))
     valued = all(hasattr(out.value, "shape") for out in outputs)
