@@ -97,7 +97,9 @@ def the_teacher(arena, policy, all_params, seed: int, episodes: int) -> Teacher:
 def ppo_teacher(
     name: str, arena, seed: int, episodes: int, n: int, p: Preset | None = None
 ) -> tuple[Any, Teacher, np.ndarray, int]:
-    """(policy, THE teacher, learning curves [updates, n], environment steps of one) of a preset, default the environment's own."""
+    """(policy, THE teacher, learning curves [updates, n], environment steps of one) of a preset,
+    default the environment's own.
+    """
     p = p or presets.preset(name)
     env = presets.make_env(name, p)
     policy = presets.teacher_network(env, p)
@@ -125,7 +127,8 @@ def random_return(arena, seed: int, episodes: int) -> float:
 def learning_curve(
     arena, student, algorithm, num_updates: int, checks: int, key, *inputs
 ) -> tuple[Any, jax.Array]:
-    """(the last state, mean greedy returns [checks] of the student alone), checked at equal distances; for one key, to be vmapped.
+    """(the last state, mean greedy returns [checks] of the student alone), checked at equal
+    distances; for one key, to be vmapped.
 
     Args:
         arena: as many environments as episodes a check.
@@ -147,7 +150,9 @@ def learning_curve(
 
 
 def steps_of_checks(p: Preset, num_updates: int, checks: int) -> np.ndarray:
-    """Environment steps of one seed at every check of `learning_curve`, which leaves out the updates that `checks` does not divide."""
+    """Environment steps of one seed at every check of `learning_curve`, which leaves out the
+    updates that `checks` does not divide.
+    """
     return np.arange(1, checks + 1) * (num_updates // checks) * p.num_envs * p.unroll_length
 
 
@@ -192,7 +197,9 @@ def write(name: str, result: dict, figure: Any = None) -> None:
 def by_game(
     folder: str, names: list[str], games: tuple[str, ...], experiment: Any, settings: dict
 ) -> dict[str, dict]:
-    """Runs the named games (default all), each into <folder>/<game>.json; all games' results, or {} while one is missing."""
+    """Runs the named games (default all), each into <folder>/<game>.json; all games' results, or {}
+    while one is missing.
+    """
     for name in names or games:
         write(f"{folder}/{name}", experiment(name) | {"settings": settings})
     files = [frame.folder() / folder / f"{name}.json" for name in games]

@@ -1,11 +1,12 @@
-"""Whether a change of the engine changed a result: five updates of twelve configurations, as numbers.
+"""Whether a change of the engine changed a result: five updates of twelve configurations, as
+numbers.
 
     python benchmarks/same.py write FILE.npz        # with the code before
     python benchmarks/same.py compare FILE.npz      # with the code after
 
-What is compared: student's and loss parameters, and every metric, bit for bit; where bits differ, the largest difference
-relative to the size of the array after ONE update. XLA_FLAGS=--xla_disable_hlo_passes=fusion turns fusion off, which alone can
-move a last bit.
+What is compared: student's and loss parameters, and every metric, bit for bit; where bits differ,
+the largest difference relative to the size of the array after ONE update.
+XLA_FLAGS=--xla_disable_hlo_passes=fusion turns fusion off, which alone can move a last bit.
 """
 
 import sys

@@ -57,8 +57,8 @@ def unrolled(key: jax.Array) -> jax.Array:
 
     JAX compiles threefry for a CPU as a loop over its rounds, which is not vectorised; here the
     rounds stand one after the other: distillation runs 1.2 to 1.5 times as fast for it
-    (benchmarks/speed/levers.py). Keys of other kinds are returned as they are. `jax.random.poisson` alone
-    takes no such key: give it `jax.random.wrap_key_data(jax.random.key_data(key))`.
+    (benchmarks/speed/levers.py). Keys of other kinds are returned as they are. `jax.random.poisson`
+    alone takes no such key: give it `jax.random.wrap_key_data(jax.random.key_data(key))`.
 
     >>> key = jax.random.key(0)
     >>> (jax.random.uniform(unrolled(key)) == jax.random.uniform(key)).item()

@@ -1,6 +1,8 @@
-"""Who acts: frequencies over many environments, the step of a switch, schedules, and what passes through the learner.
+"""Who acts: frequencies over many environments, the step of a switch, schedules, and what passes
+through the learner.
 
-The mixture itself, its share of the teacher's actions and its schedule in an environment are tested in `test_rollout.py`.
+The mixture itself, its share of the teacher's actions and its schedule in an environment are tested
+in `test_rollout.py`.
 """
 
 from functools import partial
@@ -46,7 +48,7 @@ def assert_shares(actions, p):
     np.testing.assert_array_less(np.abs(shares(actions) - p), 5 * np.sqrt(p * (1 - p) / N) + 1e-9)
 
 
-# --- one policy -----------------------------------------------------------------------------------------------------
+# --- one policy ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_greedy_ignores_the_key():
         assert np.any(act(made) != act(made, key=jax.random.key(9)))
 
 
-# --- random actions -------------------------------------------------------------------------------------------------
+# --- random actions ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_a_random_continuous_action_is_uniform_in_the_box():
     )
 
 
-# --- the guide ------------------------------------------------------------------------------------------------------
+# --- the guide -----------------------------------------------------------------------------------
 
 
 def certain(action):
@@ -151,14 +153,18 @@ def certain(action):
     ids=["0", "3", "2.5", "by time", "by success"],
 )
 def test_the_guide_leaves_at_the_exact_step(horizon, steps):
-    """Step 0 is the first of an episode: the teacher plays steps 0 to horizon - 1 of each environment, the student the rest."""
+    """Step 0 is the first of an episode: the teacher plays steps 0 to horizon - 1 of each
+    environment, the student the rest.
+    """
     now = context(np.arange(N) % 20, update=3, episode_return=20.0)
     actions = act(behavior.guide_then_student(horizon), certain(0), certain(1), now)
     np.testing.assert_array_equal(actions, np.arange(N) % 20 < steps)
 
 
 def test_before_the_first_episode_the_return_is_nan():
-    """A horizon that compares with it must say what that means; where it is used bare, nothing is below nan: the student acts."""
+    """A horizon that compares with it must say what that means; where it is used bare, nothing is
+    below nan: the student acts.
+    """
     now = context(episode_return=np.nan)
     assert np.all(
         act(
@@ -181,7 +187,7 @@ def test_guide_and_student_are_sampled():
     np.testing.assert_allclose(both, [THEIRS, OURS], atol=5 * 0.5 / np.sqrt(N / 2))
 
 
-# --- numbers --------------------------------------------------------------------------------------------------------
+# --- numbers -------------------------------------------------------------------------------------
 
 
 def test_numbers_may_be_traced():

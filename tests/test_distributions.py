@@ -1,4 +1,6 @@
-"""Distributions: numbers by hand, float64 numpy, scipy and distrax; identities of the KL; masked actions."""
+"""Distributions: numbers by hand, float64 numpy, scipy and distrax; identities of the KL; masked
+actions.
+"""
 
 import distrax
 import jax
@@ -104,7 +106,9 @@ def test_normal_kl_is_the_integral():
 
 
 def test_cross_entropy_is_minus_the_mean_log_prob():
-    """H(p, q) = -sum p log q in float64; of normals as distrax and by hand: N(0, 1) under N(1, 2) costs log(2 pi 4) / 2 + (1 + 1) / 8."""
+    """H(p, q) = -sum p log q in float64; of normals as distrax and by hand: N(0, 1) under N(1, 2)
+    costs log(2 pi 4) / 2 + (1 + 1) / 8.
+    """
     p, q = Categorical(jnp.asarray(LOGITS)), Categorical(jnp.asarray(OTHER_LOGITS))
     exact = -(np.exp(log_softmax(LOGITS)) * log_softmax(OTHER_LOGITS)).sum(-1)
     np.testing.assert_allclose(p.cross_entropy(q), exact, rtol=1e-5)
@@ -177,7 +181,9 @@ def test_gradient_of_the_forward_kl_is_softmax_minus_p():
 
 
 def test_masked_actions_stay_finite():
-    """An illegal action has logit -1e9: it costs nothing where both mask it, and nothing becomes nan."""
+    """An illegal action has logit -1e9: it costs nothing where both mask it, and nothing becomes
+    nan.
+    """
     free, masked = jnp.array([0.3, -0.2]), jnp.array([0.3, -0.2, -1e9])
     p, q = Categorical(masked), Categorical(jnp.array([-1.0, 0.5, -1e9]))
     np.testing.assert_allclose(p.entropy(), Categorical(free).entropy(), rtol=1e-6)

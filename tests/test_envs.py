@@ -22,7 +22,8 @@ from jaxkd.base import Box, Discrete, UsageError
 from jaxkd.envs import ids, make
 
 B, T, LIMIT = 5, 45, 17
-# Without fusion every operation rounds by itself, so equal bits mean equal operations; fused, the last bit depends on the neighbours.
+# Without fusion every operation rounds by itself, so equal bits mean equal operations; fused, the
+# last bit depends on the neighbours.
 # Level 0 compiles faster.
 UNFUSED = {"xla_disable_hlo_passes": "fusion", "xla_backend_optimization_level": 0}
 
@@ -46,7 +47,9 @@ def structure(tree):
 
 
 def rollout(env, key, num_steps, action=None):
-    """-> (first env_state, first obs, env_states [T, B], TimeSteps [T, B]); `action` [B] or zeros at every step."""
+    """-> (first env_state, first obs, env_states [T, B], TimeSteps [T, B]); `action` [B] or zeros
+    at every step.
+    """
     if action is None:
         action = jnp.zeros(env.num_envs, jnp.int32)
 
@@ -65,11 +68,13 @@ def assert_trees_equal(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-# --- against gymnax -------------------------------------------------------------------------------------------------
+# --- against gymnax ------------------------------------------------------------------------------
 
 
 def both_rollouts(env, theirs, params, actions, scale, encode):
-    """One scan over jaxkd's environment and gymnax's on the same keys: -> ((ours, theirs) at the reset, the same [T, B])."""
+    """One scan over jaxkd's environment and gymnax's on the same keys: -> ((ours, theirs) at the
+    reset, the same [T, B]).
+    """
 
     def record(obs, next_obs, reward, terminated, truncated):
         flags = terminated.astype(jnp.float32), (truncated & ~terminated).astype(jnp.float32)
@@ -119,7 +124,8 @@ def test_bit_equal_to_gymnax(name):
         encode = (
             (lambda obs: jax.nn.one_hot(obs, 16)) if name == "FrozenLake-misc" else lambda obs: obs
         )
-        # The parameters are closed over on both sides: XLA divides by a constant otherwise than by a variable.
+        # The parameters are closed over on both sides: XLA divides by a constant otherwise than by
+        # a variable.
         both = jax.jit(
             lambda actions: both_rollouts(env, theirs, params, actions, scale, encode),
             compiler_options=UNFUSED,
@@ -214,11 +220,13 @@ def test_discrete_observation_is_one_hot():
     np.testing.assert_array_equal(step.obs.sum(1), 1.0)
 
 
-# --- actions --------------------------------------------------------------------------------------------------------
+# --- actions -------------------------------------------------------------------------------------
 
 
 class Echo:
-    """A plain object without gymnax: the observation is the action that arrived, and nothing ends it."""
+    """A plain object without gymnax: the observation is the action that arrived, and nothing ends
+    it.
+    """
 
     def __init__(self, space: Any):
         self.space = space
@@ -292,7 +300,7 @@ def test_bounds_may_be_traced():
     assert np.all(np.abs(swept[0] - swept[1])[:, 2] > 0.1)
 
 
-# --- groups ---------------------------------------------------------------------------------------------------------
+# --- groups --------------------------------------------------------------------------------------
 
 
 def test_episodes_of_a_group_begin_alike():
@@ -347,7 +355,7 @@ def test_groups_with_a_step_of_its_own():
     np.testing.assert_array_equal(env_states.inner.row[7:, 0], [0, 1])
 
 
-# --- parameters and other people's environments ---------------------------------------------------------------------
+# --- parameters and other people's environments --------------------------------------------------
 
 
 def test_traced_parameters():
@@ -399,7 +407,9 @@ class FuseState(NamedTuple):
 
 
 class Fuse:
-    """Ends when the fuse is burnt: `done` in gymnax's old style, no time in the state. Observations are a dict."""
+    """Ends when the fuse is burnt: `done` in gymnax's old style, no time in the state. Observations
+    are a dict.
+    """
 
     default_params = FuseParams()
 
@@ -560,12 +570,14 @@ def test_a_registered_environment():
     np.testing.assert_array_equal(steps.terminated, [[0, 1], [0, 1]])
 
 
-# --- pooled resets --------------------------------------------------------------------------------------------------
+# --- pooled resets -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pool", [1, 3, 8, 11])
 def test_every_episode_that_ends_gets_a_beginning_of_its_own(pool):
-    """All eight environments end in every step: beginnings are drawn more than once a step, and none is given twice."""
+    """All eight environments end in every step: beginnings are drawn more than once a step, and
+    none is given twice.
+    """
     env = make("CartPole-v1", 8, max_steps=1, reset_pool=pool)
     _, obs, env_states, steps = rollout(env, jax.random.key(0), 25)
     assert np.all(steps.truncated == 1)
@@ -579,7 +591,9 @@ def test_every_episode_that_ends_gets_a_beginning_of_its_own(pool):
 
 
 def test_pooled_resets_are_equal_in_distribution():
-    """Who gets which beginning depends on who ended, never on the beginning: each number stays uniform, for every environment."""
+    """Who gets which beginning depends on who ended, never on the beginning: each number stays
+    uniform, for every environment.
+    """
     from scipy import stats
 
     env = make("CartPole-v1", 4, max_steps=3, reset_pool=2)
@@ -593,7 +607,9 @@ def test_pooled_resets_are_equal_in_distribution():
 
 @pytest.mark.parametrize("name", ["MountainCar-v0", "Breakout-MinAtar"])
 def test_a_pool_changes_beginnings_and_nothing_else(name):
-    """The same trajectory to the end of the first episode; others go on untouched; the limit that the adapter counts starts again."""
+    """The same trajectory to the end of the first episode; others go on untouched; the limit that
+    the adapter counts starts again.
+    """
     both = [
         rollout(make(name, 4, reset_pool=pool, max_steps=50), jax.random.key(2), 60)[-1]
         for pool in (None, 2)
@@ -619,7 +635,7 @@ def test_pooled_resets_in_lanes():
             np.testing.assert_allclose(lane[i], wanted, rtol=1e-6)
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 class Unstable(Echo):
@@ -739,7 +755,9 @@ def test_import_is_lazy():
 
 
 def test_first_import_of_gymnax_inside_a_trace_leaves_no_tracers():
-    """FrozenLake's module makes an array when imported; in a fresh process, where the first `make` is inside jit."""
+    """FrozenLake's module makes an array when imported; in a fresh process, where the first `make`
+    is inside jit.
+    """
     code = """
 import jax, jaxkd
 jax.jit(lambda key: jaxkd.envs.make("CartPole-v1", 2).reset(key)[1])(jax.random.key(0))

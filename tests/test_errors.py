@@ -1,4 +1,6 @@
-"""What a user may do wrong: each mistake is a UsageError before anything is compiled, and says what is wrong, both values, what to do."""
+"""What a user may do wrong: each mistake is a UsageError before anything is compiled, and says what
+is wrong, both values, what to do.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -445,7 +447,7 @@ def test_mistake(mistake):
         assert part in str(raised.value), str(raised.value)
 
 
-# --- calls ----------------------------------------------------------------------------------------------------------
+# --- calls ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -496,7 +498,9 @@ def test_calls_of_evaluate():
 
 
 def test_records_are_no_arguments_of_a_transformed_function(algorithms):
-    """Every record of functions, under jit, vmap and grad, says what to do; as a static argument it works."""
+    """Every record of functions, under jit, vmap and grad, says what to do; as a static argument it
+    works.
+    """
     records = [
         algorithms[0],
         STUDENT,
@@ -541,7 +545,7 @@ def test_plain_numbers_are_checked_and_traced_ones_pass():
             check_low(np.float32(-0.5))
 
 
-# --- check.py itself ------------------------------------------------------------------------------------------------
+# --- check.py itself -----------------------------------------------------------------------------
 
 
 def test_reads_is_exact_through_jit_and_never_less_through_loops():

@@ -1,4 +1,6 @@
-"""Bonuses for novelty: numbers by hand, 1 / n, what memory holds, and that a bonus of weight 0 changes nothing."""
+"""Bonuses for novelty: numbers by hand, 1 / n, what memory holds, and that a bonus of weight 0
+changes nothing.
+"""
 
 from functools import partial
 
@@ -106,7 +108,9 @@ def test_the_reference_codes_estimators():
 
 
 def test_visits_are_estimated_without_bias():
-    """T-DRND: the mean of n draws of ten Gaussian targets, 100 000 states x 32 features, in float64."""
+    """T-DRND: the mean of n draws of ten Gaussian targets, 100 000 states x 32 features, in
+    float64.
+    """
     states, features, number = 100_000, 32, 10
     with jax.enable_x64():
         for visits in (1, 4, 16, 64, 256):
@@ -135,9 +139,11 @@ def test_visits_are_estimated_without_bias():
 
 
 def test_the_first_bonus_is_nearer_to_uniform_than_that_of_rnd():
-    """KL of the initial bonus, as a distribution over 400 cells, from the uniform one: at most a third (reported: .0070 against .0377).
+    """KL of the initial bonus, as a distribution over 400 cells, from the uniform one: at most a
+    third (reported: .0070 against .0377).
 
-    b2 begins near 1 everywhere, so this needs a small b1: one-hot cells have one. On standardised Gaussian observations [8] it was .57 once.
+    b2 begins near 1 everywhere, so this needs a small b1: one-hot cells have one. On standardised
+    Gaussian observations [8] it was .57 once.
     """
     cells = 400
     data = batch(jnp.eye(cells)[None], jnp.zeros((1, cells)))
@@ -156,7 +162,9 @@ def test_the_first_bonus_is_nearer_to_uniform_than_that_of_rnd():
 
 @pytest.mark.parametrize("name", LEARNT)
 def test_what_was_seen_often_pays_less(name):
-    """Two clusters, one of them in every rollout; the other, never seen, then pays several times as much."""
+    """Two clusters, one of them in every rollout; the other, never seen, then pays several times as
+    much.
+    """
     seen, new = OBS, OBS + 4.0
     transform = LEARNT[name](
         predictor=SMALL._replace(learning_rate=3e-3, num_minibatches=8),
@@ -259,7 +267,9 @@ def algorithm(env, **keywords):
 
 
 def test_a_bonus_of_weight_nothing_leaves_ppo_alone(key):
-    """Also beside a gradient clip: the predictor has an optimizer of its own. The compiler fuses the two programs otherwise: 1e-7. Weight 1 changes the student."""
+    """Also beside a gradient clip: the predictor has an optimizer of its own. The compiler fuses
+    the two programs otherwise: 1e-7. Weight 1 changes the student.
+    """
     env = jaxkd.envs.make("MountainCar-v0", num_envs=4)
     final = {}
     for coef in (None, 0.0, 1.0):

@@ -1,4 +1,6 @@
-"""The assembled learner: no-ops, one trace, the same bits, seeds, statistics, networks of one's own, second order."""
+"""The assembled learner: no-ops, one trace, the same bits, seeds, statistics, networks of one's
+own, second order.
+"""
 
 import contextlib
 from functools import partial
@@ -146,11 +148,13 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-# --- what is a no-op, and what is not (S5) --------------------------------------------------------------------------
+# --- what is a no-op, and what is not (S5) -------------------------------------------------------
 
 
 def test_a_term_of_weight_zero_is_plain_ppo(key):
-    """Five updates of PPO, alone and with a teacher whose term weighs nothing: the same bits. A term that is watched, too."""
+    """Five updates of PPO, alone and with a teacher whose term weighs nothing: the same bits. A
+    term that is watched, too.
+    """
     watched = losses.watch(losses.forward_kl())
     alone, silent = (
         jit(lambda key, a=a, i=i: run(a, key, 5, *i))(key)
@@ -206,7 +210,7 @@ def test_a_student_that_is_its_teacher_stays(key):
     assert norm > 1e-2
 
 
-# --- one trace, one program (S4) ------------------------------------------------------------------------------------
+# --- one trace, one program (S4) -----------------------------------------------------------------
 
 
 def test_changed_numbers_trace_once():
@@ -234,7 +238,9 @@ def test_changed_numbers_trace_once():
 
 
 def test_stream_is_run_bit_for_bit_and_a_second_run_compiles_nothing(key):
-    """Five updates at once, one by one, two by two (which does not divide), and resumed; then another key, without a compilation."""
+    """Five updates at once, one by one, two by two (which does not divide), and resumed; then
+    another key, without a compilation.
+    """
     algorithm = kd(
         losses={"kl": losses.forward_kl(), "value": losses.value_mse()}, optimizer=optax.adam(1e-2)
     )
@@ -269,7 +275,9 @@ def test_stream_is_run_bit_for_bit_and_a_second_run_compiles_nothing(key):
 
 
 def test_a_step_keeps_every_type_of_the_state(key):
-    """Shapes, dtypes and weak types: a drift would compile a second program for the second chunk of a stream."""
+    """Shapes, dtypes and weak types: a drift would compile a second program for the second chunk of
+    a stream.
+    """
     algorithm = ppo(
         ENV, networks.mlp(ENV, (4,), normalise=True), rewards={"n": _doubled("")}, **SIZES
     )
@@ -284,11 +292,13 @@ def test_a_step_keeps_every_type_of_the_state(key):
     assert jax.tree.structure(before) == jax.tree.structure(after)
 
 
-# --- seeds ----------------------------------------------------------------------------------------------------------
+# --- seeds ---------------------------------------------------------------------------------------
 
 
 def test_a_seed_is_the_same_among_many():
-    """Alone or under vmap: 1e-5 after one update; the same number of lanes: the same bits whatever n is."""
+    """Alone or under vmap: 1e-5 after one update; the same number of lanes: the same bits whatever
+    n is.
+    """
     algorithm = kd(optimizer=optax.sgd(0.1))
 
     def experiment(key):
@@ -308,7 +318,9 @@ def test_a_seed_is_the_same_among_many():
 
 
 def test_a_shared_teacher_is_not_copied_per_seed():
-    """In the lowered program of 7 seeds no array [7, ...] of the teacher's shape; with a teacher for each there is one."""
+    """In the lowered program of 7 seeds no array [7, ...] of the teacher's shape; with a teacher
+    for each there is one.
+    """
     algorithm = kd()
 
     def shapes(teacher_axis, params):
@@ -334,11 +346,13 @@ def test_a_shared_teacher_is_not_copied_per_seed():
     assert "tensor<3x11xf32>" in lowered and "tensor<7x3x11xf32>" not in lowered
 
 
-# --- statistics -----------------------------------------------------------------------------------------------------
+# --- statistics ----------------------------------------------------------------------------------
 
 
 def test_statistics_see_every_observation_and_nothing_else(key):
-    """Mean and variance of all rows of two updates; no gradient (Adam's moments are 0), no weight decay, the teacher's frozen."""
+    """Mean and variance of all rows of two updates; no gradient (Adam's moments are 0), no weight
+    decay, the teacher's frozen.
+    """
     wrapped, teacher = (networks.normalised(policy, ENV.obs_spec) for policy in (STUDENT, TEACHER))
     frozen = {
         "policy": TEACHER_PARAMS,
@@ -378,7 +392,7 @@ def test_statistics_see_every_observation_and_nothing_else(key):
     assert all(np.any(x) for x in jax.tree.leaves(mean_gradient["policy"]))
 
 
-# --- rewards and streams --------------------------------------------------------------------------------------------
+# --- rewards and streams -------------------------------------------------------------------------
 
 
 def _doubled(stream):
@@ -389,7 +403,9 @@ def _doubled(stream):
 
 
 def test_rewards_chain_and_advantages_add(key):
-    """gamma = lambda = 0: A = 3 (r' - V) + (b' - V_b), with r' = 2 (2 r + 1) + 1 and b' = 2 (0) + 1 on a stream of its own."""
+    """gamma = lambda = 0: A = 3 (r' - V) + (b' - V_b), with r' = 2 (2 r + 1) + 1 and b' = 2 (0) + 1
+    on a stream of its own.
+    """
     transforms = {"a": _doubled(""), "b": _doubled(""), "c": _doubled("bonus")}
     made = {
         "": returns.scale(3.0, returns.gae(0.0, 0.0)),
@@ -431,7 +447,7 @@ def test_rewards_chain_and_advantages_add(key):
     assert all(x.shape == () for x in metrics.values())
 
 
-# --- networks of one's own ------------------------------------------------------------------------------------------
+# --- networks of one's own -----------------------------------------------------------------------
 
 
 class Two(nn.Module):
@@ -494,11 +510,13 @@ def test_any_module_trains_two_updates(kind, key):
     assert all(map(bool, jax.tree.leaves(changed)))  # every parameter is trained
 
 
-# --- second order, description --------------------------------------------------------------------------------------
+# --- second order, description -------------------------------------------------------------------
 
 
 def test_second_order_through_a_step_is_exact():
-    """The teacher acts, so the data do not depend on the student: the gradient through the optimizer's step is the finite difference."""
+    """The teacher acts, so the data do not depend on the student: the gradient through the
+    optimizer's step is the finite difference.
+    """
     state = jit(kd().init)(jax.random.key(3))
 
     def after(learning_rate, temperature, start):

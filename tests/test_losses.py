@@ -1,4 +1,6 @@
-"""Loss terms: closed forms, numbers by hand, rlax; what the combinators scale, gate and stop; the engine's weighted mean."""
+"""Loss terms: closed forms, numbers by hand, rlax; what the combinators scale, gate and stop; the
+engine's weighted mean.
+"""
 
 from functools import partial
 
@@ -48,7 +50,7 @@ def kl(p, q):
     return (p * (np.log(p) - np.log(q))).sum(-1)
 
 
-# --- distillation ---------------------------------------------------------------------------------------------------
+# --- distillation --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("t", [1.0, 4.0, lambda update: 2.0 + update], ids=["1", "4", "schedule"])
@@ -70,7 +72,9 @@ def test_kl_is_temperature_squared_times_the_tempered_kl(t):
 
 
 def test_hot_kl_matches_logits():
-    """T -> infinity: the gradient of T^2 KL is (z - v) / A for zero-mean logits (Hinton et al. 2015, eq. 4); without T^2 it were 0."""
+    """T -> infinity: the gradient of T^2 KL is (z - v) / A for zero-mean logits (Hinton et al.
+    2015, eq. 4); without T^2 it were 0.
+    """
     z, v = Z - Z.mean(-1, keepdims=True), V - V.mean(-1, keepdims=True)
     data = batch(teacher=Outputs(Categorical(jnp.asarray(v))))
     for make in (losses.forward_kl, losses.reverse_kl):
@@ -133,7 +137,7 @@ def test_value_mse_and_entropy():
     )
 
 
-# --- every divergence against its formula in float64 ----------------------------------------------------------------
+# --- every divergence against its formula in float64 ---------------------------------------------
 
 
 def skewed(p, q, share):
@@ -264,7 +268,9 @@ def test_a_distance_is_a_flat_zero_at_the_teacher(name):
 
 @pytest.mark.parametrize("who", ["both", "student", "teacher"])
 def test_masked_actions_give_no_nan(who):
-    """Logit -1e9: the last action is illegal for both (and costs nothing), or only one of them knows it."""
+    """Logit -1e9: the last action is illegal for both (and costs nothing), or only one of them
+    knows it.
+    """
     mask = np.zeros((L, N, A), np.float32)
     mask[..., -1] = -1e9
     z, v = Z + mask * (who != "teacher"), V + mask * (who != "student")
@@ -282,7 +288,9 @@ def test_masked_actions_give_no_nan(who):
             )
     if (
         who == "student"
-    ):  # what the teacher does there costs a bounded amount in a mixture, and almost 1e9 nats in the forward KL
+        # what the teacher does there costs a bounded amount in a mixture, and almost 1e9 nats in the
+        # forward KL
+    ):
         assert np.all(found["skew_kl"][0] < -np.log(0.1)) and np.all(found["jsd"][0] < np.log(2))
         assert np.all(found["cross_entropy"][0] > 1e3)
 
@@ -294,7 +302,9 @@ def test_masked_actions_give_no_nan(who):
     )
 )
 def test_bounds(logits):
-    """0 <= JSD <= log 2, TV in [0, 1], Pinsker's TV^2 <= KL / 2, skew KLs at most -log a, for peaked and tied logits alike."""
+    """0 <= JSD <= log 2, TV in [0, 1], Pinsker's TV^2 <= KL / 2, skew KLs at most -log a, for
+    peaked and tied logits alike.
+    """
     found = {
         name: np.asarray(loss, np.float64)
         for name, (loss, _) in all_closed(*map(jnp.asarray, logits)).items()
@@ -331,7 +341,9 @@ def test_divergences_as_scipy_and_rlax_and_distrax():
 
 
 def test_jsd_fades_to_the_kl_and_the_normalised_one_is_continuous():
-    """In float64: JSD(b) / b is the forward KL within 1 % at b = 1e-4, the normalised one meets its limits where they take over."""
+    """In float64: JSD(b) / b is the forward KL within 1 % at b = 1e-4, the normalised one meets its
+    limits where they take over.
+    """
     with jax.enable_x64(True):
         z, v = jnp.asarray(Z / 2, jnp.float64), jnp.asarray(V / 2, jnp.float64)
 
@@ -356,7 +368,9 @@ def test_jsd_fades_to_the_kl_and_the_normalised_one_is_continuous():
 
 
 def test_standardised_kl_with_two_actions():
-    """Two standardised logits are -+0.71 / T: the term is refused, or goes on at one of two values without a gradient."""
+    """Two standardised logits are -+0.71 / T: the term is refused, or goes on at one of two values
+    without a gradient.
+    """
     z, v = jnp.array([[[0.3, 0.1], [-4.0, 9.0]]]), jnp.array([[[5.0, 1.0], [5.0, 1.0]]])
     data = batch(shape=(1, 2), teacher=Outputs(Categorical(v)))
     with pytest.raises(
@@ -435,11 +449,13 @@ def test_normals_have_a_hard_label_and_cross_entropies():
     )
 
 
-# --- values and features --------------------------------------------------------------------------------------------
+# --- values and features -------------------------------------------------------------------------
 
 
 def test_value_mse_in_units_of_the_teachers_spread():
-    """V_T = 2 and 6 (a third one has no weight): variance 4, so errors of 2 and 1 cost 4 / 4 and 1 / 4."""
+    """V_T = 2 and 6 (a third one has no weight): variance 4, so errors of 2 and 1 cost 4 / 4 and 1
+    / 4.
+    """
     data = batch(
         shape=(1, 3), teacher=Outputs((), jnp.array([[2.0, 6.0, 100.0]])), weight=[[1, 1, 0]]
     )
@@ -477,7 +493,9 @@ def test_q_mse_reads_the_logit_at_the_action():
 
 
 def test_hierarchical_value_distillation():
-    """Q_T = (5, 4, 2) and (9, 9, 8): A_T = (0, -1, -3) and (0, 0, -1), in units of the variance of all six; a shift of Q changes nothing."""
+    """Q_T = (5, 4, 2) and (9, 9, 8): A_T = (0, -1, -3) and (0, 0, -1), in units of the variance of
+    all six; a shift of Q changes nothing.
+    """
     q = np.array([[[5.0, 4.0, 2.0], [9.0, 9.0, 8.0]]], np.float32)
     advantage = q - q.max(-1, keepdims=True)
     student = np.array(
@@ -575,7 +593,9 @@ def test_feature_mse_names_the_layers_there_are():
 
 
 def test_feature_mse_is_trained_by_distill():
-    """The projection is made from the shapes that `distill` finds, and is part of what the optimizer moves."""
+    """The projection is made from the shapes that `distill` finds, and is part of what the
+    optimizer moves.
+    """
     env = jaxkd.envs.make("CartPole-v1", num_envs=2)
     teacher, student = networks.mlp(env, (6,)), networks.mlp(env, (3,))
     kd = jaxkd.distill(
@@ -596,7 +616,7 @@ def test_feature_mse_is_trained_by_distill():
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
 
 
-# --- reinforcement learning -----------------------------------------------------------------------------------------
+# --- reinforcement learning ----------------------------------------------------------------------
 
 
 def test_policy_gradient_by_hand_and_as_rlax():
@@ -618,7 +638,9 @@ def test_policy_gradient_by_hand_and_as_rlax():
 
 
 def test_ppo_clip_by_hand():
-    """Ratios 1.5 and 0.5 with both signs of the advantage: only moves that went too far in the right direction are clipped."""
+    """Ratios 1.5 and 0.5 with both signs of the advantage: only moves that went too far in the
+    right direction are clipped.
+    """
     probability = jnp.array([[0.75, 0.75, 0.25, 0.25]])
     student = Outputs(Categorical(jnp.log(jnp.stack([probability, 1 - probability], -1))))
     data = batch(
@@ -640,7 +662,9 @@ def test_ppo_clip_by_hand():
 
 
 def test_ppo_clip_normalises_over_what_counts():
-    """Advantages 1 and 3 become -1 and 1; a third one of weight 0 changes nothing. At ratio 1 the loss is -A."""
+    """Advantages 1 and 3 become -1 and 1; a third one of weight 0 changes nothing. At ratio 1 the
+    loss is -A.
+    """
     policy = Categorical(jnp.zeros((1, 3, 2)))
     data = batch(shape=(1, 3), acting=Outputs(policy), advantage=[[1, 3, 100]], weight=[[1, 1, 0]])
     loss = loss_of(losses.ppo_clip(0.2), Outputs(policy), data)
@@ -674,7 +698,9 @@ def test_ppo_clip_as_rlax():
 
 
 def test_td_mse_by_hand():
-    """Before 1: values 1.1 (free), 1.5 and 0 (beyond the clip of 0.2), target 2. The larger square counts."""
+    """Before 1: values 1.1 (free), 1.5 and 0 (beyond the clip of 0.2), target 2. The larger square
+    counts.
+    """
     value = jnp.array([[1.1, 1.5, 0.0]])
     student = Outputs((), value, (), {"aux": value + 1})
     acting = Outputs((), jnp.ones((1, 3)), (), {"aux": jnp.full((1, 3), 2.0)})
@@ -700,7 +726,7 @@ def test_td_mse_by_hand():
     )  # stopped only where it ran towards the target
 
 
-# --- combinators ----------------------------------------------------------------------------------------------------
+# --- combinators ---------------------------------------------------------------------------------
 
 
 def test_scale_takes_a_number_a_traced_one_and_a_schedule():
@@ -810,7 +836,9 @@ def test_every_float_may_be_traced():
 
 
 def test_proximal_keeps_a_share_and_passes_the_gradient_on():
-    """Ratios 3/2 and 1/2 at epsilon 0.2 are 1.5 and 0.8; the first one's gradient is that of rho, the second's that of a number."""
+    """Ratios 3/2 and 1/2 at epsilon 0.2 are 1.5 and 0.8; the first one's gradient is that of rho,
+    the second's that of a number.
+    """
     probability = jnp.array([[0.75, 0.25]])
     z = jnp.log(jnp.stack([probability, 1 - probability], -1))
     data = batch(shape=(1, 2), acting=Outputs(Categorical(jnp.zeros((1, 2, 2)))))
@@ -844,7 +872,7 @@ def test_for_task_counts_only_its_rows():
             )
 
 
-# --- weights --------------------------------------------------------------------------------------------------------
+# --- weights -------------------------------------------------------------------------------------
 
 
 def weight_of(weight, student=None, data=None, episode_return=0.0):
@@ -906,10 +934,12 @@ def test_burn_in_keeps_the_size_of_the_mean():
 
 
 def test_v_gated_distillation_ends_no_worse_than_the_teacher():
-    """Czarnecki et al. 2019, proposition 2, on a tabular MDP with exact values, state weights and policy gradient.
+    """Czarnecki et al. 2019, proposition 2, on a tabular MDP with exact values, state weights and
+    policy gradient.
 
-    Three teachers: optimal, optimal with a quarter of noise, the worst there is (all with 2 % of noise, so that their logs are finite).
-    With the gate the student ends no worse than any in any state, and far above the bad ones; without it the same student stays near them.
+    Three teachers: optimal, optimal with a quarter of noise, the worst there is (all with 2 % of
+    noise, so that their logs are finite). With the gate the student ends no worse than any in any
+    state, and far above the bad ones; without it the same student stays near them.
     """
     S, gamma, steps = 3, 0.9, 1500
     rng = np.random.default_rng(5)
@@ -1107,7 +1137,9 @@ def test_the_engine_takes_the_weighted_mean_of_each_term_and_the_sum_of_terms():
 
 
 def test_a_minibatch_without_weight_teaches_nothing():
-    """All weights 0 (no group finished): loss and gradient are 0, not 0 / 0, also through PPO's standardised advantage."""
+    """All weights 0 (no group finished): loss and gradient are 0, not 0 / 0, also through PPO's
+    standardised advantage.
+    """
     logits = jnp.zeros((L, N, 2))
     acting = Outputs(Categorical(logits), jnp.zeros((L, N)))
     data = batch(

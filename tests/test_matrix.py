@@ -1,7 +1,9 @@
-"""Every component with every other, in four cells: {feed-forward, recurrent} x {discrete, continuous actions}.
+"""Every component with every other, in four cells: {feed-forward, recurrent} x {discrete,
+continuous actions}.
 
-A new component is one new row of a table; without it `test_the_tables_are_complete` fails. A row is a component, or a function that makes
-one from a float in (0, 1): then the float is traced, and the component must depend on it.
+A new component is one new row of a table; without it `test_the_tables_are_complete` fails. A row is
+a component, or a function that makes one from a float in (0, 1): then the float is traced, and the
+component must depend on it.
 """
 
 from collections import defaultdict
@@ -40,7 +42,7 @@ CENTRE = rewards.Model(  # the smallest model: far from the mean observation is 
     loss=lambda key, fixed, params, rows: jnp.sum(jnp.square(rows - params[None]), axis=-1),
 )
 
-# --- the tables: "<public name> <variant>" ---------------------------------------------------------------------------
+# --- the tables: "<public name> <variant>" -------------------------------------------------------
 
 LOSSES = {
     "forward_kl": lambda x: losses.forward_kl(1 + x),
@@ -123,7 +125,8 @@ RETURNS = {  # the first is of the environment's stream
     "group_relative rloo": returns.group_relative(2, standardise=False, leave_one_out=True),
 }
 
-REWARDS = {  # chained in this order: what is before `replace` is lost, and `normalise` undoes a mere scale
+# chained in this order: what is before `replace` is lost, and `normalise` undoes a mere scale
+REWARDS = {
     "replace": rewards.replace(lambda batch, context: jnp.square(batch.reward)),
     "clip": lambda x: rewards.clip(-x, x),
     "scale": lambda x: rewards.scale(x),
@@ -161,7 +164,7 @@ NO_COMPONENTS = {
     "Model",
 }  # public, but of another kind
 
-# --- what is refused, and why -----------------------------------------------------------------------------------------
+# --- what is refused, and why --------------------------------------------------------------------
 
 DISCRETE = (  # it compares logits, which continuous actions do not have
     "jsd, jsd temperature, jsd normalise, skew_kl, skew_reverse_kl, standardised_kl, total_variation, logit_mse, q_mse, "
@@ -218,11 +221,13 @@ def made(table: dict, x: Any) -> dict:
     }
 
 
-# --- the smallest environment and networks ----------------------------------------------------------------------------
+# --- the smallest environment and networks -------------------------------------------------------
 
 
 def tiny(space: Any) -> Env:
-    """Walks on a line, is paid its place, and ends beyond 1; pairs of environments begin alike; a task for every other one."""
+    """Walks on a line, is paid its place, and ends beyond 1; pairs of environments begin alike; a
+    task for every other one.
+    """
 
     def observe(state):
         x = jnp.stack([state["place"], state["time"].astype(jnp.float32)], axis=-1)
@@ -312,11 +317,13 @@ def build(cell: Cell, terms: dict, **keywords) -> Algorithm:
 
 
 def types(tree: Any) -> Any:
-    """Shape, dtype and weak type of every leaf: what a second call is compiled for anew if it differs."""
+    """Shape, dtype and weak type of every leaf: what a second call is compiled for anew if it
+    differs.
+    """
     return jax.tree.map(jax.typeof, tree)
 
 
-# --- every row is there -----------------------------------------------------------------------------------------------
+# --- every row is there --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("module", TABLES, ids=lambda module: module.__name__)
@@ -335,11 +342,13 @@ def test_the_refused_are_rows():
     assert set(DISCRETE + SEQUENCES + WHO_ACTED) <= set(LOSSES)
 
 
-# --- all at once, compiled --------------------------------------------------------------------------------------------
+# --- all at once, compiled -----------------------------------------------------------------------
 
 
 def everything(cell: Cell, tables: dict, x: dict) -> Algorithm:
-    """One learner of all losses, reward transforms and returns, which have a stream each; x has the floats of each kind."""
+    """One learner of all losses, reward transforms and returns, which have a stream each; x has the
+    floats of each kind.
+    """
     terms, gains, paid = (made(table, x[kind]) for kind, table in tables.items())
     main, *streams = gains
     terms |= {f"td_mse {stream}": losses.td_mse(stream=stream) for stream in streams}
@@ -361,7 +370,9 @@ def everything(cell: Cell, tables: dict, x: dict) -> Algorithm:
 
 
 def one_float_a_lane(tables: dict) -> tuple[list, dict]:
-    """The rows that have a float; its value by kind and name in each lane: X in the first and last, OTHER_X in one between them."""
+    """The rows that have a float; its value by kind and name in each lane: X in the first and last,
+    OTHER_X in one between them.
+    """
     rows = [
         (kind, name)
         for kind, table in tables.items()
@@ -377,7 +388,8 @@ def one_float_a_lane(tables: dict) -> tuple[list, dict]:
 @pytest.mark.slow
 @each_cell
 def test_all_losses_rewards_and_returns_in_one_learner(cell, key):
-    """Two updates are finite, move all parameters, keep every type, are traced once; each row's float changes what is learnt.
+    """Two updates are finite, move all parameters, keep every type, are traced once; each row's
+    float changes what is learnt.
 
     Returns that begin every update with a reset are left out: no carry would ever be handed on.
     """
@@ -424,7 +436,9 @@ def test_all_losses_rewards_and_returns_in_one_learner(cell, key):
 @pytest.mark.slow
 @each_cell
 def test_all_behaviors_in_one_program(cell, key):
-    """Two updates of a learner each: legal actions of the right type, traced once; where a row has a float, it changes the actions."""
+    """Two updates of a learner each: legal actions of the right type, traced once; where a row has
+    a float, it changes the actions.
+    """
     x, params = jnp.array([X, OTHER_X]), bare(cell).init(jax.random.key(1))
     algorithm = partial(build, cell, {"kl": KL}, memory=RECORD)
 
@@ -465,11 +479,13 @@ def test_all_behaviors_in_one_program(cell, key):
         assert np.any(one != other) == callable(row), name
 
 
-# --- all pairs, by their shapes ---------------------------------------------------------------------------------------
+# --- all pairs, by their shapes ------------------------------------------------------------------
 
 
 def alike(algorithm: Algorithm, kind: str) -> list[list[str]]:
-    """Names of losses or rewards for which the learner computes and keeps the same: alone or together, the rest of it is the same program."""
+    """Names of losses or rewards for which the learner computes and keeps the same: alone or
+    together, the rest of it is the same program.
+    """
     groups = defaultdict(list)
     for row, name, _, fields in dict(algorithm.description[1])["components"]:
         if row == kind:
@@ -482,8 +498,9 @@ def alike(algorithm: Algorithm, kind: str) -> list[list[str]]:
 def test_each_loss_with_each_behavior_memory_returns_and_reward(cell):
     """A step gives back the state's own types, or `distill` refuses.
 
-    What reads alike shares a learner, and the tables are walked through side by side: as many learners as the longest has rows.
-    Of behaviours and returns only the first words are taken: their variants run above.
+    What reads alike shares a learner, and the tables are walked through side by side: as many
+    learners as the longest has rows. Of behaviours and returns only the first words are taken:
+    their variants run above.
     """
     who, gains = (
         [row for name, row in made(table, X).items() if " " not in name]
@@ -513,7 +530,9 @@ def test_each_loss_with_each_behavior_memory_returns_and_reward(cell):
 
 @each_cell
 def test_what_does_not_exist_is_refused(cell):
-    """For continuous actions, for sequences of one row; a memory of older rollouts, which are not of the policy that acts; useless rewards."""
+    """For continuous actions, for sequences of one row; a memory of older rollouts, which are not
+    of the policy that acts; useless rewards.
+    """
     terms = made(LOSSES, X)
     for name, words in cell.refused().items():
         with pytest.raises(UsageError, match=f"loss '{name}': .*{words}"):

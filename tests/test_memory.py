@@ -1,4 +1,6 @@
-"""The ring of rollouts: what is stored, what is drawn, and that learning from it is learning from the aggregate."""
+"""The ring of rollouts: what is stored, what is drawn, and that learning from it is learning from
+the aggregate.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -28,7 +30,9 @@ class Params(NamedTuple):
 
 
 class Cells:
-    """A grid of small integers: the step of the episode, what was drawn at its start, and the last action."""
+    """A grid of small integers: the step of the episode, what was drawn at its start, and the last
+    action.
+    """
 
     name, default_params = "Cells", Params()
 
@@ -64,7 +68,9 @@ def flat(obs):
 
 
 def plain(width):
-    """A feed-forward policy with a value, features and a hidden layer in `extra`: much that a KL does not read."""
+    """A feed-forward policy with a value, features and a hidden layer in `extra`: much that a KL
+    does not read.
+    """
 
     def init(key):
         keys = jax.random.split(key)
@@ -82,7 +88,9 @@ def plain(width):
 
 
 def accumulator(width):
-    """A recurrent policy: h <- tanh(h (1 - reset) U + obs W); what it says depends on the whole episode."""
+    """A recurrent policy: h <- tanh(h (1 - reset) U + obs W); what it says depends on the whole
+    episode.
+    """
 
     def init(key):
         keys = jax.random.split(key, 3)
@@ -130,11 +138,13 @@ def stored(state):
     }
 
 
-# --- what is stored -------------------------------------------------------------------------------------------------
+# --- what is stored ------------------------------------------------------------------------------
 
 
 def test_only_what_a_loss_reads_is_stored():
-    """A leaf, not a field: of the teacher the logits alone. Integers stay small. Every leaf leads with the environments."""
+    """A leaf, not a field: of the teacher the logits alone. Integers stay small. Every leaf leads
+    with the environments.
+    """
     always = {
         "obs": ((B, C, T, 2, 2), "int8"),
         "reset": ((B, C, T), "float32"),
@@ -174,7 +184,9 @@ def test_only_what_a_loss_reads_is_stored():
 
 
 def test_the_aggregate_bit_for_bit():
-    """The last three of five rollouts, each in its place, as a memory that keeps its batch saw them; the state does not grow."""
+    """The last three of five rollouts, each in its place, as a memory that keeps its batch saw
+    them; the state does not grow.
+    """
     ring, fresh = (
         kd(memory=memory.ring(C), behavior=behavior.mixture(0.5)),
         kd(memory=RECORD, behavior=behavior.mixture(0.5)),
@@ -206,7 +218,7 @@ def test_the_aggregate_bit_for_bit():
     assert len({np.asarray(r.obs).tobytes() for r in rollouts}) == 5
 
 
-# --- what is drawn --------------------------------------------------------------------------------------------------
+# --- what is drawn -------------------------------------------------------------------------------
 
 
 def numbered(rollout, num_envs):
@@ -238,7 +250,9 @@ def filled(number, num_envs):
     ("number", "there"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (5, [2, 3, 4])]
 )
 def test_columns_are_drawn_uniformly_and_independently(number, there):
-    """Whole columns of one stored rollout and their own environment, their carries with them; what is not filled is never drawn."""
+    """Whole columns of one stored rollout and their own environment, their carries with them; what
+    is not filled is never drawn.
+    """
     n = 3000
     sample, buffer = filled(number, n)
     drawn = sample(jax.random.key(1), buffer, numbered(99, n))
@@ -294,7 +308,7 @@ def test_unread_is_zeros_and_what_belongs_to_who_acted_is_empty():
     ]
 
 
-# --- learning from it -----------------------------------------------------------------------------------------------
+# --- learning from it ----------------------------------------------------------------------------
 
 
 def test_a_ring_of_one_is_this_rollout(key):
@@ -321,8 +335,8 @@ def test_a_ring_of_one_is_this_rollout(key):
 
 @pytest.mark.parametrize("length", [2, 6])
 def test_recurrent_sequences_begin_with_their_own_carries(length, key):
-    """Student and teacher are the same network with the same params, so replayed the student says what the teacher said: over several
-    updates whose episodes go on from one rollout to the next.
+    """Student and teacher are the same network with the same params, so replayed the student says
+    what the teacher said: over several updates whose episodes go on from one rollout to the next.
     """
     policy = accumulator(5)
 
@@ -342,7 +356,9 @@ def test_recurrent_sequences_begin_with_their_own_carries(length, key):
 
 
 def test_dagger_learns_from_all_that_was_seen(key):
-    """The teacher drives at first, the student after: what the losses report is of the aggregate, and each seed has a ring of its own."""
+    """The teacher drives at first, the student after: what the losses report is of the aggregate,
+    and each seed has a ring of its own.
+    """
 
     def first(
         student, batch
@@ -414,7 +430,7 @@ def test_a_memory_of_ones_own_gets_and_gives_what_is_recorded(key):
             )
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- mistakes ------------------------------------------------------------------------------------
 
 
 def valued(student, batch):

@@ -1,4 +1,6 @@
-"""Q networks and PQN: what a wrapped policy is, one update by hand, and that it learns, also to teach."""
+"""Q networks and PQN: what a wrapped policy is, one update by hand, and that it learns, also to
+teach.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -74,11 +76,13 @@ LINEAR = Policy(lambda key: jax.random.normal(key, (2, 2)), lambda n: (), linear
 SIZES = dict(unroll_length=T, num_minibatches=1, num_epochs=1)
 
 
-# --- the network ----------------------------------------------------------------------------------------------------
+# --- the network ---------------------------------------------------------------------------------
 
 
 def test_the_value_is_the_largest_q(key):
-    """In step and in unroll; the policy, its greedy action and its params are those of the network inside; twice is once."""
+    """In step and in unroll; the policy, its greedy action and its params are those of the network
+    inside; twice is once.
+    """
     inner = networks.mlp(ENV, (8,), layer_norm=True)
     policy, params, obs = networks.q(inner), jit(inner.init)(key), jax.random.normal(key, (3, 5, 2))
     for made in (policy, networks.q(policy)):
@@ -150,11 +154,13 @@ def test_a_q_network_is_saved_as_such_or_as_the_network_inside(key, tmp_path):
         np.testing.assert_array_equal(ours, answer)
 
 
-# --- the algorithm --------------------------------------------------------------------------------------------------
+# --- the algorithm -------------------------------------------------------------------------------
 
 
 def test_one_update_by_hand(key):
-    """Targets of Peng's Q(lambda) from max_a Q at the true successor, then one step of SGD on (Q(s, a) - target)^2, through a time limit."""
+    """Targets of Peng's Q(lambda) from max_a Q at the true successor, then one step of SGD on (Q(s,
+    a) - target)^2, through a time limit.
+    """
     seen = losses.watch(lambda student, batch: batch.next_obs[..., 0] + batch.acting.value)
     algorithm = pqn(
         ENV,
@@ -235,7 +241,9 @@ def test_defaults_and_what_replaces_them(capsys):
 
 
 def test_it_learns_what_pays(key):
-    """Contextual: after 60 updates the greedy action is the paid one; and Rusu's student of the tempered Q teacher has it too."""
+    """Contextual: after 60 updates the greedy action is the paid one; and Rusu's student of the
+    tempered Q teacher has it too.
+    """
     env = envs.make(Steps(), 32)
     policy = networks.mlp(env, (16,), layer_norm=True, activation=nn.relu)
     learning = pqn(

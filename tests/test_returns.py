@@ -1,4 +1,6 @@
-"""Returns, groups of episodes, running moments and normalised rewards: numbers by hand, rlax, numpy and plain Python loops."""
+"""Returns, groups of episodes, running moments and normalised rewards: numbers by hand, rlax, numpy
+and plain Python loops.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -42,14 +44,16 @@ def column(*numbers):
     return np.array(numbers, np.float32)[:, None]
 
 
-# --- gae ------------------------------------------------------------------------------------------------------------
+# --- gae -----------------------------------------------------------------------------------------
 
 
 def test_gae_by_hand():
-    """gamma = lambda = 1/2, a truncation at t = 1, a termination at t = 3, value 10 t; the true successor of t = 1 is worth 100.
+    """gamma = lambda = 1/2, a truncation at t = 1, a termination at t = 3, value 10 t; the true
+    successor of t = 1 is worth 100.
 
-    d_3 = 1 - 30 = -29 (terminated: no bootstrap); d_4 = 1 + 25 - 40 = -14; d_2 = 1 + 15 - 20 = -4; d_1 = 1 + 50 - 10 = 41;
-    d_0 = 1 + 5 - 0 = 6. A_4 = -14; A_3 = -29 (no trace); A_2 = -4 + A_3 / 4 = -11.25; A_1 = 41 (no trace); A_0 = 6 + A_1 / 4 = 16.25.
+    d_3 = 1 - 30 = -29 (terminated: no bootstrap); d_4 = 1 + 25 - 40 = -14; d_2 = 1 + 15 - 20 = -4;
+    d_1 = 1 + 50 - 10 = 41; d_0 = 1 + 5 - 0 = 6. A_4 = -14; A_3 = -29 (no trace); A_2 = -4 + A_3 / 4
+    = -11.25; A_1 = 41 (no trace); A_0 = 6 + A_1 / 4 = 16.25.
     """
     value, following = column(0, 10, 20, 30, 40, 50), column(10, 100, 30, 999, 50)
     data = batch(column(0, 0, 0, 1, 0), column(0, 1, 0, 0, 0))
@@ -59,7 +63,9 @@ def test_gae_by_hand():
 
 
 def test_gae_as_rlax():
-    """rlax knows no truncation: with terminations alone both agree, and so do both without episodes when nothing terminates."""
+    """rlax knows no truncation: with terminations alone both agree, and so do both without episodes
+    when nothing terminates.
+    """
     data = batch(truncated=0 * TRUNCATED)
     ours = evaluate(returns.gae(0.9, 0.8), following=VALUE[1:], data=data)[0]
     discount = 0.9 * (1 - TERMINATED)
@@ -79,7 +85,9 @@ def test_lambda_zero_is_the_td_error():
 
 
 def test_lambda_one_is_the_discounted_return():
-    """Rewards until the episode ends, then nothing (terminated) or the discounted value of what was cut off."""
+    """Rewards until the episode ends, then nothing (terminated) or the discounted value of what was
+    cut off.
+    """
     target = np.zeros((T, B))
     for env in range(B):
         for start in range(T):
@@ -98,7 +106,9 @@ def test_lambda_one_is_the_discounted_return():
 
 
 def test_without_episodes_nothing_cuts():
-    """The next row's value, through every reset: the ends and the true successors are not even read."""
+    """The next row's value, through every reset: the ends and the true successors are not even
+    read.
+    """
     ours = evaluate(returns.gae(0.9, 0.8, episodic=False), following=np.full((T, B), np.nan))
     running, expected = np.zeros(B), np.zeros((T, B))
     for t in reversed(range(T)):
@@ -134,7 +144,9 @@ def test_gamma_and_lambda_may_be_traced():
 
 @pytest.mark.parametrize(("gamma", "lambda_"), [(0.9, 0.65), (0.99, 0.0), (0.9, 1.0)])
 def test_q_lambda_as_rlax(gamma, lambda_):
-    """With V = max_a Q the target is the lambda return of one trajectory; a termination is a discount of 0."""
+    """With V = max_a Q the target is the lambda return of one trajectory; a termination is a
+    discount of 0.
+    """
     data = batch(truncated=0 * TRUNCATED)
     ours = evaluate(returns.q_lambda(gamma, lambda_), following=VALUE[1:], data=data)[1]
     for env in range(B):
@@ -145,9 +157,11 @@ def test_q_lambda_as_rlax(gamma, lambda_):
 
 
 def test_q_lambda_by_hand():
-    """gamma = lambda = 1/2, max Q = 10 t, a truncation at t = 1 whose true successor is worth 100, a termination at t = 2.
+    """gamma = lambda = 1/2, max Q = 10 t, a truncation at t = 1 whose true successor is worth 100,
+    a termination at t = 2.
 
-    G_3 = 1 + 40 / 2 = 21; G_2 = 1; G_1 = 1 + 100 / 2 = 51; G_0 = 1 + (G_1 / 2 + 10 / 2) / 2 = 16.25.
+    G_3 = 1 + 40 / 2 = 21; G_2 = 1; G_1 = 1 + 100 / 2 = 51; G_0 = 1 + (G_1 / 2 + 10 / 2) / 2 =
+    16.25.
     """
     value, following = column(0, 10, 20, 30, 40), column(10, 100, 999, 40)
     data = batch(column(0, 0, 1, 0), column(0, 1, 0, 0))
@@ -162,11 +176,13 @@ def test_monte_carlo_is_gae_of_lambda_one():
         np.testing.assert_array_equal(ours, theirs)
 
 
-# --- groups ---------------------------------------------------------------------------------------------------------
+# --- groups --------------------------------------------------------------------------------------
 
 
 def ended(*columns) -> Batch:
-    """A rollout from a reset of each environment; a string an environment: "t" a termination, "c" a cut, "." goes on."""
+    """A rollout from a reset of each environment; a string an environment: "t" a termination, "c" a
+    cut, "." goes on.
+    """
     rows = np.array([list(column) for column in columns]).T
     done = (rows != ".").astype(np.float32)
     reset = np.concatenate([np.ones_like(done[:1]), done[:-1]])
@@ -184,9 +200,11 @@ def compare(made, reward, data):
 def test_groups_by_hand():
     """Two groups of two, six steps.
 
-    Group 0: env 0 has episodes of returns 3 (two steps), 2 (one), then an unfinished one; env 1 of 1 (three steps, cut), 8 (three).
-      1st: mean 2, std 1, A = +-1 / (1 + 1e-6); 2nd: 2 against 8, mean 5, std 3, A = -+1; the 3rd of env 0 is unfinished: weight 0.
-    Group 1: env 2 finishes 5, then -1 (one step), then 7; env 3 finishes 5, then nothing: equal returns, and twice nobody to compare with.
+    Group 0: env 0 has episodes of returns 3 (two steps), 2 (one), then an unfinished one; env 1 of
+      1 (three steps, cut), 8 (three). 1st: mean 2, std 1, A = +-1 / (1 + 1e-6); 2nd: 2 against 8,
+      mean 5, std 3, A = -+1; the 3rd of env 0 is unfinished: weight 0.
+    Group 1: env 2 finishes 5, then -1 (one step), then 7; env 3 finishes 5, then nothing: equal
+    returns, and twice nobody to compare with.
     """
     data = ended(".tt...", "..c..t", "..tt.t", "...c..")
     reward = np.array(
@@ -211,7 +229,9 @@ def test_groups_by_hand():
 
 
 def test_groups_are_a_python_loop():
-    """Episodes of random lengths in groups of three, all variants, by a loop over envs and the n-th episodes."""
+    """Episodes of random lengths in groups of three, all variants, by a loop over envs and the n-th
+    episodes.
+    """
     length, size, rng = 24, 3, np.random.default_rng(5)
     rows = rng.choice(list("......tc"), (length, 6))
     rows[:, 5] = "."  # nothing ends
@@ -267,7 +287,9 @@ def test_equal_returns_give_no_advantage(total):
 
 
 def test_what_changes_when_rewards_are_scaled_and_shifted():
-    """Equal lengths, so that r -> 3 r + 2 is R -> 3 R + const: GRPO stays, Dr. GRPO is three times as large, RLOO is Dr. GRPO G / (G - 1)."""
+    """Equal lengths, so that r -> 3 r + 2 is R -> 3 R + const: GRPO stays, Dr. GRPO is three times
+    as large, RLOO is Dr. GRPO G / (G - 1).
+    """
     data, size = ended(*[".....t"] * 4), 4
     reward = RNG.normal(size=(6, 4)).astype(np.float32)
     grpo, dr_grpo = (
@@ -295,7 +317,9 @@ class Params(NamedTuple):
 
 
 class Pays:
-    """Pays what was drawn at the start for action 1, nothing for 0; a step ends the episode with probability 0.2."""
+    """Pays what was drawn at the start for action 1, nothing for 0; a step ends the episode with
+    probability 0.2.
+    """
 
     name = "Pays"
 
@@ -342,7 +366,8 @@ def reinforce(params, data, weight, advantage):
 
 
 def test_on_policy_the_gradient_is_reinforce_with_the_groups_mean(key):
-    """One step of SGD at ratio 1 against the gradient of sum w A log pi / sum w, A from a loop; the student has no value head.
+    """One step of SGD at ratio 1 against the gradient of sum w A log pi / sum w, A from a loop; the
+    student has no value head.
 
     Twice: every update begins with a reset, and the successors' values are not computed.
     """
@@ -444,7 +469,9 @@ def test_a_group_of_one_is_refused():
 
 
 def test_groups_teach(key):
-    """GRPO on `Pays`: action 1 where luck is above 0, else 0. A student that knows it earns about E max(luck, 0) a step."""
+    """GRPO on `Pays`: action 1 where luck is above 0, else 0. A student that knows it earns about E
+    max(luck, 0) a step.
+    """
     env = envs.make(Pays(), 64, group_size=8)
     algorithm = WHOLE(env, HEADLESS, returns=returns.group_relative(8), optimizer=optax.adam(0.1))
     params = run(algorithm, key, 40)[0].params
@@ -454,7 +481,7 @@ def test_groups_teach(key):
     assert np.all(right > 0.95), right
 
 
-# --- moments --------------------------------------------------------------------------------------------------------
+# --- moments -------------------------------------------------------------------------------------
 
 
 def test_moments_of_all_batches_together():
@@ -491,12 +518,14 @@ def test_standardise_by_hand():
     )
 
 
-# --- rewards.normalise ----------------------------------------------------------------------------------------------
+# --- rewards.normalise ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("episodic", [True, False])
 def test_normalise_over_two_rollouts(episodic):
-    """R_t = gamma R_{t-1} + r_t forward in time, 0 at the start of an episode, carried from rollout to rollout."""
+    """R_t = gamma R_{t-1} + r_t forward in time, 0 at the start of an episode, carried from rollout
+    to rollout.
+    """
     transform = rewards.normalise(0.9, episodic=episodic)
     state = transform.init(
         jax.random.key(0), (Outputs(()), batch()._replace(reward=jnp.zeros((T, B))))
@@ -517,7 +546,9 @@ def test_normalise_over_two_rollouts(episodic):
 
 
 def test_normalise_by_hand():
-    """R = 2, 3 for gamma = 1/2: variance 1/4, so rewards double; the mean stays in. Then R = 4 + 1.5; an end empties it."""
+    """R = 2, 3 for gamma = 1/2: variance 1/4, so rewards double; the mean stays in. Then R = 4 +
+    1.5; an end empties it.
+    """
     transform, reward = rewards.normalise(0.5), column(2, 2, 4)
     state = transform.init(
         jax.random.key(0), (Outputs(()), batch()._replace(reward=jnp.zeros((3, 1))))

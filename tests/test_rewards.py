@@ -1,4 +1,6 @@
-"""Reward transforms: numbers by hand, shaping that telescopes, and the theorem that makes a loss on one's own states a gradient."""
+"""Reward transforms: numbers by hand, shaping that telescopes, and the theorem that makes a loss on
+one's own states a gradient.
+"""
 
 import itertools
 
@@ -40,7 +42,7 @@ def log_softmax(logits):
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-# --- combinators ----------------------------------------------------------------------------------------------------
+# --- combinators ---------------------------------------------------------------------------------
 
 
 def test_combinators_by_hand():
@@ -148,7 +150,7 @@ def test_labels():
     assert description.show(rewards.potential_shaping(0.9)) == "potential_shaping(gamma=0.9)"
 
 
-# --- what the teacher pays ------------------------------------------------------------------------------------------
+# --- what the teacher pays -----------------------------------------------------------------------
 
 
 def test_teacher_reward_is_the_log_probability_of_the_action():
@@ -168,7 +170,9 @@ def test_teacher_reward_is_the_log_probability_of_the_action():
 
 
 def test_successor_pays_for_the_next_state_and_nothing_after_the_end():
-    """-gamma H(T || S) at the true successor, which the last row and a cut one have too; 0 where the episode ended."""
+    """-gamma H(T || S) at the true successor, which the last row and a cut one have too; 0 where
+    the episode ended.
+    """
     terminated, truncated = np.zeros((2, T, B), np.float32)
     terminated[1, 0], truncated[2, 1] = 1, 1
     data = batch(
@@ -188,7 +192,9 @@ def test_successor_pays_for_the_next_state_and_nothing_after_the_end():
 
 
 def test_shaping_telescopes_through_termination_and_truncation():
-    """sum_t gamma^t F_t = gamma^n Phi(s_n) - Phi(s_0) for each episode, with Phi(terminal) = 0 and the value of what was cut off."""
+    """sum_t gamma^t F_t = gamma^n Phi(s_n) - Phi(s_0) for each episode, with Phi(terminal) = 0 and
+    the value of what was cut off.
+    """
     T, B, gamma = 40, 5, 0.95
     ends = RNG.choice(3, size=(T, B), p=[0.85, 0.08, 0.07])
     terminated, truncated = (ends == 1).astype(np.float32), (ends == 2).astype(np.float32)
@@ -219,7 +225,9 @@ def test_shaping_telescopes_through_termination_and_truncation():
 
 
 def test_shaping_leaves_the_greedy_policy_alone():
-    """Tabular Q-learning, to its fixed point, in FourRooms: every cell, every action, random potentials; the environment's own transitions."""
+    """Tabular Q-learning, to its fixed point, in FourRooms: every cell, every action, random
+    potentials; the environment's own transitions.
+    """
     gamma, side = 0.9, 13
     with jax.ensure_compile_time_eval():
         import gymnax
@@ -275,14 +283,16 @@ def test_shaping_needs_a_value_of_the_teacher():
         paid(rewards.potential_shaping(), data=data)
 
 
-# --- Czarnecki et al. 2019, theorem 2 -------------------------------------------------------------------------------
+# --- Czarnecki et al. 2019, theorem 2 ------------------------------------------------------------
 
 STATES, ACTIONS, HORIZON, GAMMA = 3, 2, 4, 0.9
 OVER = STATES  # the outcome "the episode ends"
 
 
 def trajectories(transition, pi):
-    """Every whole trajectory from state 0: states, actions [H, N], terminated, alive [H, N], next state [H, N], probability [N]."""
+    """Every whole trajectory from state 0: states, actions [H, N], terminated, alive [H, N], next
+    state [H, N], probability [N].
+    """
     rows = []
     for moves in itertools.product(
         itertools.product(range(ACTIONS), range(STATES + 1)), repeat=HORIZON
@@ -378,7 +388,9 @@ def estimated_gradient(z, transition, measure, term, teacher, *, with_reward):
     ids=["N-distill", "expected entropy regularised"],
 )
 def test_the_successor_reward_makes_distillation_a_gradient(measure, term):
-    """Theorem 2 by enumeration in float64: lambda = 1, weights gamma^t, no normalisation, zero at the end. Without the reward it is no gradient."""
+    """Theorem 2 by enumeration in float64: lambda = 1, weights gamma^t, no normalisation, zero at
+    the end. Without the reward it is no gradient.
+    """
     rng = np.random.default_rng(0)
     transition = rng.dirichlet(np.ones(STATES + 1), size=(STATES, ACTIONS))
     with jax.enable_x64(True):
@@ -393,11 +405,13 @@ def test_the_successor_reward_makes_distillation_a_gradient(measure, term):
     assert np.abs(without - exact).max() > 0.02
 
 
-# --- in the learner -------------------------------------------------------------------------------------------------
+# --- in the learner ------------------------------------------------------------------------------
 
 
 class Tell(nn.Module):
-    """A teacher whose value is the observation's first number, so that the value of the true successor is known."""
+    """A teacher whose value is the observation's first number, so that the value of the true
+    successor is known.
+    """
 
     @nn.compact
     def __call__(self, obs):
@@ -405,7 +419,9 @@ class Tell(nn.Module):
 
 
 def test_the_rollout_records_what_the_rewards_read(key):
-    """CartPole cut after 5 steps: the potential is paid on the true successor, which `next_obs` shows."""
+    """CartPole cut after 5 steps: the potential is paid on the true successor, which `next_obs`
+    shows.
+    """
     env = jaxkd.envs.make("CartPole-v1", num_envs=4, max_steps=5)
     teacher, student = networks.feedforward(env, Tell()), networks.mlp(env, (4,), extra=("shape",))
 
@@ -458,7 +474,7 @@ def test_rewards_of_a_teacher_need_one():
         )
 
 
-# --- normalise before rewards vary ----------------------------------------------------------------------------------
+# --- normalise before rewards vary ---------------------------------------------------------------
 
 
 def normalised(reward, terminated, rollouts_before=0):
@@ -472,7 +488,9 @@ def normalised(reward, terminated, rollouts_before=0):
 
 
 def test_normalise_leaves_a_constant_return_alone():
-    """Every episode one step long and worth the same: no variance, and no factor of 1e4, also where float32 rounds the mean."""
+    """Every episode one step long and worth the same: no variance, and no factor of 1e4, also where
+    float32 rounds the mean.
+    """
     for constant in (0.0, 1.0, 0.3, -700.0):
         np.testing.assert_allclose(
             normalised(jnp.full((T, B), constant), jnp.ones((T, B))), constant
@@ -481,7 +499,9 @@ def test_normalise_leaves_a_constant_return_alone():
 
 @pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 1e3])
 def test_the_first_reward_is_at_most_the_root_of_the_steps_seen(size):
-    """One reward among M steps of 0: the variance is about size^2 / M, so the reward becomes about sqrt(M); a tiny one less, by the 1e-8."""
+    """One reward among M steps of 0: the variance is about size^2 / M, so the reward becomes about
+    sqrt(M); a tiny one less, by the 1e-8.
+    """
     reward = jnp.zeros((T, B)).at[-1, 0].set(size)
     for before in (0, 9):
         bound = np.sqrt((before + 1) * T * B)

@@ -1,6 +1,8 @@
-"""Stage 1 through the public learner: true successors, recurrent carries, who acts, episodes; and the sequences of stage 4.
+"""Stage 1 through the public learner: true successors, recurrent carries, who acts, episodes; and
+the sequences of stage 4.
 
-A memory that keeps the batch it is given makes the whole batch visible, whatever the inside of the rollout looks like.
+A memory that keeps the batch it is given makes the whole batch visible, whatever the inside of the
+rollout looks like.
 """
 
 from functools import partial
@@ -33,7 +35,9 @@ class Params(NamedTuple):
 
 
 class Clock:
-    """The observation says the step of the episode and a number drawn at its start; nothing depends on the action but the reward."""
+    """The observation says the step of the episode and a number drawn at its start; nothing depends
+    on the action but the reward.
+    """
 
     name = "Clock"
 
@@ -67,7 +71,9 @@ class Clock:
 
 
 def accumulator(width):
-    """A recurrent policy by hand: h <- tanh(h (1 - reset) U + obs W); the value and logits are linear in h."""
+    """A recurrent policy by hand: h <- tanh(h (1 - reset) U + obs W); the value and logits are
+    linear in h.
+    """
 
     def init(key):
         keys = jax.random.split(key, 3)
@@ -123,7 +129,9 @@ RECORD = Memory(
 
 
 def rollouts(env, student, teacher, loss, number=1, key=0, **keywords):
-    """-> (teacher params, student params, the batches [T, B] of `number` updates, their metrics); nothing is learnt."""
+    """-> (teacher params, student params, the batches [T, B] of `number` updates, their metrics);
+    nothing is learnt.
+    """
     keywords = dict(optimizer=optax.sgd(0.0), num_minibatches=1, memory=RECORD) | keywords
     algorithm = distill(env, student, teacher, losses={"probe": loss}, **keywords)
     teacher_params = () if teacher is None else jit(teacher.init)(jax.random.key(key + 1))
@@ -148,7 +156,9 @@ def read_all(student, batch):
 
 
 def replayed(policy, params, batches):
-    """The policy by a plain Python loop over all rows -> (value, value at the true successor), lists of [T, B] by rollout."""
+    """The policy by a plain Python loop over all rows -> (value, value at the true successor),
+    lists of [T, B] by rollout.
+    """
     step = jit(policy.step)
     carry, values, following = policy.initial_carry(B), [], []
     for batch in batches:
@@ -161,13 +171,15 @@ def replayed(policy, params, batches):
     return [np.stack(rows) for rows in values], [np.stack(rows) for rows in following]
 
 
-# --- true successors ------------------------------------------------------------------------------------------------
+# --- true successors -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [4, 5, 12])
 @pytest.mark.parametrize("kind", ["feedforward", "recurrent"])
 def test_the_value_of_the_true_successor_is_exact(kind, length):
-    """Every row that did not terminate, in two rollouts: K = 1, 1 and 3 slots; the first obs of the next episode is never taken."""
+    """Every row that did not terminate, in two rollouts: K = 1, 1 and 3 slots; the first obs of the
+    next episode is never taken.
+    """
     env = envs.make(Clock(), B)
     student, teacher = (
         (plain(6), plain(7)) if kind == "feedforward" else (accumulator(6), accumulator(7))
@@ -219,7 +231,9 @@ def test_the_target_is_computed_from_the_true_successor():
 
 @pytest.mark.parametrize("kind", ["feedforward", "recurrent"])
 def test_the_teacher_says_the_same_inside_and_outside_of_the_scan(kind):
-    """It steps inside where it may act, and unrolls over the stacked rows otherwise; this environment goes on alike under any action."""
+    """It steps inside where it may act, and unrolls over the stacked rows otherwise; this
+    environment goes on alike under any action.
+    """
     env = envs.make(Clock(), B)
     teacher = plain(7) if kind == "feedforward" else accumulator(7)
     student = plain(6)
@@ -239,7 +253,7 @@ def test_the_teacher_says_the_same_inside_and_outside_of_the_scan(kind):
         )
 
 
-# --- who acts -------------------------------------------------------------------------------------------------------
+# --- who acts ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -255,7 +269,9 @@ def test_the_teacher_says_the_same_inside_and_outside_of_the_scan(kind):
     ids=["student", "mixture-0", "mixture-half", "schedule", "mixture-1", "teacher"],
 )
 def test_share_of_the_teachers_actions(acts, share, key):
-    """Teacher plays 1, student 0, both for certain: the action says who acted. The schedule is asked at update 1."""
+    """Teacher plays 1, student 0, both for certain: the action says who acted. The schedule is
+    asked at update 1.
+    """
     n = 4000
     ours, theirs = (
         Outputs(Categorical(jnp.tile(jnp.array(logits), (n, 1))))
@@ -296,7 +312,9 @@ def test_mixture_of_continuous_actions(key):
 
 
 def test_the_mixture_acts_in_the_environment():
-    """beta = 1 at update 0, then 0: DAgger's schedule, seen in the recorded actions and in the reward that they earned."""
+    """beta = 1 at update 0, then 0: DAgger's schedule, seen in the recorded actions and in the
+    reward that they earned.
+    """
     env = envs.make(Clock(), B)
     acts = behavior.mixture(lambda update: 1.0 * (update == 0))
     _, _, batches, _ = rollouts(
@@ -314,11 +332,13 @@ def test_the_mixture_acts_in_the_environment():
     np.testing.assert_array_equal(batches[1].reward, 1)
 
 
-# --- episodes -------------------------------------------------------------------------------------------------------
+# --- episodes ------------------------------------------------------------------------------------
 
 
 def test_return_is_nan_before_the_first_episode_ends():
-    """No natural ends, a limit of 5, four steps an update: the first ends in the second update, all with return 5."""
+    """No natural ends, a limit of 5, four steps an update: the first ends in the second update, all
+    with return 5.
+    """
     env = envs.make(Clock(end=0.0), B)
     _, _, batches, metrics = rollouts(
         env, always(0), None, lambda s, b: s.value + b.reward, 3, unroll_length=4
@@ -336,7 +356,9 @@ def test_return_is_nan_before_the_first_episode_ends():
 
 
 def test_return_is_the_mean_of_each_environments_last_episode():
-    """As a Python loop over the recorded rewards and ends says, with an episode_step that starts anew with each episode."""
+    """As a Python loop over the recorded rewards and ends says, with an episode_step that starts
+    anew with each episode.
+    """
     env, seen = envs.make(Clock(), B), []
 
     def act(key, student, teacher, context):
@@ -360,12 +382,14 @@ def test_return_is_the_mean_of_each_environments_last_episode():
     assert min(seen) > 0 and len(set(last)) > 1
 
 
-# --- sequences ------------------------------------------------------------------------------------------------------
+# --- sequences -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("length", "shuffle"), [(2, "env"), (2, "full"), (6, "env"), (6, "full")])
 def test_sequences_replay_what_acted(length, shuffle):
-    """In every minibatch the student says again what it said while acting: order, resets and first carries are right."""
+    """In every minibatch the student says again what it said while acting: order, resets and first
+    carries are right.
+    """
     env = envs.make(Clock(), B)
 
     def difference(student, batch):
@@ -393,7 +417,9 @@ def test_sequences_replay_what_acted(length, shuffle):
 @pytest.mark.parametrize("length", [2, 6])
 @pytest.mark.parametrize("shuffle", ["env", "full"])
 def test_arrange_and_pick_keep_rows_together(length, shuffle):
-    """Rows are numbered (environment, time): each sequence is L rows in a row of one environment, with the carry before its first."""
+    """Rows are numbered (environment, time): each sequence is L rows in a row of one environment,
+    with the carry before its first.
+    """
     time, env = jnp.meshgrid(jnp.arange(6), jnp.arange(3), indexing="ij")
     row = 100 * env + time
     none = dict.fromkeys(("next_obs", "terminated", "truncated", "reset", "acting", "teacher"), ())

@@ -1,4 +1,6 @@
-"""Speed as ratios, which any machine can check: the engine against the floor of its parts, and the size of the programs that are compiled."""
+"""Speed as ratios, which any machine can check: the engine against the floor of its parts, and the
+size of the programs that are compiled.
+"""
 
 import jax
 import pytest
@@ -7,7 +9,8 @@ import throughput
 import jaxkd
 from jaxkd import presets
 
-# Lines of StableHLO of one PPO update of a preset's teacher: what tracing and compiling take time for. A third more is a change to look at.
+# Lines of StableHLO of one PPO update of a preset's teacher: what tracing and compiling take time
+# for. A third more is a change to look at.
 # 700 to 1000 of them are the hash of cpu.py, once for each shape it is called with.
 LINES = {
     "CartPole-v1": 3516,
@@ -30,7 +33,9 @@ def test_programs_stay_small(name, key):
 
 @pytest.mark.slow
 def test_the_engine_stays_near_its_floor():
-    """Measured alone: see benchmarks/results/speed/throughput.json; here beside other tests, so far below that is a regression."""
+    """Measured alone: see benchmarks/results/speed/throughput.json; here beside other tests, so far
+    below that is a regression.
+    """
     sources = throughput.parts(jaxkd.envs.make("CartPole-v1", 64), 1)
     wanted = {name for floor in throughput.FLOOR.values() for name in floor} | set(throughput.FLOOR)
     seconds, _ = throughput.measure(

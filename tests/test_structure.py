@@ -1,6 +1,8 @@
-"""The rules of the source itself: size, direction of imports, what is never written, what is public.
+"""The rules of the source itself: size, direction of imports, what is never written, what is
+public.
 
-Each gate is a function of (source, ...) -> list of violations. One test runs it over the tree, one shows that it can fail.
+Each gate is a function of (source, ...) -> list of violations. One test runs it over the tree, one
+shows that it can fail.
 """
 
 import ast
@@ -64,7 +66,7 @@ def walk(node: ast.AST, into_functions: bool = True) -> Iterator[ast.AST]:
             yield from walk(child, into_functions)
 
 
-# --- size -----------------------------------------------------------------------------------------------------------
+# --- size ----------------------------------------------------------------------------------------
 
 
 def code_lines(source: str) -> set[int]:
@@ -151,7 +153,7 @@ def test_size_gate_can_fail(source, message):
     assert len(violations) == 1 and message in violations[0]
 
 
-# --- imports --------------------------------------------------------------------------------------------------------
+# --- imports -------------------------------------------------------------------------------------
 
 
 def imported(node: ast.AST, package: tuple[str, ...]) -> list[str]:
@@ -161,7 +163,8 @@ def imported(node: ast.AST, package: tuple[str, ...]) -> list[str]:
     if isinstance(node, ast.ImportFrom):
         parent = package[: len(package) + 1 - node.level] if node.level else ()
         origin = ".".join((*parent, node.module) if node.module else parent)
-        # `from jaxkd import losses` imports a module, `from jaxkd.losses import forward_kl` need not: the layer is the same.
+        # `from jaxkd import losses` imports a module, `from jaxkd.losses import forward_kl` need
+        # not: the layer is the same.
         return [f"{origin}.{alias.name}" for alias in node.names]
     if (
         isinstance(node, ast.Call)
@@ -177,7 +180,9 @@ def imported(node: ast.AST, package: tuple[str, ...]) -> list[str]:
 
 
 def top_module(dotted: str) -> str:
-    """The first name below `jaxkd`: "jaxkd.losses.policy" -> "losses"; "jaxkd" itself and its attributes -> "__init__"."""
+    """The first name below `jaxkd`: "jaxkd.losses.policy" -> "losses"; "jaxkd" itself and its
+    attributes -> "__init__".
+    """
     parts = dotted.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in LAYER else "__init__"
 
@@ -266,11 +271,13 @@ def test_import_gate_can_pass(name, source):
     assert not import_violations(source, name)
 
 
-# --- what is never written ------------------------------------------------------------------------------------------
+# --- what is never written -----------------------------------------------------------------------
 
 
 def safety_violations(source: str, name: str) -> list[str]:
-    """Nothing that executes data: no pickle and its kin, no eval, no exec, no allow_pickle other than False."""
+    """Nothing that executes data: no pickle and its kin, no eval, no exec, no allow_pickle other
+    than False.
+    """
     violations = []
     for node in walk(ast.parse(source)):
         found = [
@@ -345,7 +352,7 @@ def test_name_gate_can_fail(name):
     assert name_violations([Path(name)]) == [name]
 
 
-# --- what is public -------------------------------------------------------------------------------------------------
+# --- what is public ------------------------------------------------------------------------------
 
 
 def public_violations(module: ModuleType) -> list[str]:
@@ -395,7 +402,7 @@ def test_public_gate_can_fail():
     ]
 
 
-# --- warnings -------------------------------------------------------------------------------------------------------
+# --- warnings ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("module", ["jaxkd", "jaxkd.losses.policy"])
@@ -409,11 +416,13 @@ def test_warnings_from_elsewhere_are_not_errors():
         warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module="jaxkdx")
 
 
-# --- what an import costs -------------------------------------------------------------------------------------------
+# --- what an import costs ------------------------------------------------------------------------
 
 
 def heavy_imports(statement: str) -> list[str]:
-    """Which HEAVY packages `statement` loads in a fresh interpreter, beyond what jaxkd's own foundation loads (flax loads rich)."""
+    """Which HEAVY packages `statement` loads in a fresh interpreter, beyond what jaxkd's own
+    foundation loads (flax loads rich).
+    """
     program = f"""
         import sys
         import chex, flax.linen, jax, optax

@@ -1,4 +1,6 @@
-"""True successors under either rule, wherever cuts come; weights that an environment gives; carries at the starts of sequences."""
+"""True successors under either rule, wherever cuts come; weights that an environment gives; carries
+at the starts of sequences.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +85,9 @@ def test_every_cut_is_answered_by_what_was_cut_off(clock, kind, monkeypatch):
 
 
 def test_the_smallest_case_by_hand():
-    """Two cuts in four steps where the parameters promise one: 40.15 and 41.58, not 30.83 and 31.68."""
+    """Two cuts in four steps where the parameters promise one: 40.15 and 41.58, not 30.83 and
+    31.68.
+    """
 
     class Hand(Clock):
         def __init__(self):

@@ -30,7 +30,9 @@ ROLES = {"teacher": "teacher", "student": "student", "control": "same network, n
 
 
 def job(settings: frame.Headline):
-    """The experiment of one key -> dict of mean greedy returns [], the actors' sizes, and the environment steps of a seed."""
+    """The experiment of one key -> dict of mean greedy returns [], the actors' sizes, and the
+    environment steps of a seed.
+    """
     p = presets.preset(settings.env)
     env = presets.make_env(settings.env, p)
     teacher = presets.teacher_network(env, p)

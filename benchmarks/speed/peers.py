@@ -1,8 +1,9 @@
 """Environment steps per second beside other libraries, each in its own virtual environment, in
 turns with ours on this machine's processor.
 
-    python benchmarks/speed/peers.py [rejax] [sb3] [rsl_rl] [--quick]     # default all; --quick: one short round, nothing written
-    python benchmarks/speed/peers.py [names] --verify                     # does each of them learn? return reached, fall of the loss
+    python benchmarks/speed/peers.py [rejax] [sb3] [rsl_rl] [--quick]     # default all; --quick:
+    one short round, nothing written python benchmarks/speed/peers.py [names] --verify
+    # does each of them learn? return reached, fall of the loss
 
 Configuration (`peers/child.py`): 64 environments x 32 steps an update; PPO in CartPole, 4 epochs x
 4 minibatches, MLP 64-64 tanh, a critic apart, Adam 2.5e-4; distillation 1 epoch x 4 minibatches,

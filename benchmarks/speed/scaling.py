@@ -90,7 +90,9 @@ def grown(run) -> int:
 
 
 def communicated(algorithm, keys, inputs, repeats: int) -> int:
-    """Bytes that the collectives of one update return; those inside the loop over minibatches count `repeats` times, others once."""
+    """Bytes that the collectives of one update return; those inside the loop over minibatches count
+    `repeats` times, others once.
+    """
     import jax
 
     text = (

@@ -85,7 +85,9 @@ def repeated(fn, times: int):
 
 
 def env_only(env):
-    """A scan of T steps with given actions, stacking what a learner needs. x = (env_state, the last stacked rows, actions)."""
+    """A scan of T steps with given actions, stacking what a learner needs. x = (env_state, the last
+    stacked rows, actions).
+    """
 
     def fn(x, key):
         def body(env_state, row):
@@ -99,7 +101,9 @@ def env_only(env):
 
 
 def forward(policy, value: bool = False):
-    """One forward pass on [1, T * B], of the policy alone or with its value. x = (params, obs); the next pass waits for this one."""
+    """One forward pass on [1, T * B], of the policy alone or with its value. x = (params, obs); the
+    next pass waits for this one.
+    """
 
     def fn(x, key):
         out = policy.unroll(x[0], (), x[1], jnp.zeros(x[1].shape[:2]))[1]
@@ -110,7 +114,9 @@ def forward(policy, value: bool = False):
 
 
 def gradient(policy, terms):
-    """Gradients of the terms on each of the minibatches [minibatches, 1, N], each applied. x = (params, batch)."""
+    """Gradients of the terms on each of the minibatches [minibatches, 1, N], each applied. x =
+    (params, batch).
+    """
 
     def fn(x, key):
         def loss(params, batch):
@@ -212,7 +218,9 @@ def arguments(env, big, small, key) -> dict:
 
 
 def parts(env, num_seeds: int, times: int = REPEATS) -> dict:
-    """What is timed: {name: (function, args)}; the parts of the floor, the engine's stages, and the engine."""
+    """What is timed: {name: (function, args)}; the parts of the floor, the engine's stages, and the
+    engine.
+    """
     big, small = networks_for(env)
     kd_terms, ppo_terms = terms()
     functions = {

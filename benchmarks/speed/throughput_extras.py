@@ -13,7 +13,9 @@ from jaxkd.networks.cnn import banded
 
 
 def convolution() -> float:
-    """How much faster the banded 3x3 convolution is than `lax.conv`: forward and gradient of a minibatch of MinAtar's network, a ratio."""
+    """How much faster the banded 3x3 convolution is than `lax.conv`: forward and gradient of a
+    minibatch of MinAtar's network, a ratio.
+    """
     x, kernel = jnp.ones((1024, 10, 10, 4)), jnp.ones((3, 3, 4, 16)) / 36
     plain = partial(
         jax.lax.conv_general_dilated,
@@ -52,7 +54,9 @@ def seaquest() -> float:
 
 
 def added_to_ppo() -> dict[str, float]:
-    """What is added to PPO's seconds, as a share of them: a teacher's KL, and a bonus whose predictor learns from a quarter of the rows."""
+    """What is added to PPO's seconds, as a share of them: a teacher's KL, and a bonus whose
+    predictor learns from a quarter of the rows.
+    """
     env = jaxkd.envs.make("CartPole-v1", 64)
     big, curious = (
         jaxkd.networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",))

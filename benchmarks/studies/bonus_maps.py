@@ -30,7 +30,9 @@ UPDATES = {"DeepSea-bsuite": 60, "FourRooms-misc": 72}
 
 
 def deep_sea() -> tuple:
-    """(env, keywords, the observation of every cell, its number, shape of the map, cells that can be reached)."""
+    """(env, keywords, the observation of every cell, its number, shape of the map, cells that can
+    be reached).
+    """
     cells = jnp.eye(SIZE**2).reshape(-1, SIZE, SIZE)
     env = jaxkd.envs.make("DeepSea-bsuite", NUM_ENVS, size=SIZE)
     reached = np.tril(np.ones((SIZE, SIZE), bool)).ravel()

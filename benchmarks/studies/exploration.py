@@ -1,7 +1,8 @@
 """Do the bonuses find what chance does not, and does a teacher that knows half of the way help
 them?
 
-    python benchmarks/studies/exploration.py                   # everything; or its parts: 14 16 20 half rooms
+    python benchmarks/studies/exploration.py                   # everything; or its parts: 14 16 20
+    half rooms
 
 DeepSea of N x N cells (default action mapping, 64 environments, rollouts of N steps, 20 seeds in
 one call): environment steps until the greedy policy walks to the goal, checked after every rollout;
@@ -105,7 +106,9 @@ def above(student, batch, context):
 def steps_to_solve(
     algorithm, policy, arena, per_update: int, budget: int, *inputs, keys
 ) -> np.ndarray:
-    """Environment steps [seed] until the greedy policy gets half of the arena's return of 1; inf where it never does."""
+    """Environment steps [seed] until the greedy policy gets half of the arena's return of 1; inf
+    where it never does.
+    """
 
     def one(key):
         def body(loop):

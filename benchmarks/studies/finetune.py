@@ -34,7 +34,8 @@ from jaxkd import behavior, losses, methods, presets
 from jaxkd.base import Behavior
 
 GAMES = ("CartPole-v1", "Acrobot-v1")
-# Seed 5 was seen by a gate that failed (CartPole: half-life a twentieth of the updates, PPO fell by 48 %), 2, 5 and 7 by the choice of a longer one.
+# Seed 5 was seen by a gate that failed (CartPole: half-life a twentieth of the updates, PPO fell by
+# 48 %), 2, 5 and 7 by the choice of a longer one.
 SEED, STUDENTS, TEACHERS, CHECKS, EPISODES, FALLS = 6, 10, 16, 20, 64, 5
 TRAINED = {
     "CartPole-v1": 0.25,

@@ -32,14 +32,16 @@ RESULTS = protocol.RESULTS / "studies" / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
 MINATAR = 5  # times the random policy's return, teacher and student, one seed each
 SEED = 3  # 0 was seen by a gate that failed, 1 and 2 by the choice of settings
-# What must hold: of the teachers the mean (`Preset.gate`) and the worst seed; of the students the mean, and how many reach a return.
+# What must hold: of the teachers the mean (`Preset.gate`) and the worst seed; of the students the
+# mean, and how many reach a return.
 WORST_TEACHER = {"CartPole-v1": 500, "Acrobot-v1": -90, "MountainCar-v0": -120, "Catch-bsuite": 1.0}
 STUDENT = {
     "CartPole-v1": (490, 475, 9),
     "Acrobot-v1": (-85, -np.inf, 10),
     "MountainCar-v0": (-118, -np.inf, 10),
 }
-# Teachers without what the preset normalises, printed beside the preset's: -200 is the limit of MountainCar.
+# Teachers without what the preset normalises, printed beside the preset's: -200 is the limit of
+# MountainCar.
 WITHOUT = {"MountainCar-v0": (("normalise_obs",), ("normalise_obs", "normalise_reward"))}
 
 

@@ -61,7 +61,9 @@ def free_cells() -> np.ndarray:
 
 
 def optimal(cells: np.ndarray) -> np.ndarray:
-    """Q* as a table [13, 13, 13, 13, 4] over (position, goal), by value iteration; 0 at walls and goals."""
+    """Q* as a table [13, 13, 13, 13, 4] over (position, goal), by value iteration; 0 at walls and
+    goals.
+    """
     n = len(cells)
     index = -np.ones((SIZE, SIZE), int)
     index[tuple(cells.T)] = np.arange(n)
@@ -93,7 +95,9 @@ def tabular() -> Policy:
 
 
 def pairs(cells: np.ndarray) -> Env:
-    """Every step shows a new uniform pair of two different cells: supervised learning on the engine."""
+    """Every step shows a new uniform pair of two different cells: supervised learning on the
+    engine.
+    """
     places = jnp.asarray(cells, jnp.float32)
 
     def draw(key):
@@ -121,7 +125,9 @@ def pairs(cells: np.ndarray) -> Env:
 
 
 def scores(student: Policy, params, key, table, *, by_value: bool):
-    """Share of goals reached, and the root mean squared error of the student's value (or of its largest Q) over all pairs."""
+    """Share of goals reached, and the root mean squared error of the student's value (or of its
+    largest Q) over all pairs.
+    """
     arena = jaxkd.envs.make(
         "FourRooms-misc", EPISODES, resample_init_pos=True, resample_goal_pos=True, max_steps=LIMIT
     )

@@ -76,7 +76,9 @@ def the_teachers() -> tuple[dict[str, tuple[Policy, Any]], dict[str, dict]]:
 
 
 def standardised_by_game(policy: Policy, env: Env) -> Policy:
-    """`policy` on observations standardised by the statistics of their own game, where `normalise=True` has one for all."""
+    """`policy` on observations standardised by the statistics of their own game, where
+    `normalise=True` has one for all.
+    """
     number = len(env.tasks)
 
     def init(key):
@@ -191,7 +193,9 @@ def gate(result: dict) -> list[str]:
 
 
 def draw(result: dict, curves: dict):
-    """A row a student, a column a game: returns while learning, every seed; dashed: the game's teacher, acting greedily."""
+    """A row a student, a column a game: returns while learning, every seed; dashed: the game's
+    teacher, acting greedily.
+    """
     figure, axes = plt.subplots(len(SETS), len(GAMES), figsize=(13, 9), layout="constrained")
     colours = {OWN: "tab:green", CONTROL: "tab:orange", STUDENT: "tab:blue"}
     places = {

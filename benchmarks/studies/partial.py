@@ -219,7 +219,9 @@ def table(name: str, rows: dict) -> None:
 
 
 def draw(axes, name: str, rows: dict, curves: dict[str, np.ndarray]) -> None:
-    """Above what was earned while learning, below the greedy scores; every seed visible; dashed: the teacher."""
+    """Above what was earned while learning, below the greedy scores; every seed visible; dashed:
+    the teacher.
+    """
     above, below = axes
     for place, (role, colour) in enumerate(COLOURS.items()):
         steps = rows[role]["steps"] * (1 + np.arange(len(curves[role]))) / len(curves[role])

@@ -1,7 +1,8 @@
 """A Q-learning teacher, and which loss takes most from it: the order of losses, the temperature,
 logit standardisation.
 
-    python benchmarks/studies/q_teacher.py                     # all games; or their names, one at a time
+    python benchmarks/studies/q_teacher.py                     # all games; or their names, one at a
+    time
 
 For each game 16 PQN teachers (gate: mean greedy return over 1024 episodes); the best is THE
 teacher. Students of its size learn from the same data (the teacher acts, epsilon .05) for UPDATES
@@ -35,7 +36,8 @@ from jaxkd import behavior, losses, networks, presets
 
 GAMES = ("CartPole-v1", "Acrobot-v1", "Catch-bsuite")
 GATES = {"CartPole-v1": 490, "Acrobot-v1": -100, "Catch-bsuite": 0.99}  # mean of 16 teachers
-# Seed 3 was seen by a gate that failed (CartPole: epsilon to .05, teachers 472, worst 209), 1 and 2 by the choice of settings.
+# Seed 3 was seen by a gate that failed (CartPole: epsilon to .05, teachers 472, worst 209), 1 and 2
+# by the choice of settings.
 SEED, TEACHERS, EPISODES, CHOOSING, STUDENTS = 4, 16, 1024, 5, 15
 UPDATES, CHECK, CHECKED_EPISODES, LEARNING_RATE, EPSILON = 30, 3, 32, 1e-3, 0.05
 TAUS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
@@ -140,7 +142,9 @@ def areas(result: dict, label: str) -> np.ndarray:
 
 
 def compare(results: dict) -> dict:
-    """Over the games: the order of losses, the temperature, standardisation; tau chosen on the first seeds, all compared on the others."""
+    """Over the games: the order of losses, the temperature, standardisation; tau chosen on the
+    first seeds, all compared on the others.
+    """
 
     def mean(values) -> float:
         return float(np.exp(np.log(np.maximum(list(values), 0.01)).mean()))
@@ -157,7 +161,8 @@ def compare(results: dict) -> dict:
     found["kl_common"] = mean(at(name, common) for name in results)
     for label in ("nll", "mse"):
         found[label] = mean(areas(r, label)[CHOOSING:].mean() for r in results.values())
-    # A multiple of the mean action gap instead of a constant: the curve over log tau, read between its points.
+    # A multiple of the mean action gap instead of a constant: the curve over log tau, read between
+    # its points.
     read = lambda name, row, tau: np.interp(np.log(tau), np.log(TAUS[::-1]), row[::-1])
     multiples = np.exp(np.linspace(np.log(0.001), np.log(30.0), 60))
     scored = [

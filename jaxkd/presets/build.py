@@ -65,7 +65,9 @@ def teaching(
 def q_teaching(
     env: Env, policy: Policy, preset: Preset, num_steps: int = 500_000
 ) -> tuple[Algorithm, int]:
-    """PQN as works for CartPole, Acrobot and Catch (benchmarks/studies/q_teacher.py), and its updates."""
+    """PQN as works for CartPole, Acrobot and Catch (benchmarks/studies/q_teacher.py), and its
+    updates.
+    """
     num_updates = updates(preset, num_steps)
     return pqn(env, policy, **settings.q_learning(env, preset, num_updates)), num_updates
 

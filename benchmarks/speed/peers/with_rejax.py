@@ -42,7 +42,9 @@ def ppo(updates: int):
 
 
 def verify() -> dict:
-    """Mean return of its own 128 episodes after training, actions sampled, at the learning rate of its own configs/gymnax/cartpole.yaml."""
+    """Mean return of its own 128 episodes after training, actions sampled, at the learning rate of
+    its own configs/gymnax/cartpole.yaml.
+    """
     steps = child.PPO_TRAINING // child.STEPS * child.STEPS
     _, (_, returns) = jax.jit(algorithm(steps, 7.5e-4).train)(jax.random.PRNGKey(0))
     reached = float(returns[-1].mean())

@@ -84,7 +84,9 @@ def learning(model: OnPolicyAlgorithm, updates: int):
 
 
 def taught() -> tuple[PPO, Distillation]:
-    """A trained teacher, so that episodes are long and resets, which cost much here, are rare; and a new student."""
+    """A trained teacher, so that episodes are long and resets, which cost much here, are rare; and
+    a new student.
+    """
     teacher = ppo(3e-3)
     learning(teacher, 50)()
     teacher.policy.set_training_mode(False)
