@@ -55,6 +55,14 @@ class Peers(Named):
 
 
 @dataclass
+class Turns(Named):
+    """What turns.py takes."""
+
+    against: str = "HEAD"  # the commit to compare with
+    pairs: int = 3  # of processes, a row
+
+
+@dataclass
 class Headline(Given):
     """What headline.py takes."""
 

@@ -1,0 +1,121 @@
+"""Is this checkout as fast as another commit? Both run in turns, a process each.
+
+    python benchmarks/speed/turns.py [ROWS] --against COMMIT
+
+The rows of throughput.py, and PPO of an LSTM whose sequences are as long as the rollout and a
+quarter of it. Each row starts a pair of processes several times, because a process keeps its luck
+with memory for all its life: a ratio is the median over pairs of the median over rounds. Compile
+seconds are of a process alone on the machine, tracing included. Run it with nothing else running.
+Writes results/speed/turns.json.
+"""
+
+from benchmarks import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Turns, __doc__, __file__)
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import protocol
+
+HERE = Path(__file__).resolve().parents[2]
+ROUNDS = 10
+GRIDS = ("Breakout-MinAtar", "Asterix-MinAtar")
+FIRST = [("CartPole-v1", 64, 1), ("CartPole-v1", 64, 16), ("CartPole-v1", 1024, 1)]
+SIZES = [*FIRST, *((name, 64, 1) for name in ("Acrobot-v1", "Pendulum-v1", *GRIDS))]
+UPDATES = {"distillation": 400, "ppo": 80, "lstm32": 20, "lstm8": 20}  # of 64 environments, 1 seed
+
+
+def rows() -> dict[str, tuple]:
+    """{name: (method, environment, environments, seeds, updates a call)}."""
+    found = {}
+    for method in ("distillation", "ppo"):
+        for name, envs, seeds in SIZES:
+            work = envs * seeds // 64 * (20 if name in GRIDS else 1)
+            updates = max(2, UPDATES[method] // work)
+            found[f"{method} {name} {envs}x{seeds}"] = (method, name, envs, seeds, updates)
+    for method in ("lstm32", "lstm8"):
+        found[f"{method} CartPole-v1 64x1"] = (method, "CartPole-v1", 64, 1, UPDATES[method])
+    return found
+
+
+def begin(tree: Path, row: tuple) -> tuple[subprocess.Popen, float]:
+    """A process of that tree, compiled and warm, and the seconds it took to compile."""
+    child = subprocess.Popen(
+        [sys.executable, str(HERE / "benchmarks/speed/turns_rows.py"), *map(str, row)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tree)},
+    )
+    compile_seconds = answer(child)
+    child.stdout.readline()  # "ready"
+    return child, compile_seconds
+
+
+def answer(child: subprocess.Popen) -> float:
+    """The next number that it prints."""
+    line = child.stdout.readline()
+    if not line:
+        raise SystemExit(f"a process ended with {child.wait()} before it answered.")
+    return float(line)
+
+
+def call(child: subprocess.Popen) -> float:
+    """Seconds of one call."""
+    child.stdin.write("\n")
+    child.stdin.flush()
+    return answer(child)
+
+
+def measure(row: tuple, before: Path, pairs: int) -> dict:
+    """Speeds of this tree over that of the other, and compile seconds of both."""
+    ratios, compiling = [], {"before": [], "now": []}
+    for pair in range(pairs):
+        sides = [("before", before), ("now", HERE)][:: 1 if pair % 2 else -1]
+        children = {}
+        for side, tree in sides:
+            children[side], seconds = begin(tree, row)
+            compiling[side].append(seconds)
+        rounds = [{side: call(child) for side, child in children.items()} for _ in range(ROUNDS)]
+        ratios.append(float(np.median([r["before"] / r["now"] for r in rounds])))
+        for child in children.values():
+            child.stdin.close()
+            child.wait()
+    return {
+        "speed_ratio": float(np.median(ratios)),
+        "of_each_pair": ratios,
+        "compile_seconds": {side: float(np.median(values)) for side, values in compiling.items()},
+    }
+
+
+def main(names: tuple[str, ...], against: str, pairs: int) -> None:
+    chosen = {k: row for k, row in rows().items() if not names or any(n in k for n in names)}
+    with tempfile.TemporaryDirectory() as folder:
+        before = Path(folder) / "before"
+        git = ["git", "-C", str(HERE), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(before), against], check=True)
+        made = {"against": against, "rounds": ROUNDS, "rows": {}}
+        try:
+            for name, row in chosen.items():
+                made["rows"][name] = found = measure(row, before, pairs)
+                seconds = found["compile_seconds"]
+                print(
+                    f"{name:36}{found['speed_ratio']:.3f}  "
+                    f"{' '.join(f'{r:.3f}' for r in found['of_each_pair'])}  compile "
+                    f"{seconds['before']:.1f} -> {seconds['now']:.1f} s",
+                    flush=True,
+                )
+                protocol.write("turns", made)
+        finally:
+            subprocess.run([*git, "remove", "--force", str(before)], check=True)
+
+
+if __name__ == "__main__":
+    main(GIVEN.names, GIVEN.against, GIVEN.pairs)
