@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from jaxkd.base import Batch, Context, LossTerm, Policy
 from jaxkd.cpu import grad
+from jaxkd.losses.combine import only
 
 
 class Optimization(NamedTuple):
@@ -60,12 +61,13 @@ def total(
     """The summed, weighted means of the terms on [L, N], and each mean by name.
 
     A mean is 0 where every weight is 0; what a row of weight 0 would say, nan included, is not
-    read.
+    read, and has no gradient.
     """
+    student, rows = only(batch.weight > 0, out, batch)
     means = {}
     for name, term in losses.items():
         own = context._replace(key=component_key(context.key, name))
-        loss = term.loss(loss_params[name], out, batch, own)
+        loss = term.loss(loss_params[name], student, rows, own)
         counted = jnp.where(batch.weight > 0, batch.weight * loss, 0.0)
         means[name] = jnp.sum(counted) / jnp.maximum(jnp.sum(batch.weight), 1e-8)
     return sum(means.values(), jnp.zeros(())), means
