@@ -3,7 +3,7 @@
 Legend of shapes: `T` time, `L` sequence length, `B` environments.
 
 The scan body is thin: the student's forward pass, an action, the environments' step. The teacher is
-in it only if it acts, or if it is recurrent and its next value is read; otherwise it sees the
+in it only if it acts, or if its carry changes and its next value is read; otherwise it sees the
 stacked observations once. What both say at true successors is the matter of `successors.py`.
 """
 
@@ -70,7 +70,7 @@ def act(
         Outputs [B] at the last observation (() unless its successors are needed).
     """
     env, student, teacher = rollout.env, rollout.student, rollout.teacher
-    walks_along = teacher is not None and _walks_along(rollout, needs, actors)
+    walks_along = teacher is not None and _walks_along(rollout, needs, teacher_params, actors)
     speakers = _speakers(rollout, needs, params, teacher_params)
     rule = successors.rule(env, rollout.unroll_length, speakers, actors)
 
@@ -117,10 +117,21 @@ def _listen(
     return actors._replace(teacher_carry=carry), batch._replace(teacher=said)
 
 
-def _walks_along(rollout: Rollout, needs: Needs, actors: Actors) -> bool:
+def _walks_along(rollout: Rollout, needs: Needs, teacher_params: Any, actors: Actors) -> bool:
     """Whether the teacher is in the scan."""
-    recurrent = bool(jax.tree.leaves(actors.teacher_carry))
-    return rollout.behavior.needs_teacher or (needs.teacher_next and recurrent)
+    if rollout.behavior.needs_teacher:
+        return True
+    return needs.teacher_next and _remembers(rollout.teacher, teacher_params, actors)
+
+
+def _remembers(teacher: Any, params: Any, actors: Actors) -> bool:
+    """Whether a step changes the carry; that of `networks.per_env` only says whose a row is."""
+
+    def after(carry):
+        return teacher.step(params, carry, actors.obs, actors.reset)[0]
+
+    traced = jax.make_jaxpr(after)(actors.teacher_carry).jaxpr
+    return traced.invars != traced.outvars
 
 
 def _speakers(

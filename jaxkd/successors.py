@@ -99,7 +99,7 @@ def _from_slots(
     number, num_envs = _number(slots), batch.truncated.shape[1]
 
     def flat(held, last):
-        """[K, B] and [B] as [(K + 1) B]: the layout of rows that `networks.per_env` knows."""
+        """[K, B] and [B] as [(K + 1) B]; each row has its own carry."""
         join = lambda a, b: jnp.concatenate([a, b[None]]).reshape((-1, *b.shape[1:]))
         return jax.tree.map(join, held, last)
 

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import distill, envs, evaluate, lanes, networks, seeds
+from jaxkd import behavior, distill, envs, evaluate, lanes, networks, rollout, seeds
 from jaxkd.base import Box, Discrete, Memory, Outputs, Policy, UsageError
 from jaxkd.description import Spec
 from jaxkd.distributions import Categorical, Normal
@@ -150,6 +150,20 @@ def test_per_env_teachers_in_the_learner(name):
         weight = 1 + batch.truncated[:, b]
         total += jnp.sum(kl + jnp.abs(batch.teacher_next.value[:, b]) * weight)
     np.testing.assert_allclose(metrics["loss/loss"], total / (6 * B), rtol=1e-5)
+
+
+@each_inside
+def test_a_carry_that_never_changes_is_no_memory(name):
+    """Only a teacher that remembers has to walk along in the scan for its successors' sake."""
+    policy, env = networks.per_env(INSIDE[name], B), envs.make("CartPole-v1", B)
+    given = rollout.Rollout(env, policy, policy, behavior.student_acts(), T, T)
+    found = []
+
+    def look(params, key):
+        found.append(rollout._remembers(policy, params, rollout.start(given, key)))
+
+    jax.eval_shape(look, weights(policy), jax.random.key(0))
+    assert found == [name == "lstm"]
 
 
 @pytest.mark.parametrize("shuffle", ["env", "full"])
