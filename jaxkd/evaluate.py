@@ -105,9 +105,9 @@ def _evaluate(env, policy, params, key, rounds, greedy, gamma):
 def _begin(env: Env, policy: Policy, key: jax.Array, rounds: int) -> _Play:
     """Before the first step; no episode is finished."""
     env_state, obs = env.reset(key)
-    reset = jnp.ones(env.num_envs)
+    reset = jnp.ones(env.num_envs, jnp.float32)
     carry = policy.initial_carry(env.num_envs)
-    none, no_steps = jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32)
+    none, no_steps = jnp.zeros(env.num_envs, jnp.float32), jnp.zeros(env.num_envs, jnp.int32)
     unfinished = Evaluation(
         returns=jnp.full((rounds, env.num_envs), jnp.nan),
         lengths=jnp.zeros((rounds, env.num_envs), jnp.int32),
@@ -185,7 +185,7 @@ def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
     obs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), obs_spec)
 
     def act(params, obs):
-        return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1))[1].policy
+        return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1, jnp.float32))[1].policy
 
     read = check.reads(act, params=params, obs=obs)
     counted, updated = 0, _statistics(policy, params, obs_spec)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from jaxkd.base import Batch, Context, LossTerm, Policy
 from jaxkd.cpu import grad
+from jaxkd.keys import scan
 
 
 class Optimization(NamedTuple):
@@ -68,7 +69,7 @@ def total(
         loss = term.loss(loss_params[name], out, batch, own)
         counted = jnp.where(batch.weight > 0, batch.weight * loss, 0.0)
         means[name] = jnp.sum(counted) / jnp.maximum(jnp.sum(batch.weight), 1e-8)
-    return sum(means.values(), jnp.zeros(())), means
+    return sum(means.values(), jnp.zeros((), jnp.float32)), means
 
 
 def learn(
@@ -105,11 +106,11 @@ def learn(
             order = jnp.arange(num_units)
         indices = order.reshape(o.num_minibatches, -1)
         keys = jax.random.split(key_losses, o.num_minibatches)
-        return jax.lax.scan(one_minibatch, state, (indices, keys))
+        return scan(one_minibatch, state, (indices, keys))
 
     keys = jax.random.split(context.key, o.num_epochs)
     trained: Any = student_trained, loss_params
-    (trained, opt_state), means = jax.lax.scan(one_epoch, (trained, opt_state), keys)
+    (trained, opt_state), means = scan(one_epoch, (trained, opt_state), keys)
     student_trained, loss_params = trained
     params = combine(student_trained, fixed)
     return params, loss_params, opt_state, jax.tree.map(jnp.mean, means)

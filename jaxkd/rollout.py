@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxkd import successors
 from jaxkd.base import Actors, Batch, Behavior, Context, Env, Outputs, Policy, TimeStep
 from jaxkd.cpu import unrolled
+from jaxkd.keys import scan
 
 
 class Needs(NamedTuple):
@@ -46,12 +47,12 @@ def start(rollout: Rollout, key: jax.Array) -> Actors:
     return Actors(
         env_state=env_state,
         obs=obs,
-        reset=jnp.ones(env.num_envs),
+        reset=jnp.ones(env.num_envs, jnp.float32),
         carry=rollout.student.initial_carry(env.num_envs),
         teacher_carry=rollout.teacher.initial_carry(env.num_envs) if rollout.teacher else (),
-        episode_return=jnp.zeros(env.num_envs),
+        episode_return=jnp.zeros(env.num_envs, jnp.float32),
         episode_step=jnp.zeros(env.num_envs, jnp.int32),
-        last_return=jnp.full(env.num_envs, jnp.nan, jnp.float32),
+        last_return=jnp.full(env.num_envs, -jnp.inf, jnp.float32),
     )
 
 
@@ -163,16 +164,16 @@ def _scan(rollout: Rollout, body: Callable, state: Any, keys: jax.Array) -> tupl
     recurrent = bool(jax.tree.leaves(state[0].carry))
     if length == rollout.unroll_length or not recurrent:
         begins = jax.tree.map(lambda x: x[None], state[0].carry)
-        state, rows = jax.lax.scan(body, state, keys)
+        state, rows = scan(body, state, keys)
         return state, rows, begins
 
     def block(state, keys):
         began = state[0].carry
-        state, rows = jax.lax.scan(body, state, keys)
+        state, rows = scan(body, state, keys)
         return state, (rows, began)
 
     blocks = keys.reshape((-1, length, *keys.shape[1:]))
-    state, (rows, begins) = jax.lax.scan(block, state, blocks)
+    state, (rows, begins) = scan(block, state, blocks)
     return state, jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), rows), begins
 
 
