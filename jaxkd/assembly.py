@@ -81,9 +81,10 @@ def _acted(parts: Parts) -> Batch:
     o = parts.rollout
 
     def act(key):
-        params = o.student.init(key)
-        teacher_params = o.teacher.init(key) if o.teacher else ()
-        context, actors = _context(key), stage_1.start(o, key)
+        own = lambda name: optimize.component_key(key, name)
+        params = o.student.init(own("student"))
+        teacher_params = o.teacher.init(own("teacher")) if o.teacher else ()
+        context, actors = _context(own("act")), stage_1.start(o, own("env"))
         batch = stage_1.act(o, stage_1.Needs(), params, teacher_params, actors, context)[1]
         if o.teacher is None:
             batch = batch._replace(teacher=batch.acting, teacher_next=batch.acting_next)

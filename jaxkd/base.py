@@ -87,7 +87,7 @@ class Context(NamedTuple):
     """What every component may know beyond its batch."""
 
     update: jax.Array  # int32 [], updates completed: what schedules are called with
-    episode_return: jax.Array  # float32 [], metric "return" of the update before; nan: none yet
+    episode_return: jax.Array  # float32 [], metric "return" of the update before; -inf: none yet
     episode_step: Any  # int32 [B], steps since the reset; only while acting, otherwise ()
     key: jax.Array  # [], differs for every update, minibatch and component
 
@@ -127,7 +127,7 @@ class Actors(NamedTuple):
     teacher_carry: Any
     episode_return: jax.Array  # float32 [B], of the episode under way
     episode_step: jax.Array  # int32 [B]
-    last_return: jax.Array  # float32 [B], of the last finished episode; nan before the first
+    last_return: jax.Array  # float32 [B], of the last finished episode; -inf before the first
 
 
 class State(NamedTuple):

@@ -109,9 +109,9 @@ def _begin(env: Env, policy: Policy, key: jax.Array, rounds: int) -> _Play:
     carry = policy.initial_carry(env.num_envs)
     none, no_steps = jnp.zeros(env.num_envs, jnp.float32), jnp.zeros(env.num_envs, jnp.int32)
     unfinished = Evaluation(
-        returns=jnp.full((rounds, env.num_envs), jnp.nan),
+        returns=jnp.full((rounds, env.num_envs), jnp.nan, jnp.float32),
         lengths=jnp.zeros((rounds, env.num_envs), jnp.int32),
-        discounted_returns=jnp.full((rounds, env.num_envs), jnp.nan),
+        discounted_returns=jnp.full((rounds, env.num_envs), jnp.nan, jnp.float32),
     )
     running = Evaluation(none, no_steps, none)
     return _Play(jnp.int32(0), env_state, obs, reset, carry, running, no_steps, unfinished)

@@ -30,7 +30,7 @@ def mean_return(actors: Actors) -> jax.Array:
     Not nan, which would blind `jax_debug_nans`; and less than any return, so that a gate that
     compares it takes whoever acts for a beginner.
     """
-    ended = ~jnp.isneginf(actors.last_return)
+    ended = jnp.isfinite(actors.last_return)
     number = jnp.sum(ended, dtype=jnp.float32)
     total = jnp.sum(jnp.where(ended, actors.last_return, 0.0))
     return jnp.where(number > 0, total / jnp.maximum(number, 1.0), -jnp.inf)

@@ -95,7 +95,8 @@ def learn(
         index, key = row
         minibatch, own = pick(units, index), context._replace(key=key)
         gradient, means = grad(loss_fn, has_aux=True)(trained, fixed, minibatch, own)
-        updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats
+            updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
         return (optax.apply_updates(trained, updates), opt_state), means
 
     def one_epoch(state, key):

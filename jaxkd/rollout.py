@@ -87,6 +87,7 @@ def act(
         acting = context._replace(episode_step=before.episode_step)
         action = rollout.behavior.act(key_act, ours, theirs, acting)
         env_state, step = env.step(key_env, before.env_state, action)
+        step = _in_float32(step)
         after = before._replace(env_state=env_state, carry=carry, teacher_carry=teacher_carry)
         after = _advance(after, step)
         cuts, left = rule.record(cuts, step, after)
@@ -175,6 +176,12 @@ def _scan(rollout: Rollout, body: Callable, state: Any, keys: jax.Array) -> tupl
     blocks = keys.reshape((-1, length, *keys.shape[1:]))
     state, (rows, begins) = scan(block, state, blocks)
     return state, jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), rows), begins
+
+
+def _in_float32(step: TimeStep) -> TimeStep:
+    """An Env by hand may give bools, or numbers of 64 bits."""
+    fields = ("reward", "terminated", "truncated")
+    return step._replace(**{name: getattr(step, name).astype(jnp.float32) for name in fields})
 
 
 def _advance(actors: Actors, step: TimeStep) -> Actors:

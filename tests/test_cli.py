@@ -466,7 +466,10 @@ def fake(bad: dict[int, int], silent: bool = False) -> Algorithm:
         update = state.update + 1
         loss = jnp.where(update >= when, jnp.nan, 1.0)
         shown = jnp.ones(4) if silent else loss
-        return Parameters(loss[:, None], update), {"return": jnp.full(4, jnp.nan), "loss/kl": shown}
+        return Parameters(loss[:, None], update), {
+            "return": jnp.full(4, -jnp.inf),
+            "loss/kl": shown,
+        }
 
     return Algorithm(lambda keys: Parameters(jnp.ones((4, 1)), jnp.zeros((), jnp.int32)), step)
 

@@ -24,13 +24,15 @@ OWN_STEP = ("obs", "state", "reward", "terminated", "truncated", "info")
 def settings(environment: Any):
     """The settings of jax for the code of an environment, or of the module gymnax.
 
-    gymnax mixes ints and floats, which strict promotion refuses, and in 64-bit mode four of its
-    environments choose between numbers of 32 and 64 bits. An environment of one's own has 64 bits.
+    gymnax mixes ints and floats, and arrays of different rank, which a user may have forbidden for
+    code of his own; in 64-bit mode four of its environments choose between numbers of 32 and 64
+    bits. An environment of one's own has 64 bits then.
     """
     is_module = isinstance(environment, ModuleType)
     home = environment.__name__ if is_module else type(environment).__module__
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        stack.enter_context(jax.numpy_rank_promotion("allow"))
         if home.split(".")[0] in ("gymnax", "jaxkd"):
             stack.enter_context(jax.enable_x64(False))
         yield

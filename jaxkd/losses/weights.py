@@ -71,7 +71,7 @@ def performance_gate(
 
     def weight(student, batch, context):
         share = 1 - (context.episode_return - random_return) / (teacher_return - random_return)
-        return jnp.where(jnp.isnan(context.episode_return), 1.0, jnp.clip(share, 0, 1))
+        return jnp.clip(share, 0, 1)  # 1 for -inf, "none yet"
 
     return weight
 
@@ -141,7 +141,9 @@ def action_gap() -> Callable:
     def weight(student, batch, context):
         q = logits_of(batch.teacher.policy, "teacher", "agreement")
         allowed = legal(q)
-        mean = jnp.sum(jnp.where(allowed, q, 0.0), axis=-1) / jnp.sum(allowed, axis=-1)
+        mean = jnp.sum(jnp.where(allowed, q, 0.0), axis=-1) / jnp.sum(
+            allowed, axis=-1, dtype=q.dtype
+        )
         return jnp.max(q, axis=-1) - mean
 
     return weight

@@ -120,7 +120,7 @@ def multihead(
 
     def one_head(out, obs):
         # [..., K]; a sum over tasks, because the gradient of a gather is a slow scatter
-        mine = jax.nn.one_hot(obs["task"], number)
+        mine = jax.nn.one_hot(obs["task"], number, dtype=jnp.float32)
 
         def pick(name):
             first = out.extra[name] if name else out.value

@@ -172,7 +172,8 @@ def _training_step(
             return jnp.mean(jnp.where(counts[index], loss, 0.0)) / share
 
         gradient = grad(mean_loss)(params)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
     return step

@@ -278,7 +278,7 @@ def ensemble(
     def loss(key, fixed, params, rows):
         error = jnp.square(apply_each(params, rows) - apply_layers(fixed, rows)[None])  # [N, M, F]
         learns = jax.random.bernoulli(key, share, error.shape[:2])  # who learns from which row
-        return jnp.sum(jnp.mean(error * learns[..., None], axis=-1), axis=0)
+        return jnp.sum(jnp.mean(jnp.where(learns[..., None], error, 0.0), axis=-1), axis=0)
 
     model = Model(init, bonus, loss)
     return learned(model, _successors, coef, training=predictor, terminal=terminal, stream=stream)
