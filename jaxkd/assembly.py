@@ -67,10 +67,13 @@ def assemble(given: Parts) -> Parts:
     earned = _earned(given, paid)
     reads = _losses_read(given, earned)
     _check_streams(given, reads, earned.acting)
-    reads |= _rewards_read(given, acted) | _returns_read(given, paid)
+    by_returns, weighted = _returns_read(given, paid)
+    reads |= _rewards_read(given, acted) | by_returns
     _check_teacher(given, reads)
+    weighted = weighted or bool(jax.tree.leaves(acted.weight))
     specs = dict(acted=(acted.acting, acted), earned=(earned.acting, earned))
-    return _planned(given._replace(**specs, reads=reads))
+    optimization = given.optimization._replace(weighted=weighted)
+    return _planned(given._replace(**specs, reads=reads, optimization=optimization))
 
 
 # --- shapes, stage by stage ---------------------------------------------------------------------
@@ -152,16 +155,18 @@ def _rewards_read(parts: Parts, acted: Batch) -> Reads:
     return found
 
 
-def _returns_read(parts: Parts, paid: Batch) -> Reads:
-    row, found = paid.reward, {}
+def _returns_read(parts: Parts, paid: Batch) -> tuple[Reads, bool]:
+    """And whether some of them weigh rows."""
+    row, found, weigh = paid.reward, {}, False
     more = jax.ShapeDtypeStruct((row.shape[0] + 1, row.shape[1]), row.dtype)  # [T + 1, B]
     for stream, returns in parts.returns.items():
         value, following = (more, row) if returns.needs_value else ((), ())
         args: dict[str, Any] = dict(reward=row, value=value, next_value=following, batch=paid)
         who = f"returns {stream!r}"
         context = _context(jax.random.key(0))
-        _, found[who] = check.traced(who, returns.evaluate, **args, context=context)
-    return found
+        out, found[who] = check.traced(who, returns.evaluate, **args, context=context)
+        weigh = weigh or len(out) > 2
+    return found, weigh
 
 
 def _planned(parts: Parts) -> Parts:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from jaxkd.base import Batch, Context, LossTerm, Policy
+from jaxkd.base import Batch, Context, LossTerm, Outputs, Policy
 from jaxkd.cpu import grad
+from jaxkd.losses.combine import only
 
 
 class Optimization(NamedTuple):
@@ -26,6 +27,7 @@ class Optimization(NamedTuple):
     num_epochs: int
     num_minibatches: int
     shuffle: str
+    weighted: bool = False  # some row may have weight 0; found out by `assemble`
 
 
 def component_key(key: jax.Array, name: str) -> jax.Array:
@@ -55,18 +57,25 @@ def combine(trained: Any, fixed: Any) -> Any:
 
 
 def total(
-    losses: dict[str, LossTerm], loss_params: dict, out: Any, batch: Batch, context: Context
+    losses: dict[str, LossTerm],
+    loss_params: dict,
+    out: Outputs,
+    batch: Batch,
+    context: Context,
+    weighted: bool = True,
 ) -> tuple[jax.Array, dict]:
     """The summed, weighted means of the terms on [L, N], and each mean by name.
 
     A mean is 0 where every weight is 0; what a row of weight 0 would say, nan included, is not
-    read.
+    read, and has no gradient. `weighted=False` promises that there is no such row.
     """
-    means = {}
+    counts, means = batch.weight > 0, {}
+    if weighted:
+        out, batch = only(counts, out, batch)
     for name, term in losses.items():
         own = context._replace(key=component_key(context.key, name))
         loss = term.loss(loss_params[name], out, batch, own)
-        counted = jnp.where(batch.weight > 0, batch.weight * loss, 0.0)
+        counted = jnp.where(counts, batch.weight * loss, 0.0)
         means[name] = jnp.sum(counted) / jnp.maximum(jnp.sum(batch.weight), 1e-8)
     return sum(means.values(), jnp.zeros(())), means
 
@@ -87,7 +96,7 @@ def learn(
         student_trained, loss_params = trained
         params = combine(student_trained, fixed)
         _, out = o.student.unroll(params, minibatch.carry, minibatch.obs, minibatch.reset)
-        return total(o.losses, loss_params, out, minibatch, context)
+        return total(o.losses, loss_params, out, minibatch, context, o.weighted)
 
     def one_minibatch(state, row):
         trained, opt_state = state
