@@ -12,6 +12,7 @@ from jaxkd.description import described
 
 _LARGEST = 60.0  # of a log ratio: e^60 times any loss is finite in float32
 
+
 def at(value: Any, context: Context) -> Any:
     """A number as it is, a schedule `update -> value` at this update."""
     return value(context.update) if callable(value) else value
