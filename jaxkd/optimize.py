@@ -102,6 +102,8 @@ def learn(
         trained, opt_state = state
         index, key = row
         minibatch, own = pick(units, index), context._replace(key=key)
+        if not o.weighted:  # a constant, which the compiler folds away
+            minibatch = minibatch._replace(weight=jnp.ones_like(minibatch.weight))
         gradient, means = grad(loss_fn, has_aux=True)(trained, fixed, minibatch, own)
         updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
         return (optax.apply_updates(trained, updates), opt_state), means
