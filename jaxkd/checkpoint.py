@@ -117,7 +117,7 @@ class Checkpoints:
         kept = [policies.LatestN(keep), policies.BestN(get_metric_fn=_score, n=1)]
         try:
             self._written = ocp.training.Checkpointer(
-                self._path,
+                str(self._path),
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=True,
             )

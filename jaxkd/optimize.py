@@ -27,7 +27,6 @@ class Optimization(NamedTuple):
     num_epochs: int
     num_minibatches: int
     shuffle: str
-    weighted: bool = False  # some row may have weight 0; found out by `assemble`
 
 
 def component_key(key: jax.Array, name: str) -> jax.Array:
@@ -89,6 +88,7 @@ def learn(
         (params, loss_params, opt_state, the mean of each term over all minibatches by name).
     """
     units = arrange(batch, o.sequence_length, o.shuffle)
+    weighted = not isinstance(batch.weight, tuple)
     num_units = units.reward.shape[2]
     student_trained, fixed = partition(o.student, params)
 
@@ -96,14 +96,12 @@ def learn(
         student_trained, loss_params = trained
         params = combine(student_trained, fixed)
         _, out = o.student.unroll(params, minibatch.carry, minibatch.obs, minibatch.reset)
-        return total(o.losses, loss_params, out, minibatch, context, o.weighted)
+        return total(o.losses, loss_params, out, minibatch, context, weighted)
 
     def one_minibatch(state, row):
         trained, opt_state = state
         index, key = row
         minibatch, own = pick(units, index), context._replace(key=key)
-        if not o.weighted:  # a constant, which the compiler folds away
-            minibatch = minibatch._replace(weight=jnp.ones_like(minibatch.weight))
         gradient, means = grad(loss_fn, has_aux=True)(trained, fixed, minibatch, own)
         updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
         return (optax.apply_updates(trained, updates), opt_state), means
@@ -142,7 +140,10 @@ def arrange(batch: Batch, length: int, shuffle: str) -> Batch:
 
 
 def pick(units: Batch, index: jax.Array) -> Batch:
-    """The minibatch [L, N, ...] of the units `index` [N / S]; its carry is [N, ...]."""
+    """The minibatch [L, N, ...] of the units `index` [N / S]; its carry is [N, ...].
+
+    Where nobody gives weights they are a constant, which the compiler folds away.
+    """
 
     def gather(x):
         return _spread(
@@ -150,7 +151,10 @@ def pick(units: Batch, index: jax.Array) -> Batch:
         )
 
     carry = jax.tree.map(lambda x: gather(x)[0], units.carry)
-    return jax.tree.map(gather, units._replace(carry=()))._replace(carry=carry)
+    rows = jax.tree.map(gather, units._replace(carry=()))
+    if isinstance(rows.weight, tuple):
+        rows = rows._replace(weight=jnp.ones_like(rows.reset))
+    return rows._replace(carry=carry)
 
 
 def _spread(x: jax.Array) -> jax.Array:
