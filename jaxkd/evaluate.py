@@ -174,7 +174,8 @@ def interval(
 def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
     """How many parameters the action distribution depends on: what has to be deployed.
 
-    Statistics do not count.
+    Statistics do not count, nor do masks: a leaf of bools is one, and each False in it takes a
+    weight away (none where only shapes are given).
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
@@ -191,7 +192,11 @@ def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
     counted, updated = 0, _statistics(policy, params, obs_spec)
     for path, leaf in jax.tree_util.tree_flatten_with_path({"params": params})[0]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if name in read and name not in updated:
+        if name not in read:
+            continue
+        if leaf.dtype == bool:
+            counted -= 0 if isinstance(leaf, jax.ShapeDtypeStruct) else int(np.sum(~leaf))
+        elif name not in updated:
             counted += int(np.prod(leaf.shape))
     return counted
 
