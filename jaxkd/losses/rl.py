@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxkd import check
+from jaxkd import check, moments
 from jaxkd.base import LossTerm, UsageError
 from jaxkd.description import described
 from jaxkd.losses.combine import probability_ratio, stateless
@@ -32,13 +32,20 @@ def policy_gradient() -> LossTerm:
 
 
 @described
-def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> LossTerm:
+def ppo_clip(
+    epsilon: float | jax.Array = 0.2,
+    *,
+    epsilon_high: float | jax.Array | None = None,
+    normalise: bool = True,
+) -> LossTerm:
     """-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) (Schulman et al. 2017).
 
     rho = pi_S / pi_acting, at most e^60, which float32 holds.
 
     Args:
         epsilon: clip range, > 0.
+        epsilon_high: of the upper end, 1 + epsilon_high, where it is another one: "clip-higher"
+            (Yu et al. 2025, DAPO: 0.2 and 0.28) lets improbable actions grow.
         normalise: A gets mean 0 and standard deviation 1 over the rows of the minibatch that count
             (weight above 0), and is 0 where it does not vary: beyond rounding, 1e-6 of its size.
 
@@ -49,11 +56,13 @@ def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> Los
     ()
     """
     check.number("epsilon", epsilon, low=0, above=True)
+    check.number("epsilon_high", epsilon_high, low=0, above=True)
+    above = epsilon if epsilon_high is None else epsilon_high
 
     def loss(student, batch):
         ratio = probability_ratio(student, batch)
         advantage = _standardised(batch.advantage, batch.weight) if normalise else batch.advantage
-        clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
+        clipped = jnp.clip(ratio, 1 - epsilon, 1 + above)
         return -jnp.minimum(ratio * advantage, clipped * advantage)
 
     return stateless(loss)
@@ -63,12 +72,8 @@ def _standardised(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x [L, N] with mean 0 and deviation 1 where it counts; 0 elsewhere, and if constant."""
     counts = weight > 0
     mean, var = weighted_moments(x, weight)
-    # The mean of equal numbers is off by rounding: judged by the deviation, 7 times .1 would vary.
-    highest = jnp.max(jnp.where(counts, x, -jnp.inf))
-    lowest = jnp.min(jnp.where(counts, x, jnp.inf))
-    size = jnp.max(jnp.where(counts, jnp.abs(x), 0.0))
-    varies = highest - lowest > 1e-6 * size
-    return jnp.where(counts & varies, (x - mean) / (jnp.sqrt(var) + 1e-8), 0.0)
+    shown = counts & moments.varies(x, counts)
+    return jnp.where(shown, (x - mean) / (jnp.sqrt(var) + 1e-8), 0.0)
 
 
 @described
