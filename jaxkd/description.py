@@ -295,7 +295,8 @@ def plain(value: Any, where: str = "") -> Any:
         parts = {k: plain(v, f"{where}.{k}".strip(".")) for k, v in _fields(value).items()}
         return {"record": _importable(type(value), where), "fields": parts}
     if isinstance(value, list | tuple):
-        return [plain(part, where) for part in value]
+        parts = [plain(part, where) for part in value]
+        return {"list": parts} if isinstance(value, list) else parts  # pytrees tell them apart
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: plain(part, where) for key, part in value.items()}}
     return {"function": _importable(value, where)}
@@ -384,6 +385,8 @@ def rebuild(value: Any) -> Any:
             return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
         case {"dtype": str(dtype)}:
             return jnp.dtype(dtype)
+        case {"list": list(parts)}:
+            return list(map(rebuild, parts))
         case {"dict": dict(parts)}:
             return {key: rebuild(part) for key, part in parts.items()}
         case {"float": "inf" | "-inf" | "nan" as number}:

@@ -122,7 +122,9 @@ RETURNS = {  # the first is of the environment's stream
     "monte_carlo": lambda x: returns.monte_carlo(x),
     "scale": lambda x: returns.scale(x, returns.gae()),
     "group_relative": returns.group_relative(2),
-    "group_relative rloo": returns.group_relative(2, standardise=False, leave_one_out=True),
+    "group_relative rloo": returns.group_relative(
+        2, standardise=False, leave_one_out=True, rows="sum"
+    ),
 }
 
 # chained in this order: what is before `replace` is lost, and `normalise` undoes a mere scale
