@@ -26,6 +26,7 @@ def legal(logits: jax.Array) -> jax.Array:
     >>> legal(jnp.array([0.5, -1e9, -jnp.inf]))
     Array([ True, False, False], dtype=bool)
     """
+    logits = full_precision(logits)
     masked = logits < jnp.max(logits, axis=-1, keepdims=True) - _ILLEGAL
     return ~masked  # and not >=: what is nan stays nan and is seen, it does not become a mask
 
@@ -36,8 +37,15 @@ def log_probs(logits: jax.Array) -> jax.Array:
     >>> log_probs(jnp.array([0.0, 0.0, -jnp.inf])).round(4)
     Array([-6.931e-01, -6.931e-01, -1.000e+09], dtype=float32)
     """
-    finite = jnp.where(jnp.isneginf(logits), jnp.asarray(MASK, logits.dtype), logits)
-    return jax.nn.log_softmax(finite)
+    logits = full_precision(logits)
+    return jax.nn.log_softmax(jnp.where(jnp.isneginf(logits), MASK, logits))
+
+
+def full_precision(x: jax.Array) -> jax.Array:
+    """x in float32 at least: half precision leaves two digits of a divergence, and draws by a few
+    hundred different random numbers; float16 has no -1e9.
+    """
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Categorical(NamedTuple):
@@ -51,17 +59,19 @@ class Categorical(NamedTuple):
 
     def sample(self, key: jax.Array) -> jax.Array:
         """An action [...], int32."""
-        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+        return jax.random.categorical(key, full_precision(self.logits)).astype(jnp.int32)
 
     def mode(self) -> jax.Array:
         """The most probable action [...], int32; the first of equals."""
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """log p(action) [...] for action [...]."""
+        """log p(action) [...] for action [...]; of a number that is no action that of a mask."""
+        log_p = log_probs(self.logits)
+        number = log_p.shape[-1]
         # A one-hot sum: the gradient of a gather is a scatter, which is slow.
-        chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=self.logits.dtype)
-        return jnp.sum(chosen * log_probs(self.logits), axis=-1)
+        chosen = jax.nn.one_hot(action, number, dtype=log_p.dtype)
+        return jnp.where((action >= 0) & (action < number), jnp.sum(chosen * log_p, axis=-1), MASK)
 
     def entropy(self) -> jax.Array:
         """-sum p log p [...], nats."""
@@ -116,8 +126,9 @@ class Normal(NamedTuple):
 
     def sample(self, key: jax.Array) -> jax.Array:
         """An action [..., D]."""
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
-        return self.mean + jnp.exp(_bounded(self.log_std)) * noise
+        mean = full_precision(self.mean)
+        noise = jax.random.normal(key, mean.shape, mean.dtype)
+        return mean + jnp.exp(_bounded(self.log_std)) * noise
 
     def mode(self) -> jax.Array:
         """The mean [..., D]."""
@@ -126,7 +137,7 @@ class Normal(NamedTuple):
     def log_prob(self, action: jax.Array) -> jax.Array:
         """log density of action [..., D], summed over D."""
         log_std = _bounded(self.log_std)
-        z = (action - self.mean) * jnp.exp(-log_std)
+        z = (action - full_precision(self.mean)) * jnp.exp(-log_std)
         return -jnp.sum(0.5 * jnp.square(z) + log_std + 0.5 * jnp.log(2 * jnp.pi), axis=-1)
 
     def entropy(self) -> jax.Array:
@@ -137,7 +148,9 @@ class Normal(NamedTuple):
         """KL(self || other) [...], nats, summed over D."""
         ours, theirs = _bounded(self.log_std), _bounded(other.log_std)
         twice = 2 * (ours - theirs)
-        shift = jnp.square((self.mean - other.mean) * jnp.exp(-theirs))
+        shift = jnp.square(
+            (full_precision(self.mean) - full_precision(other.mean)) * jnp.exp(-theirs)
+        )
         # expm1, because nearly equal deviations would leave nothing but rounding
         return 0.5 * jnp.sum(jnp.expm1(twice) - twice + shift, axis=-1)
 
@@ -151,4 +164,4 @@ class Normal(NamedTuple):
 
 
 def _bounded(log_std: jax.Array) -> jax.Array:
-    return jnp.clip(log_std, -_LOG_STD, _LOG_STD)
+    return jnp.clip(full_precision(log_std), -_LOG_STD, _LOG_STD)

@@ -53,7 +53,8 @@ def update(moments: Moments, samples: Any, weight: Any = ()) -> Moments:
         shift = batch_mean - mean
         between = jnp.square(shift) * (moments.count / total)
         new_mean = mean + shift * (added / total)
-        new_var = (var * moments.count + (batch_var + between) * added) / total
+        # shares first: a variance times its count would overflow
+        new_var = var * (moments.count / total) + (batch_var + between) * (added / total)
         if isinstance(counts, tuple):
             return new_mean, new_var
         return jnp.where(added > 0, new_mean, mean), jnp.where(added > 0, new_var, var)

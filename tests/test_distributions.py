@@ -289,3 +289,38 @@ def test_deviations_too_small_or_large_for_float32():
         np.testing.assert_array_equal(values, everything(same, q)[0])
         assert all(np.isfinite(x).all() for x in (values, *slopes, sample))
         assert (np.abs(slopes.log_std).max() > 0) == (log_std == counts)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_computed_in_full(dtype):
+    """bfloat16 gave 3.81 for an entropy of 3.83, float16 nan with a mask of -1e9 or -inf."""
+    z, w = (np.random.default_rng(0).normal(size=(2, 4, 1000)) * 3).astype(np.float32)
+    p, q = Categorical(jnp.asarray(z, dtype)), Categorical(jnp.asarray(w, dtype))
+    log_p, log_q = (log_softmax(np.asarray(x.logits, np.float32)) for x in (p, q))
+    action = jnp.arange(4)
+    exact = [
+        -(np.exp(log_p) * log_p).sum(-1),
+        (np.exp(log_p) * (log_p - log_q)).sum(-1),
+        log_p[np.arange(4), np.arange(4)],
+    ]
+    for found, wanted in zip((p.entropy(), p.kl(q), p.log_prob(action)), exact, strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    masked = Categorical(jnp.array([0.0, 1.0, -np.inf], dtype))
+    np.testing.assert_allclose(masked.entropy(), 0.5822, atol=1e-4)
+    np.testing.assert_array_equal(legal(masked.logits), [True, True, False])
+    a, b = (Normal(jnp.asarray(x, dtype), jnp.asarray(x / 3, dtype)) for x in (z[:, :4], w[:, :4]))
+    exact = [jax.tree.map(lambda x: x.astype(jnp.float32), p) for p in (a, b)]
+    np.testing.assert_array_equal(a.kl(b), exact[0].kl(exact[1]))
+    np.testing.assert_array_equal(a.sample(jax.random.key(0)), exact[0].sample(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("action", [-1, 3, 1000])
+def test_what_is_no_action_has_the_log_prob_of_a_mask(action):
+    """It was 0, a probability of 1: a label of another game, or padding, cost nothing."""
+    p = Categorical(jnp.array([0.0, 1.0, 2.0]))
+    value, slope = jax.value_and_grad(lambda z: Categorical(z).log_prob(jnp.int32(action)))(
+        p.logits
+    )
+    assert value == np.float32(-1e9)
+    np.testing.assert_array_equal(slope, 0)

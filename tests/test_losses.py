@@ -758,6 +758,15 @@ def test_ppo_clip_normalises_over_what_counts():
     )
 
 
+def test_a_minibatch_of_one_row_cannot_be_normalised():
+    """Its advantage is its mean: the policy learnt nothing, without a word."""
+    env = jaxkd.envs.make("CartPole-v1", 2)
+    student, keywords = networks.mlp(env, (4,)), dict(unroll_length=2, shuffle="full")
+    with pytest.raises(UsageError, match=r"loss 'policy'.*one row.*normalise=False"):
+        jaxkd.ppo(env, student, num_minibatches=4, **keywords)
+    jaxkd.ppo(env, student, num_minibatches=2, **keywords)
+
+
 def test_ppo_clip_as_rlax():
     advantage, action = (
         RNG.normal(size=(L, N)).astype(np.float32),

@@ -589,13 +589,18 @@ def test_moments_of_a_constant_are_itself(constant):
 
 
 def test_moments_of_large_numbers_and_of_an_outlier():
-    """As numpy in float64, also where the first sample lies far from all others."""
+    """As numpy in float64, also where the first sample lies far from all others, and where the
+    variance times the count is beyond float32.
+    """
     x = RNG.normal(size=(32, 64, 3)).astype(np.float32) * np.float32([1e-2, 1, 50]) + 1000
     x[0, 0] = 1e5
     seen = moments.update(moments.empty(jnp.zeros(3)), jnp.asarray(x))
     y = np.float64(x)
     np.testing.assert_allclose(seen.mean, y.mean((0, 1)), rtol=1e-6)
     np.testing.assert_allclose(seen.var, y.var((0, 1)), rtol=1e-5)
+    huge = moments.update(moments.empty(jnp.zeros(3)), jnp.asarray(x * 1e13))
+    huge = moments.update(huge._replace(count=jnp.float32(1e9)), jnp.asarray(x * 1e13))
+    np.testing.assert_allclose(huge.var / np.float32(1e26), y.var((0, 1)), rtol=1e-5)
 
 
 def test_standardise_by_hand():

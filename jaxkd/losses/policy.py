@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxkd import check
 from jaxkd.base import Batch, Context, LossTerm, Outputs, UsageError
 from jaxkd.description import described
-from jaxkd.distributions import MASK, Categorical, legal, log_probs
+from jaxkd.distributions import MASK, Categorical, full_precision, legal, log_probs
 from jaxkd.losses.combine import at, stateless
 
 _NEAR = 0.03  # of y: below it the series of `_growth` has float32's precision
@@ -357,7 +357,7 @@ def logits_of(policy: Any, who: str, instead: str) -> jax.Array:
             f"it is for discrete actions, but the {who}'s policy is a {type(policy).__name__}. "
             f"Use {instead}."
         )
-    return policy.logits
+    return full_precision(policy.logits)
 
 
 def both_logits(ours: Any, theirs: Any, instead: str) -> tuple[jax.Array, jax.Array]:

@@ -14,7 +14,7 @@ from jaxkd.losses.value import value_of, weighted_moments
 def policy_gradient() -> LossTerm:
     """-log pi_S(a) A: its gradient is the policy gradient (Williams 1992; Sutton et al. 2000).
 
-    Of one step from the policy that acted. The advantage is data and is not normalised:
+    Of one step from the policy that acted, the student's own, sampled. The advantage is data and is not normalised:
     Czarnecki et al. (2019, theorem 2) need it as it is, of Monte-Carlo returns.
     Exact for one epoch and one minibatch; for more steps on the same rollout take `ppo_clip`.
 
@@ -40,7 +40,8 @@ def ppo_clip(
 ) -> LossTerm:
     """-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) (Schulman et al. 2017).
 
-    rho = pi_S / pi_acting, at most e^60, which float32 holds.
+    rho = pi_S / pi_acting, at most e^60, which float32 holds. pi_acting is the student's policy in
+    that step: a ratio of probabilities only where it acted itself, sampled (`student_acts()`).
 
     Args:
         epsilon: clip range, > 0.
@@ -52,6 +53,9 @@ def ppo_clip(
     Returns:
         a term, [L, N]; reads `batch.advantage` and `batch.acting.policy`.
 
+    Raises:
+        UsageError: it normalises over minibatches of one row, which makes every advantage 0.
+
     >>> ppo_clip(0.1).init(None, None)
     ()
     """
@@ -60,6 +64,11 @@ def ppo_clip(
     above = epsilon if epsilon_high is None else epsilon_high
 
     def loss(student, batch):
+        if normalise and batch.advantage.size == 1:
+            raise UsageError(
+                "it normalises the advantage over a minibatch of one row, where it is always 0. "
+                "Take fewer minibatches, or ppo_clip(normalise=False)."
+            )
         ratio = probability_ratio(student, batch)
         advantage = _standardised(batch.advantage, batch.weight) if normalise else batch.advantage
         clipped = jnp.clip(ratio, 1 - epsilon, 1 + above)
