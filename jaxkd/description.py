@@ -275,8 +275,7 @@ def plain(value: Any, where: str = "") -> Any:
     >>> plain(jax.nn.relu), plain((1, None)), plain(jnp.float32)
     ({'function': 'jax.nn:relu'}, [1, None], {'dtype': 'float32'})
     """
-    description = of(value)
-    if description:
+    if description := of(value):
         return _plain_description(description, where)
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         value = _number(value, where)
@@ -288,8 +287,7 @@ def plain(value: Any, where: str = "") -> Any:
         return {"shape": list(value.shape), "dtype": np.dtype(value.dtype).name}
     if _is_env(value) and not isinstance(value, Spec):
         return plain(_spec(value), where)
-    dtype = _dtype(value)
-    if dtype is not None:
+    if (dtype := _dtype(value)) is not None:
         return {"dtype": dtype}
     if _is_record(value):
         parts = {k: plain(v, f"{where}.{k}".strip(".")) for k, v in _fields(value).items()}

@@ -1378,6 +1378,17 @@ def test_a_ratio_that_overflows_leaves_no_nan():
         assert loss == 0 and np.isfinite(slope).all()
 
 
+def test_nan_behind_a_closed_gate_reaches_no_gradient():
+    """Also of a norm, whose gradient at zeros is nan: the row shows another one, not zeros."""
+    here = jnp.array([[0.0, 1.0, 0.5]])
+    term = losses.gate(lambda *_: here, lambda s, b: jnp.linalg.norm(s.features, axis=-1))
+    features = jnp.array([[[jnp.nan, 1.0], [3.0, 4.0], [0.0, 2.0]]])
+    fn = lambda x: loss_of(term, Outputs((), features=x), batch(shape=(1, 3)))
+    np.testing.assert_allclose(fn(features), [[0, 5, 1]], rtol=1e-6)
+    slope = jax.grad(lambda x: fn(x).sum())(features)
+    np.testing.assert_allclose(slope, [[[0, 0], [0.6, 0.8], [0, 0.5]]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("where", ["student", "teacher", "target"])
 def test_nan_in_the_rows_of_another_task_reaches_no_gradient(where):
     """Fault E4: the value was selected, the gradient was 0 times nan."""
