@@ -45,7 +45,7 @@ def full_precision(x: jax.Array) -> jax.Array:
     """x in float32 at least: half precision leaves two digits of a divergence, and draws by a few
     hundred different random numbers; float16 has no -1e9.
     """
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 class Categorical(NamedTuple):

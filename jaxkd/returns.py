@@ -133,7 +133,7 @@ def q_lambda(
     check.number("lambda_", lambda_, low=0, high=1)
 
     def while_greedy(batch):
-        greedy = batch.acting.policy.mode() == batch.action
+        greedy = (batch.acting.policy.mode() == batch.action).astype(jnp.float32)
         return lambda_ * jnp.concatenate([greedy[1:], jnp.ones_like(greedy[:1])])
 
     return _lambda_returns(gamma, while_greedy if watkins else lambda batch: lambda_, True)

@@ -404,7 +404,7 @@ def _standardised(z: jax.Array, temperature: Any) -> jax.Array:
     0 with a finite gradient where all are equal.
     """
     allowed = legal(z)
-    number = jnp.sum(allowed, axis=-1, keepdims=True)
+    number = jnp.sum(allowed, axis=-1, keepdims=True, dtype=z.dtype)
     inside = jnp.where(allowed, z, 0.0)
     mean = jnp.sum(inside, axis=-1, keepdims=True) / number
     centred = jnp.where(allowed, inside - mean, 0.0)

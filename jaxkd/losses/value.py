@@ -104,7 +104,7 @@ def advantage_mse(*, normalise: bool = True) -> LossTerm:
         allowed = legal(ours) & legal(theirs)
         ours, theirs = (jnp.where(allowed, x, 0.0) for x in (ours, theirs))
         error = jnp.sum(jnp.square(ours - theirs), axis=-1)
-        weight = allowed * batch.weight[..., None]
+        weight = jnp.where(allowed, batch.weight[..., None], 0.0)
         return error / _spread(theirs, weight) if normalise else error
 
     return stateless(loss)

@@ -167,7 +167,8 @@ def action_gap() -> Callable:
     def weight(student, batch, context):
         q = logits_of(batch.teacher.policy, "teacher", "agreement")
         allowed = legal(q)
-        mean = jnp.sum(jnp.where(allowed, q, 0.0), axis=-1) / jnp.sum(allowed, axis=-1)
+        number = jnp.sum(allowed, axis=-1, dtype=q.dtype)
+        mean = jnp.sum(jnp.where(allowed, q, 0.0), axis=-1) / number
         return jnp.max(q, axis=-1) - mean
 
     return weight
@@ -188,7 +189,7 @@ def confidence() -> Callable:
 
     def weight(student, batch, context):
         logits = logits_of(batch.teacher.policy, "teacher", "agreement")
-        number = jnp.sum(legal(logits), axis=-1)
+        number = jnp.sum(legal(logits), axis=-1, dtype=logits.dtype)
         most = jnp.log(jnp.maximum(number, 2))  # of an entropy; of a single action it is 0
         return 1 - batch.teacher.policy.entropy() / most
 
