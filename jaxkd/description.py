@@ -203,8 +203,7 @@ def show(value: Any) -> str:
     >>> show(scale(0.5, forward_kl(2.0))), show((0.5, None))          # doctest: +SKIP
     ('scale(value=0.5, term=forward_kl(temperature=2.0))', '(0.5, None)')
     """
-    description = of(value)
-    if description:
+    if description := of(value):
         return _call(description.factory, _chosen(description))
     if isinstance(value, Tracer):
         return "traced"
