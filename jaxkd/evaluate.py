@@ -42,6 +42,9 @@ def evaluate(
     the limit it states) is unfinished: its returns are nan and its length is 0. The mean of the
     others favours short episodes, so a plain mean, which is nan, says that something is wrong.
 
+    Params that hold nan have returns of nan: such a policy acts, the first of its actions for one,
+    and what it earns looks like any other score.
+
     Returns count every reward, also where a step has `TimeStep.weight` 0: a weight says what is
     learnt from, not what is scored.
 
@@ -99,7 +102,11 @@ def _evaluate(env, policy, params, key, rounds, greedy, gamma):
         )
 
     start = _begin(env, policy, key_reset, rounds)
-    return jax.tree.map(jnp.ravel, jax.lax.while_loop(under_way, advance, start).finished)
+    played = jax.tree.map(jnp.ravel, jax.lax.while_loop(under_way, advance, start).finished)
+    floats = [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    sound = jnp.all(jnp.stack([~jnp.any(jnp.isnan(x)) for x in floats] or [jnp.asarray(True)]))
+    scored = lambda x: jnp.where(sound, x, jnp.nan)
+    return Evaluation(scored(played.returns), played.lengths, scored(played.discounted_returns))
 
 
 def _begin(env: Env, policy: Policy, key: jax.Array, rounds: int) -> _Play:
