@@ -42,6 +42,9 @@ def evaluate(
     the limit it states) is unfinished: its returns are nan and its length is 0. The mean of the
     others favours short episodes, so a plain mean, which is nan, says that something is wrong.
 
+    Params that hold nan have returns of nan: such a policy acts, the first of its actions for one,
+    and what it earns looks like any other score.
+
     Returns count every reward, also where a step has `TimeStep.weight` 0: a weight says what is
     learnt from, not what is scored.
 
@@ -99,7 +102,11 @@ def _evaluate(env, policy, params, key, rounds, greedy, gamma):
         )
 
     start = _begin(env, policy, key_reset, rounds)
-    return jax.tree.map(jnp.ravel, jax.lax.while_loop(under_way, advance, start).finished)
+    played = jax.tree.map(jnp.ravel, jax.lax.while_loop(under_way, advance, start).finished)
+    floats = [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    sound = jnp.all(jnp.stack([~jnp.any(jnp.isnan(x)) for x in floats] or [jnp.asarray(True)]))
+    scored = lambda x: jnp.where(sound, x, jnp.nan)
+    return Evaluation(scored(played.returns), played.lengths, scored(played.discounted_returns))
 
 
 def _begin(env: Env, policy: Policy, key: jax.Array, rounds: int) -> _Play:
@@ -174,7 +181,8 @@ def interval(
 def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
     """How many parameters the action distribution depends on: what has to be deployed.
 
-    Statistics do not count.
+    Statistics do not count, nor do masks: a leaf of bools is one, and each False in it takes a
+    weight away (none where only shapes are given).
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
@@ -191,7 +199,11 @@ def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
     counted, updated = 0, _statistics(policy, params, obs_spec)
     for path, leaf in jax.tree_util.tree_flatten_with_path({"params": params})[0]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if name in read and name not in updated:
+        if name not in read:
+            continue
+        if leaf.dtype == bool:
+            counted -= 0 if isinstance(leaf, jax.ShapeDtypeStruct) else int(np.sum(~leaf))
+        elif name not in updated:
             counted += int(np.prod(leaf.shape))
     return counted
 

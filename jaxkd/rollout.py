@@ -180,10 +180,12 @@ def _advance(actors: Actors, step: TimeStep) -> Actors:
     """Bookkeeping of one step."""
     done = step.terminated + step.truncated
     episode_return = actors.episode_return + step.reward
+    # inf says that an episode's return was no number, which is told apart from "none yet"
+    shown = jnp.where(jnp.isfinite(episode_return), episode_return, jnp.inf)
     return actors._replace(
         obs=step.obs,
         reset=done,
-        episode_return=episode_return * (1 - done),
+        episode_return=jnp.where(done > 0, 0.0, episode_return),  # 0 times nan would stay nan
         episode_step=(actors.episode_step + 1) * (1 - done).astype(jnp.int32),
-        last_return=jnp.where(done > 0, episode_return, actors.last_return),
+        last_return=jnp.where(done > 0, shown, actors.last_return),
     )
