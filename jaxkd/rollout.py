@@ -78,12 +78,11 @@ def act(
     def body(state, keys):
         before, cuts = state
         key_act, key_env = keys
-        carry, ours = student.step(params, before.carry, before.obs, before.reset)
+        seen = before.obs, before.reset
+        carry, ours = student.step(params, before.carry, *seen)
         teacher_carry, theirs = before.teacher_carry, ()
         if teacher is not None and walks_along:
-            teacher_carry, theirs = teacher.step(
-                teacher_params, teacher_carry, before.obs, before.reset
-            )
+            teacher_carry, theirs = teacher.step(teacher_params, teacher_carry, *seen)
         acting = context._replace(episode_step=before.episode_step)
         action = rollout.behavior.act(key_act, ours, theirs, acting)
         env_state, step = env.step(key_env, before.env_state, action)
