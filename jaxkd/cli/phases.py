@@ -7,6 +7,7 @@ import jax
 
 from jaxkd.cli.directory import Directory
 from jaxkd.cli.failure import Interrupted
+from jaxkd.cli.log import Log
 from jaxkd.cli.progress import Progress
 
 
@@ -18,6 +19,9 @@ class Job(NamedTuple):
     keys: jax.Array  # [n], one a seed
     compile_seconds: Callable[[], float]
     stop: Callable[[], str]  # names the signal that asked to stop, "" before one did
+    log: Log
+    settings_digest: str  # of all that the result depends on
+    checkpoint_every: float  # seconds; 0: at the end of a phase only
 
 
 class Phase(NamedTuple):
