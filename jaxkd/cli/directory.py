@@ -20,7 +20,6 @@ import numpy as np
 from jaxkd.base import UsageError
 from jaxkd.cli.card import CARD, LOCK, sealed
 
-
 CHECKPOINTS = "checkpoints"
 
 
@@ -32,7 +31,7 @@ class Directory:
         self._lock: Any = None
 
     def lock(self) -> "Directory":
-        """Keeps other processes out, until `unlock` or the end of this one, however it ends.
+        """Keeps other processes out, until the end of a `with` block or of this one, however it ends.
 
         Raises:
             UsageError: another process is at work here.
@@ -52,7 +51,11 @@ class Directory:
         self._lock = file  # closed, it is open to others
         return self
 
-    def unlock(self) -> None:
+    def __enter__(self) -> "Directory":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Lets others in."""
         if self._lock is not None:
             self._lock.close()
 

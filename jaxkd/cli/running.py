@@ -30,6 +30,10 @@ from jaxkd.run import seeds
 _COMMANDS = {"distill": Distill, "teach": Teach}
 # What a result does not depend on; a teacher is known by what it is, not by where it was.
 _APART = ("out", "device", "checkpoint_every", "no_cache", "quiet", "traceback", "teacher")
+_LASTING = (  # of a card, what a resumed run keeps
+    *("format", "command", "env", "device", "versions", "settings", "preset", "argv", "started"),
+    "resumed",
+)
 
 
 def begin(settings: Distill | Teach, argv: list[str], stop: Stop) -> int:
@@ -42,9 +46,6 @@ def begin(settings: Distill | Teach, argv: list[str], stop: Stop) -> int:
     if any(word in ("", "--out=", "--teacher=") for word in argv):
         raise UsageError("an option has an empty value, such as --out ''. Leave it out instead.")
     device, planned = _prepare(settings)
-    stop.keeps = True
-    run = directory.make(settings.env, settings.out)
-    print(f"run directory: {run.path}/", flush=True)
     asked = dict(
         format=FORMAT,
         command=argv[0],
@@ -56,7 +57,10 @@ def begin(settings: Distill | Teach, argv: list[str], stop: Stop) -> int:
         argv=argv,
         started=time.time(),
     )
-    return _go(run, settings, planned, asked, stop)
+    stop.keeps = True
+    with directory.make(settings.env, settings.out) as run:
+        print(f"run directory: {run.path}/", flush=True)
+        return _go(run, settings, planned, asked, stop)
 
 
 def resume(wanted: Resume, stop: Stop) -> int:
@@ -73,25 +77,17 @@ def resume(wanted: Resume, stop: Stop) -> int:
         return 0
     if before["status"] == "diverged":
         raise Diverged(f"{wanted.run} has diverged, and would again. Begin with other settings.")
-    run = directory.Directory(wanted.run).lock()
-    settings = _asked(before, wanted)
-    device, planned = _prepare(settings)
-    _check_same(before, settings, planned)
-    for what, then, now in (
-        ("device", before["device"].split(",")[0], device.split(",")[0]),
-        ("versions", before["versions"], directory.plain(versions())),
-    ):
-        if then != now:
-            print(
-                f"warning: other {what} than {wanted.run} was begun with: {_apart(then, now)}. "
-                "It goes on, but not to the last bit.",
-                file=sys.stderr,
-            )
-    stop.keeps = True
-    print(f"run directory: {run.path}/, resumed", flush=True)
-    asked = {name: before[name] for name in before if name not in ("status", "sha256", "digests")}
-    resumed = [*before.get("resumed", []), time.time()]
-    return _go(run, settings, planned, asked | dict(resumed=resumed), stop)
+    with directory.Directory(wanted.run).lock() as run:
+        settings = _asked(before, wanted)
+        device, planned = _prepare(settings)
+        _check_same(before, settings, planned)
+        _warn_of_other("device", before["device"].split(",")[0], device.split(",")[0])
+        _warn_of_other("versions", before["versions"], directory.plain(versions()))
+        stop.keeps = True
+        print(f"run directory: {run.path}/, resumed", flush=True)
+        asked = {name: value for name, value in before.items() if name in _LASTING}
+        resumed = [*before.get("resumed", []), time.time()]
+        return _go(run, settings, planned, asked | dict(resumed=resumed), stop)
 
 
 def _asked(before: dict[str, Any], wanted: Resume) -> Distill | Teach:
@@ -121,6 +117,15 @@ def _check_same(before: dict[str, Any], settings: Distill | Teach, planned: Plan
             f"the preset of {settings.env} is another one than this run was begun with: "
             f"{_apart(before['preset'], now)}. Resume it with jaxkd "
             f"{before['versions'].get('jaxkd-rl')}, or begin anew."
+        )
+
+
+def _warn_of_other(what: str, then: Any, now: Any) -> None:
+    if then != now:
+        print(
+            f"warning: other {what} than the run was begun with: {_apart(then, now)}. "
+            "It goes on, but not to the last bit.",
+            file=sys.stderr,
         )
 
 
@@ -178,7 +183,6 @@ def _go(
         raise
     finally:
         progress.close()
-        run.unlock()
     report.headline(directory.plain(summary), console)
     return 0
 

@@ -72,7 +72,7 @@ class Saves:
     def __init__(self, job: Job, phase: str, teachers: Sequence[Identity]):
         self._job, self._phase = job, phase
         self._path = job.directory.path / CHECKPOINTS / phase
-        self._about = dict(
+        self._about: dict[str, Any] = dict(
             settings=job.settings_digest, phase=phase, teachers=[each.digest for each in teachers]
         )
         self._sources = [each.source for each in teachers]

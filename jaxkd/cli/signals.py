@@ -33,7 +33,9 @@ class Stop:
         if self.keeps and not self._asked:
             self._asked = name
             return
-        kept = "Checkpoints are whole: `jaxkd resume` goes on." if self._asked else "Nothing is lost."
+        kept = (
+            "Checkpoints are whole: `jaxkd resume` goes on." if self._asked else "Nothing is lost."
+        )
         os.write(2, f"{name}: stopped at once. {kept}\n".encode())
         os._exit(128 + number if self._asked else INTERRUPTED)
 

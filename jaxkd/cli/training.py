@@ -102,9 +102,7 @@ def train(
 class _Watch:
     """One phase as the host sees it: counts updates, writes lines, names seeds that are lost."""
 
-    def __init__(
-        self, job: Job, phase: str, total: int, steps_per_update: int, alive: np.ndarray
-    ):
+    def __init__(self, job: Job, phase: str, total: int, steps_per_update: int, alive: np.ndarray):
         self.job, self.phase, self.total, self.alive = job, phase, total, alive
         self.steps_per_update = steps_per_update
         self.done, self.score = 0, np.nan
@@ -152,9 +150,7 @@ class _Watch:
             before += len(next(iter(rows.values())))
             means = {name: mean(x, axis=0) for name, x in rows.items()}
             env_steps = before * self.steps_per_update
-            self.job.log.append(
-                phase=self.phase, updates=before, env_steps=env_steps, seeds=means
-            )
+            self.job.log.append(phase=self.phase, updates=before, env_steps=env_steps, seeds=means)
 
     def _show(self, seen: _Chunk, alive: np.ndarray) -> None:
         """Where the phase is, on the terminal and in timing.jsonl."""
