@@ -2,11 +2,9 @@
 
 import io
 import json
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 import reliability
 import rich.console
-from reliability import BEGIN, RESUME, RUN, differs, outcome
+from reliability import RESUME, differs, outcome
 
 import jaxkd
 from jaxkd.base import Algorithm, UsageError
@@ -292,3 +290,28 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(undisturbe
     ends = reliability.killed(folder.parent / "killed", kills)
     assert sum(ends.values()) >= 3 and set(ends) == {"update", "file"}, ends
     assert differs(outcome(folder.parent / "killed"), whole) == []
+
+
+@pytest.mark.slow
+def test_a_signal_is_answered_with_75_from_the_first_millisecond(undisturbed):
+    folder, whole, _ = undisturbed
+    ends = []
+    for number, (delay, asked) in enumerate(((0.1, "SIGINT"), (1.0, "SIGTERM"), (7.0, "SIGINT"))):
+        place = folder.parent / f"stopped{number}"
+        code, said = reliability.stopped(place, delay, getattr(signal, asked))
+        assert said.splitlines()[-1].startswith(asked) and "Traceback" not in said, said
+        ends.append(reliability.ended_well(place, code, said, whole))
+    assert ends[0] == "before it began" and not [end for end in ends if "bad" in end], ends
+    assert "silent" not in ends
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_with_4_and_a_run_that_goes_on(undisturbed):
+    folder, whole, _ = undisturbed
+    place = folder.parent / "full"
+    done = reliability.full(place, 6000)
+    assert done.returncode == 4, done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.startswith("error: ")
+    done = reliability.run(place, RESUME)
+    assert done.returncode == 0, done.stderr
+    assert differs(outcome(place), whole) == []

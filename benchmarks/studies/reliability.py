@@ -20,15 +20,12 @@ if __name__ == "__main__":  # before jax is imported: --help answers at once
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,3 +166,56 @@ def killed(folder: Path, kills: list[tuple[str, int]]) -> Counter:
         else:  # killed before there was anything to resume
             shutil.rmtree(folder / RUN, ignore_errors=True)
     return ends
+
+
+def stopped(folder: Path, delay: float, number: int) -> tuple[int, str]:
+    """(exit code, standard error) of a run that gets a signal after `delay` seconds."""
+    folder.mkdir(parents=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *BEGIN],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(delay)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+COMMAND = "import sys; from jaxkd.cli import main; sys.exit(main())"
+
+
+def ended_well(folder: Path, code: int, said: str, whole: dict) -> str:
+    """How a run that got a signal ended; "silent" where the result is another, "bad" otherwise."""
+    resumable = (folder / RUN / "run.json").exists()
+    if code == 75 and not resumable:
+        return "before it began" if "Nothing is lost" in said else f"bad: {said}"
+    if code == 75 and f"jaxkd resume {RUN}" in said.splitlines()[-1]:
+        done = run(folder, RESUME)
+        if done.returncode:
+            return f"bad: {done.stderr}"
+        return "silent" if differs(outcome(folder), whole) else "saved and resumed"
+    if code == 0:
+        return "silent" if differs(outcome(folder), whole) else "finished before"
+    return f"bad: {code}, {said}"
+
+
+def full(folder: Path, room: int) -> subprocess.CompletedProcess:
+    """A run on a disk where no file may be larger than `room` bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
+{COMMAND}"""
+    return subprocess.run(
+        [sys.executable, "-c", program, *BEGIN],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -38,6 +38,7 @@ class Phase(NamedTuple):
     reads: tuple[str, ...]  # what earlier phases left, in the order in which `work` takes it
     leaves: str
     work: Callable  # (job, *what it reads) -> what it leaves
+    makes: Any = None  # `work.Made`, of a phase that leaves a policy
 
 
 def perform(phases: list[Phase], job: Job) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def plan(settings: Distill | Teach, device: Any) -> Plan:
     Raises:
         UsageError, ArtifactError: everything that can be refused, refused now.
     """
-    available = _memory(device)
+    available = available_memory(device)
     _check_numbers(settings, available)
     chosen = _preset(settings)
     if isinstance(settings, Distill):
@@ -106,7 +106,7 @@ def _phases(settings: Distill, chosen: Preset, parts: _Parts) -> list[Phase]:
     method, env, length = find_method(settings.method), parts.env, chosen.unroll_length
 
     if parts.teacher_params is not None:
-        source = str(settings.teacher)
+        taught, source = None, str(settings.teacher)
         teach = work.load(
             env, parts.teacher, parts.teacher_params, source=source, folder="teachers"
         )
@@ -127,17 +127,18 @@ def _phases(settings: Distill, chosen: Preset, parts: _Parts) -> list[Phase]:
     control = work.learn("control", env, parts.student, alone)
     evaluate = work.evaluate(env, _COMPARED, settings.episodes)
     compare = work.compare(env, parts.student_env, settings.episodes, length)
+    taught_by = ("teacher",) if method.needs_teacher else ()
+    made = [
+        work.Made(parts.teacher, taught, parts.teacher_params),
+        work.Made(parts.student, distilled),
+        work.Made(parts.student, alone),
+    ]
     return [
-        Phase("teacher", reads=(), leaves="teacher", work=teach),
-        Phase(
-            "student",
-            reads=("teacher",) if method.needs_teacher else (),
-            leaves="student",
-            work=distil,
-        ),
-        Phase("control", reads=(), leaves="control", work=control),
-        Phase("evaluate", reads=_COMPARED, leaves="results", work=evaluate),
-        Phase("compare", reads=("teacher", "student", "results"), leaves="summary", work=compare),
+        Phase("teacher", (), "teacher", teach, made[0]),
+        Phase("student", taught_by, "student", distil, made[1]),
+        Phase("control", (), "control", control, made[2]),
+        Phase("evaluate", _COMPARED, "results", evaluate),
+        Phase("compare", ("teacher", "student", "results"), "summary", compare),
     ]
 
 
@@ -190,7 +191,7 @@ def _check_numbers(settings: Distill | Teach, available: int) -> None:
     if results > available:
         raise UsageError(
             f"the results of --seeds {settings.seeds} x --episodes {settings.episodes} alone take "
-            f"{_in_words(results)}, and there are {_in_words(available)}. Take fewer."
+            f"{in_words(results)}, and there are {in_words(available)}. Take fewer."
         )
 
 
@@ -222,16 +223,16 @@ def _check_networks(
             student = getattr(settings, "student", "")
             raise UsageError(
                 f"--seeds {settings.seeds}{student and f' with --student {student}'} take at least "
-                f"{_in_words(kept + activations)}, and there are {_in_words(available)}. "
+                f"{in_words(kept + activations)}, and there are {in_words(available)}. "
                 f"Take fewer seeds (or --lanes){student and ', or a smaller student'}."
             )
 
 
-def _in_words(num_bytes: int) -> str:
+def in_words(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.3g} GiB"
 
 
-def _memory(device: Any) -> int:
+def available_memory(device: Any) -> int:
     """Bytes of the device; of the machine, where the device does not say."""
     stated = (device.memory_stats() or {}).get("bytes_limit")
     return stated or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

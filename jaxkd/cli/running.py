@@ -16,6 +16,7 @@ from jaxkd.cache import compile_cache
 from jaxkd.cli import card, directory, watching
 from jaxkd.cli import device as devices
 from jaxkd.cli.card import FORMAT
+from jaxkd.cli.dry import dry_run
 from jaxkd.cli.failure import Diverged, Interrupted
 from jaxkd.cli.log import METRICS, Log
 from jaxkd.cli.phases import Job, perform
@@ -29,7 +30,16 @@ from jaxkd.run import seeds
 
 _COMMANDS = {"distill": Distill, "teach": Teach}
 # What a result does not depend on; a teacher is known by what it is, not by where it was.
-_APART = ("out", "device", "checkpoint_every", "no_cache", "quiet", "traceback", "teacher")
+_APART = (
+    "out",
+    "device",
+    "dry_run",
+    "checkpoint_every",
+    "no_cache",
+    "quiet",
+    "traceback",
+    "teacher",
+)
 _LASTING = (  # of a card, what a resumed run keeps
     *("format", "command", "env", "device", "versions", "settings", "preset", "argv", "started"),
     "resumed",
@@ -46,6 +56,8 @@ def begin(settings: Distill | Teach, argv: list[str], stop: Stop) -> int:
     if any(word in ("", "--out=", "--teacher=") for word in argv):
         raise UsageError("an option has an empty value, such as --out ''. Leave it out instead.")
     device, planned = _prepare(settings)
+    if settings.dry_run:
+        return dry_run(settings, planned)
     asked = dict(
         format=FORMAT,
         command=argv[0],

@@ -31,6 +31,8 @@ class _Run:
     """Evaluation episodes of each policy and seed."""
     set: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")] = ()
     """Another value for a field of the preset, such as learning_rate=1e-3; may be repeated."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Compile everything, say what it takes, and run nothing."""
     checkpoint_every: float = 30.0
     """Seconds between two checkpoints; 0: at the end of each phase only."""
     no_cache: FlagCreatePairsOff[bool] = False

@@ -41,6 +41,14 @@ class Course(NamedTuple):
     at_once: int | None  # seeds computed together; None: all
 
 
+class Made(NamedTuple):
+    """What is known of a phase's policy before it runs."""
+
+    policy: Policy
+    course: Course | None  # None: it is from a file
+    params: Any = None  # of the file
+
+
 def load(env: Env, policy: Policy, params: Any, *, source: str, folder: str) -> Callable:
     """A policy from a file, for all seeds; the run's directory gets a copy in `folder`."""
 
