@@ -36,7 +36,8 @@ LAYERS = (
     ("learner",),
     ("recipes",),
     ("methods",),
-    ("run", "evaluate", "policies", "sharding", "cache", "presets"),
+    ("checkpoint_card",),
+    ("run", "evaluate", "policies", "checkpoint", "sharding", "cache", "presets"),
     ("__init__",),  # what imports `jaxkd` itself imports this
     ("cli", "report"),
     ("__main__",),
