@@ -59,7 +59,7 @@ class Turns(Named):
     """What turns.py takes."""
 
     against: str = "HEAD"  # the commit to compare with
-    pairs: int = 3  # of processes, a row
+    pairs: int = 2  # of processes, a row
 
 
 @dataclass

@@ -84,7 +84,7 @@ class Context(NamedTuple):
     """What every component may know beyond its batch."""
 
     update: jax.Array  # int32 [], updates completed: what schedules are called with
-    episode_return: jax.Array  # float32 [], metric "return" of the update before; nan: none yet
+    episode_return: jax.Array  # float32 [], metric "return" of the update before; -inf: none yet
     episode_step: Any  # int32 [B], steps since the reset; only while acting, otherwise ()
     key: jax.Array  # [], differs for every update, minibatch and component
 
@@ -111,7 +111,7 @@ class Batch(NamedTuple):
     targets: Any = ()  # dict: value target [T, B] by stream
     advantage: Any = ()  # [T, B], summed over the streams
     target: Any = ()  # [T, B], the target of stream ""
-    weight: Any = ()  # [T, B] what a row counts: the environment's, then times that of the returns
+    weight: Any = ()  # [T, B] what a row counts: the environment's, times that of the returns; () is 1
 
 
 class Actors(NamedTuple):
@@ -124,7 +124,7 @@ class Actors(NamedTuple):
     teacher_carry: Any  # () without a teacher
     episode_return: jax.Array  # float32 [B], of the episode under way
     episode_step: jax.Array  # int32 [B]
-    last_return: jax.Array  # float32 [B], of the last finished episode; nan before the first
+    last_return: jax.Array  # float32 [B], of the last finished episode; -inf before the first
 
 
 class State(NamedTuple):

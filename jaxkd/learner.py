@@ -4,6 +4,7 @@
 (`optimize.py`), report (`metrics.py`). `assembly.py` finds out what is known before it runs.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -158,11 +159,9 @@ def evaluate(parts: Parts, batch: Batch, last: Outputs, context: Context) -> Bat
 
     Skipped where nothing reads them. A row whose action the environment weighs 0 has none.
     """
-    said = jax.tree.leaves(batch.weight)
-    weight = batch.weight if said else jnp.ones_like(batch.reward)
     if not parts.earns:
-        return batch._replace(weight=weight)
-    advantage, targets = jnp.zeros_like(batch.reward), {}
+        return batch
+    advantage, targets, shares = jnp.zeros_like(batch.reward), {}, []
     for stream, returns in parts.returns.items():
         value, following = (), ()
         if returns.needs_value:
@@ -171,9 +170,10 @@ def evaluate(parts: Parts, batch: Batch, last: Outputs, context: Context) -> Bat
             value = jnp.concatenate([acting, final[None]])
         reward = batch.streams[stream]
         gain, targets[stream], *share = returns.evaluate(reward, value, following, batch, context)
-        advantage = advantage + gain
-        weight = weight * share[0] if share else weight
-    if said:
+        advantage, shares = advantage + gain, shares + share
+    if jax.tree.leaves(batch.weight):
         advantage = jnp.where(batch.weight > 0, advantage, 0.0)
+        shares = [batch.weight, *shares]
+    weight = math.prod(shares) if shares else ()
     earned = dict(targets=targets, target=targets.get("", ()), advantage=advantage, weight=weight)
     return batch._replace(**earned)

@@ -250,6 +250,20 @@ def test_a_mixture_of_categoricals_by_hand(lead):
     np.testing.assert_allclose(jnp.exp(alone.policy.logits[..., 0]), 0.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mask", [-1e9, -jnp.inf])
+def test_what_all_mask_stays_masked_in_a_mixture(mask):
+    """With -inf the gradient was nan, in every logit."""
+
+    def entropy(logits):
+        both = [fixed(Categorical(logits)), fixed(Categorical(jnp.array([0.0, 2.0, mask])))]
+        return said(networks.mixture(both, (0.5, 0.5))).policy.entropy()[0]
+
+    value, slope = jax.value_and_grad(entropy)(jnp.array([0.0, 1.0, mask]))
+    p = (1 / (1 + np.exp(1)) + 1 / (1 + np.exp(2))) / 2
+    np.testing.assert_allclose(value, -p * np.log(p) - (1 - p) * np.log(1 - p), rtol=1e-6)
+    assert np.isfinite(slope).all() and slope[1] != 0 and slope[2] == 0
+
+
 def test_a_mixture_of_normals_by_hand():
     """Half N(0, 1), half N(2, 3^2): mean 1, variance (1 + 9) / 2 + 1 = 6."""
     one = Normal(jnp.array([0.0, 5.0]), jnp.zeros(2))

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_FUNCTION_LINES, MAX_FILE_LINES, MAX_ARGUMENTS = 40, 300, 14
 
 LAYERS = (
-    ("base",),
+    ("base", "keys"),
     ("description", "distributions", "moments", "cpu"),
     ("envs", "networks", "behavior", "returns", "memory", "check"),
     ("losses", "rewards"),
@@ -36,7 +36,8 @@ LAYERS = (
     ("learner",),
     ("recipes",),
     ("methods",),
-    ("run", "evaluate", "policies", "sharding", "cache", "presets"),
+    ("checkpoint_card",),
+    ("run", "evaluate", "policies", "checkpoint", "sharding", "cache", "presets"),
     ("__init__",),  # what imports `jaxkd` itself imports this
     ("cli", "report"),
     ("__main__",),

@@ -1,8 +1,11 @@
 """Environment steps per second beside other libraries, each in its own virtual environment, in
 turns with ours on this machine's processor.
 
-    python benchmarks/speed/peers.py [rejax] [sb3] [rsl_rl] [--quick]     # default all; --quick:
-    one short round, nothing written python benchmarks/speed/peers.py [names] --verify
+    python benchmarks/speed/peers.py [rejax] [sb3] [rsl_rl] [--quick]
+    # default all; --quick (`make extras`): one short round, nothing written, and a peer that cannot
+    # be installed here is told and left out
+
+    python benchmarks/speed/peers.py [names] --verify
     # does each of them learn? return reached, fall of the loss
 
 Configuration (`peers/child.py`): 64 environments x 32 steps an update; PPO in CartPole, 4 epochs x
@@ -88,16 +91,40 @@ PAIRS = {
 
 
 def interpreter(peer: str) -> Path:
-    """The peer's own Python; its environment is built where it is missing or its pins have changed."""
+    """The peer's own Python; its environment is built where it is missing or its pins have changed.
+
+    Raises:
+        SystemExit: it cannot be built; one line, with the last of what pip says.
+    """
     folder, pins = FOLDER / peer, "\n".join(PINS[peer])
     stamp, python = folder / "pins.txt", folder / "bin" / "python"
     if not stamp.exists() or stamp.read_text() != pins:
         print(f"building {folder}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-qq", *PINS[peer]], check=True)
+        for command in (
+            [sys.executable, "-m", "venv", folder],
+            [python, "-m", "pip", "install", "-qq", *PINS[peer]],
+        ):
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+            if done.returncode != 0:
+                why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise SystemExit(f"error: {peer} cannot be installed here: {why}")
         stamp.write_text(pins)
     return python
+
+
+def installed(pairs: dict[str, Pair], go_on: bool) -> set[str]:
+    """The peers that are there now; one that cannot be is told, and ends it unless we `go_on`."""
+    found = set()
+    for peer in dict.fromkeys(pair.peer for pair in pairs.values()):
+        try:
+            interpreter(peer)
+            found.add(peer)
+        except SystemExit as error:
+            if not go_on:
+                raise
+            print(error, file=sys.stderr, flush=True)
+    return found
 
 
 def start(python: Path | str, library: str, work: str, mode: int | str) -> subprocess.Popen[str]:
@@ -239,6 +266,10 @@ def main(given: frame.Peers) -> int:
     if unknown := set(names) - set(PINS):
         raise SystemExit(f"{', '.join(sorted(unknown))}? The peers are {', '.join(PINS)}.")
     pairs = {name: pair for name, pair in PAIRS.items() if not names or pair.peer in names}
+    missing = {pair.peer for pair in pairs.values()} - installed(pairs, go_on=quick)
+    pairs = {name: pair for name, pair in pairs.items() if pair.peer not in missing}
+    if not pairs:
+        return len(missing)
     if given.verify:
         return verify(pairs)
     file = protocol.RESULTS / "speed" / "peers.json"
@@ -257,7 +288,7 @@ def main(given: frame.Peers) -> int:
     if not quick:
         rows = {name: rows[name] for name in PAIRS if name in rows}
         protocol.write("peers", {"rounds": ROUNDS, "failed": failed, "rows": rows}, draw(rows))
-    return 0 if quick else len(failed)
+    return len(missing) if quick else len(failed)
 
 
 if __name__ == "__main__":

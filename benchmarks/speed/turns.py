@@ -5,7 +5,7 @@
 The rows of throughput.py, and PPO of an LSTM whose sequences are as long as the rollout and a
 quarter of it. Each row starts a pair of processes several times, because a process keeps its luck
 with memory for all its life: a ratio is the median over pairs of the median over rounds. Compile
-seconds are of a process alone on the machine, tracing included. Run it with nothing else running.
+seconds are the first pair's, one after the other, tracing included. Run it with nothing else running.
 Writes results/speed/turns.json.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import protocol
 
 HERE = Path(__file__).resolve().parents[2]
-ROUNDS = 10
+ROUNDS = 7
 GRIDS = ("Breakout-MinAtar", "Asterix-MinAtar")
 FIRST = [("CartPole-v1", 64, 1), ("CartPole-v1", 64, 16), ("CartPole-v1", 1024, 1)]
 SIZES = [*FIRST, *((name, 64, 1) for name in ("Acrobot-v1", "Pendulum-v1", *GRIDS))]
@@ -45,18 +45,22 @@ def rows() -> dict[str, tuple]:
     return found
 
 
-def begin(tree: Path, row: tuple) -> tuple[subprocess.Popen, float]:
-    """A process of that tree, compiled and warm, and the seconds it took to compile."""
-    child = subprocess.Popen(
+def begin(tree: Path, row: tuple) -> subprocess.Popen:
+    """A process of that tree, which compiles; `ready` waits for it."""
+    return subprocess.Popen(
         [sys.executable, str(HERE / "benchmarks/speed/turns_rows.py"), *map(str, row)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(tree)},
     )
+
+
+def ready(child: subprocess.Popen) -> float:
+    """Waits until it has compiled and run once; the seconds that compiling took."""
     compile_seconds = answer(child)
-    child.stdout.readline()  # "ready"
-    return child, compile_seconds
+    child.stdout.readline()
+    return compile_seconds
 
 
 def answer(child: subprocess.Popen) -> float:
@@ -76,13 +80,16 @@ def call(child: subprocess.Popen) -> float:
 
 def measure(row: tuple, before: Path, pairs: int) -> dict:
     """Speeds of this tree over that of the other, and compile seconds of both."""
-    ratios, compiling = [], {"before": [], "now": []}
+    trees, ratios, compiling = {"before": before, "now": HERE}, [], {}
     for pair in range(pairs):
-        sides = [("before", before), ("now", HERE)][:: 1 if pair % 2 else -1]
         children = {}
-        for side, tree in sides:
-            children[side], seconds = begin(tree, row)
-            compiling[side].append(seconds)
+        for side, tree in trees.items():
+            children[side] = begin(tree, row)
+            if pair == 0:  # alone
+                compiling[side] = ready(children[side])
+        if pair > 0:
+            for child in children.values():
+                ready(child)
         rounds = [{side: call(child) for side, child in children.items()} for _ in range(ROUNDS)]
         ratios.append(float(np.median([r["before"] / r["now"] for r in rounds])))
         for child in children.values():
@@ -91,7 +98,7 @@ def measure(row: tuple, before: Path, pairs: int) -> dict:
     return {
         "speed_ratio": float(np.median(ratios)),
         "of_each_pair": ratios,
-        "compile_seconds": {side: float(np.median(values)) for side, values in compiling.items()},
+        "compile_seconds": compiling,
     }
 
 

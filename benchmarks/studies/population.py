@@ -40,7 +40,7 @@ def learner(rate) -> jaxkd.Algorithm:
 def train(state, rate):
     """A round of one member -> (state, its score)."""
     state, metrics = jax.lax.scan(lambda state, _: learner(rate).step(state), state, length=UPDATES)
-    return state, jnp.nan_to_num(metrics["return"][-1])
+    return state, jnp.nan_to_num(metrics["return"][-1], neginf=0.0)
 
 
 def exploit(key, states, rates, scores):

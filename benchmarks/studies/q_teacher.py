@@ -33,6 +33,7 @@ import optax
 import jaxkd
 from benchmarks import protocol
 from jaxkd import behavior, losses, networks, presets
+from jaxkd.cli import training
 
 GAMES = ("CartPole-v1", "Acrobot-v1", "Catch-bsuite")
 GATES = {"CartPole-v1": 490, "Acrobot-v1": -100, "Catch-bsuite": 0.99}  # mean of 16 teachers
@@ -108,7 +109,7 @@ def experiment(name: str) -> dict:
     floor = protocol.random_return(arena, SEED, EPISODES)
     teacher = networks.q(network)
     result = {"teacher": protocol.summary(best.returns), "the_teacher": best.score, "random": floor}
-    result |= {"learning": np.nanmean(np.asarray(metrics["return"]), axis=1).tolist(), "scores": {}}
+    result |= {"learning": training.mean(metrics["return"], axis=1).tolist(), "scores": {}}
     print(
         f"{name}: teachers {best.returns.mean():.2f} (worst {best.returns.min():.2f}), the teacher {best.score:.2f}, {time.time() - began:.0f} s"
     )
