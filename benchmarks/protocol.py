@@ -24,7 +24,7 @@ matplotlib.use("Agg")
 
 RESULTS = frame.RESULTS  # the committed ones
 # Of the random streams: one more whenever a key is derived or used otherwise, so that the same
-# settings give other numbers. tests/test_results.py pins the keys.
+# settings give other numbers. tests/test_results.py pins the keys, tests/test_cli.py a tiny run.
 STREAMS = 1
 DEFAULTS = {  # of `Preset`, 2026-11: never edited, see `changed`
     "num_envs": 64,
