@@ -6,6 +6,7 @@ Legend of shapes: `n` seeds.
 
 import hashlib
 import json
+import subprocess
 from typing import Any, NamedTuple
 
 import jax
@@ -184,11 +185,27 @@ def digest(settings: dict, streams: int | None = STREAMS) -> dict:
     return settings | {"digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
+def commit() -> str:
+    """What made a figure: "639b2a7", with "-dirty" where code had changed since, or "unknown".
+
+    There, with the versions written beside it and on such a processor, it has the same bits.
+    """
+    code = ["--", "jaxkd", ":(glob)benchmarks/**/*.py"]
+    asked = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", *code])
+    try:
+        given: dict = dict(cwd=frame.RESULTS.parents[1], capture_output=True, text=True, check=True)
+        name, changes = (subprocess.run(["git", *words], **given).stdout.strip() for words in asked)
+    except (OSError, subprocess.CalledProcessError):  # no git, no checkout
+        return "unknown"
+    return f"{name}-dirty" if changes else name
+
+
 def write(name: str, result: dict, figure: Any = None) -> None:
     """<name>.json with device and versions, and <name>.png; committed ones only with --commit."""
     path = frame.folder() / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     made = result | {"device": describe(jax.devices()[0]), "versions": versions()}
+    made |= {"commit": commit()}
     path.write_text(json.dumps(made, indent=1, default=float) + "\n")
     if figure is not None:
         figure.savefig(path.with_suffix(".png"), dpi=80)
