@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import subprocess
 
 import bonus_maps
 import compile as compiling
@@ -205,6 +206,26 @@ def test_digests_leave_out_defaults_and_tell_a_changed_one(monkeypatch):
     assert protocol.changed(Preset()) == {}
     monkeypatch.setattr(protocol, "DEFAULTS", older | {"gamma": 0.9})  # as if its default changed
     assert protocol.changed(Preset()) == {"gamma": 0.99}
+
+
+def test_results_say_which_code_made_them(monkeypatch, tmp_path):
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    results, code = tmp_path / "benchmarks" / "results", tmp_path / "jaxkd" / "a.py"
+    for folder in (results, code.parent):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(gates.protocol.frame, "RESULTS", results)
+    assert gates.protocol.commit() == "unknown"
+    code.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    (results / "new.json").write_text("{}")
+    assert re.fullmatch("[0-9a-f]{7,}", gates.protocol.commit())
+    code.write_text("2")
+    assert re.fullmatch("[0-9a-f]{7,}-dirty", gates.protocol.commit())
 
 
 def test_the_version_of_the_random_streams():
