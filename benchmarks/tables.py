@@ -23,13 +23,14 @@ TOP = """# What the scripts found
 Made by `benchmarks/tables.py` from `results/`; edits are lost. How to run one: `python
 benchmarks/studies/gates.py --help` from the checkout's root, with the package installed as editable
 (`make` does that) or `PYTHONPATH=.`; results go to runs/benchmarks/, `--commit` writes `results/`.
-What was tried and not kept is in NOTES.md, the accelerator's instructions in speed/accelerator.md.
+What was tried and not kept is in [NOTES.md](NOTES.md), the accelerator's instructions in
+[speed/accelerator.md](speed/accelerator.md).
 
 Figures are means over seeds, students alone and greedy, 10 seeds and two CPU cores unless said; in
 brackets the 95 % bootstrap interval of the mean, left out where the seeds agree or there is only
 one. Whoever runs a script again on other code, another jax or another processor gets other last
-bits, hence other episodes: expect figures within the intervals, not the same digits (NOTES.md,
-"The same figure again").
+bits, hence other episodes: expect figures within the intervals, not the same digits
+([the same figure again](NOTES.md#the-same-figure-again)).
 """
 PAIR = re.compile(r"(<!-- made: (\w+) ?([^>]*?) -->)(?:\n( *))?.*?<!-- end -->", re.DOTALL)
 
