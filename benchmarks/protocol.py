@@ -6,6 +6,7 @@ Legend of shapes: `n` seeds.
 
 import hashlib
 import json
+import subprocess
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ matplotlib.use("Agg")
 
 RESULTS = frame.RESULTS  # the committed ones
 # Of the random streams: one more whenever a key is derived or used otherwise, so that the same
-# settings give other numbers. tests/test_results.py pins the keys.
+# settings give other numbers. tests/test_results.py pins the keys, tests/test_cli.py a tiny run.
 STREAMS = 1
 DEFAULTS = {  # of `Preset`, 2026-11: never edited, see `changed`
     "num_envs": 64,
@@ -167,14 +168,14 @@ def summary(values: np.ndarray) -> dict:
     }
 
 
-def changed(p: Preset) -> dict:
-    """The fields of a preset that are not what they were by default when results were first kept.
+def changed(record: Any, defaults: dict | None = None) -> dict:
+    """The fields of a record that are not what they were by default when results were first kept.
 
     A field that is new and at its default changes nothing, hence is not told; a default that
-    changes is, because it is no longer in DEFAULTS.
+    changes is, because it is no longer in `defaults`, those of then (of a preset: DEFAULTS).
     """
-    usual = Preset._field_defaults | DEFAULTS
-    return {name: value for name, value in p._asdict().items() if value != usual[name]}
+    usual = record._field_defaults | (DEFAULTS if defaults is None else defaults)
+    return {name: value for name, value in record._asdict().items() if value != usual[name]}
 
 
 def digest(settings: dict, streams: int | None = STREAMS) -> dict:
@@ -184,11 +185,27 @@ def digest(settings: dict, streams: int | None = STREAMS) -> dict:
     return settings | {"digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
+def commit() -> str:
+    """What made a figure: "639b2a7", with "-dirty" where code had changed since, or "unknown".
+
+    There, with the versions written beside it and on such a processor, it has the same bits.
+    """
+    code = ["--", "jaxkd", ":(glob)benchmarks/**/*.py"]
+    asked = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", *code])
+    try:
+        given: dict = dict(cwd=frame.RESULTS.parents[1], capture_output=True, text=True, check=True)
+        name, changes = (subprocess.run(["git", *words], **given).stdout.strip() for words in asked)
+    except (OSError, subprocess.CalledProcessError):  # no git, no checkout
+        return "unknown"
+    return f"{name}-dirty" if changes else name
+
+
 def write(name: str, result: dict, figure: Any = None) -> None:
     """<name>.json with device and versions, and <name>.png; committed ones only with --commit."""
     path = frame.folder() / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     made = result | {"device": describe(jax.devices()[0]), "versions": versions()}
+    made |= {"commit": commit()}
     path.write_text(json.dumps(made, indent=1, default=float) + "\n")
     if figure is not None:
         figure.savefig(path.with_suffix(".png"), dpi=80)

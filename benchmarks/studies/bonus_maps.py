@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from exploration import NUM_ENVS, PREDICTOR, keywords
+from exploration import DEFAULTS, NUM_ENVS, PREDICTOR, keywords
 
 import jaxkd
 from benchmarks import protocol
@@ -123,6 +123,12 @@ def show(axis, values: np.ndarray, title: str) -> None:
     axis.title.set_fontsize(8)
 
 
+def settings() -> dict:
+    values = {"seed": SEED, "size": SIZE, "updates": UPDATES, "num_envs": NUM_ENVS}
+    values |= {"keywords": keywords(SIZE), "rooms": four_rooms()[1]}
+    return protocol.digest(values | {"predictor": protocol.changed(PREDICTOR, DEFAULTS)})
+
+
 def main() -> None:
     results, figure = {}, plt.figure(figsize=(11, 9.6), layout="constrained")
     axes = figure.subplots(4, 4)
@@ -150,14 +156,7 @@ def main() -> None:
             "rank correlation of bonus and visits",
             np.round(results[name]["rank_correlation"], 2),
         )
-    protocol.write(
-        "bonus_maps",
-        {
-            "maps": results,
-            "settings": protocol.digest({"seed": SEED, "size": SIZE, "updates": UPDATES}),
-        },
-        figure,
-    )
+    protocol.write("bonus_maps", {"maps": results, "settings": settings()}, figure)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,13 @@ ARMS = {
 
 
 def settings() -> dict:
-    return protocol.digest({"arms": ARMS, "budget": BUDGET})
+    arms = {
+        arm: given | {"predictor": protocol.changed(given["predictor"], exploration.DEFAULTS)}
+        for arm, given in ARMS.items()
+    }
+    values = {"arms": arms, "seed": SEED, "seeds": SEEDS, "budget": BUDGET}
+    values |= {"num_envs": exploration.NUM_ENVS, "keywords": exploration.keywords(SIZE)}
+    return protocol.digest(values)
 
 
 def main() -> None:
@@ -66,7 +72,7 @@ def main() -> None:
             flush=True,
         )
     figure = exploration.draw("10", found, BUDGET)
-    protocol.write("drnd", {"arms": found, "seed": SEED, "settings": settings()}, figure)
+    protocol.write("drnd", {"arms": found, "settings": settings()}, figure)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,15 @@ ROOMS = {
 }
 PREDICTOR = rewards.Predictor(learning_rate=3e-3, num_minibatches=8, normalise=False)
 PREDICTORS = dict.fromkeys(("rnd", "ensemble"), PREDICTOR._replace(num_minibatches=16))
+DEFAULTS = {  # of `rewards.Predictor`, 2026-11: never edited, see `protocol.changed`
+    "hidden": (64, 64),
+    "features": 64,
+    "learning_rate": 1e-3,
+    "batch_size": 256,
+    "num_minibatches": 2,
+    "normalise": True,
+    "statistics": None,
+}
 
 
 def bonus(name: str, size: int = 0):
@@ -287,24 +296,21 @@ def seed_of(arm: str) -> int:
     return FRESH if arm.removesuffix(" + kl") in PREDICTORS else SEED
 
 
-def settings(part: str, arm: str) -> str:
-    """Digest of what an arm's figures depend on; the bonus alone is the same in "half" as in 20."""
-    name = arm.removesuffix(" + kl")
-    used: list = [
-        SEEDS,
-        NUM_ENVS,
-        seed_of(arm),
-        budget_of(part),
-        arm,
-        list(PREDICTORS.get(name, PREDICTOR)),
-    ]
-    used += (
-        [keywords(ROOMS["limit"]), ROOMS]
-        if part == "rooms"
-        else [keywords(20 if part == "half" else int(part)), WEIGHT * (arm not in ARMS)]
-    )
-    # Its files hold the digest alone, from before random streams had a version.
-    return protocol.digest({"used": used}, streams=None)["digest"]
+def settings(part: str, arm: str) -> dict:
+    """What an arm's figures depend on; the bonus alone is the same in "half" as in 20."""
+    predictor = PREDICTORS.get(arm.removesuffix(" + kl"), PREDICTOR)
+    values: dict = {
+        "arm": arm,
+        "seed": seed_of(arm),
+        "seeds": SEEDS,
+        "num_envs": NUM_ENVS,
+        "budget": budget_of(part),
+        "predictor": protocol.changed(predictor, DEFAULTS),
+    }
+    if part == "rooms":
+        return protocol.digest(values | {"keywords": keywords(ROOMS["limit"]), "rooms": ROOMS})
+    size, weight = 20 if part == "half" else int(part), WEIGHT * (arm not in ARMS)
+    return protocol.digest(values | {"keywords": keywords(size), "weight": weight})
 
 
 def known(part: str) -> dict[str, dict]:
@@ -313,9 +319,9 @@ def known(part: str) -> dict[str, dict]:
     folders = (protocol.RESULTS / "studies", frame.folder())
     for file in [top / f"exploration/{name}.json" for top in folders for name in parts]:
         arms = json.loads(file.read_text())["arms"] if file.exists() else {}
-        found |= {
-            arm: made for arm, made in arms.items() if made["settings"] == settings(part, arm)
-        }
+        for arm, made in arms.items():
+            if made["settings"]["digest"] == settings(part, arm)["digest"]:
+                found[arm] = made
     return found
 
 

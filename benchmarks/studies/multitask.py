@@ -52,7 +52,8 @@ KEEPS = 0.95  # of what each teacher gains over the random policy, mean over see
 
 def settings() -> dict:
     """All that the result depends on, and its digest."""
-    values = {name: value for name, value in globals().items() if name.isupper()}
+    kinds = int | float | str | tuple | dict  # not GIVEN, the command line
+    values = {k: v for k, v in globals().items() if k.isupper() and isinstance(v, kinds)}
     return protocol.digest(
         values | {"presets": {game: protocol.changed(presets.preset(game)) for game in GAMES}}
     )

@@ -27,9 +27,9 @@ import jaxkd
 from benchmarks import protocol
 
 SEED, SEEDS, MEMBERS, ROUNDS, UPDATES = 3, 8, 16, 10, 10
-RATES, FACTOR = (1e-5, 1.0), 1.5
+RATES, FACTOR, HIDDEN = (1e-5, 1.0), 1.5, (64, 64)
 ENV = jaxkd.envs.make("CartPole-v1", 32)
-POLICY = jaxkd.networks.mlp(ENV, (64, 64), separate=True)
+POLICY = jaxkd.networks.mlp(ENV, HIDDEN, separate=True)
 
 
 def learner(rate) -> jaxkd.Algorithm:
@@ -72,6 +72,12 @@ def population(key, adapts: bool):
     return jax.lax.scan(one_round, (states, rates), jax.random.split(keys[2], ROUNDS))[1]
 
 
+def settings() -> dict:
+    values = dict(seed=SEED, seeds=SEEDS, members=MEMBERS, rounds=ROUNDS, updates=UPDATES)
+    values |= dict(rates=RATES, factor=FACTOR, num_envs=ENV.num_envs, hidden=HIDDEN)
+    return protocol.digest(values)
+
+
 def main() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     keys, results = protocol.keys(SEED, "population", SEEDS), {}
@@ -102,16 +108,7 @@ def main() -> None:
     axes[1].set(xscale="log", xlabel="learning rate in the last round", ylabel="return")
     for axis in axes:
         axis.legend(fontsize=7)
-    settings = dict(
-        seed=SEED,
-        seeds=SEEDS,
-        members=MEMBERS,
-        rounds=ROUNDS,
-        updates=UPDATES,
-        rates=RATES,
-        factor=FACTOR,
-    )
-    protocol.write("population", {"arms": results, "settings": protocol.digest(settings)}, figure)
+    protocol.write("population", {"arms": results, "settings": settings()}, figure)
 
 
 if __name__ == "__main__":

@@ -237,8 +237,11 @@ def draw(results: dict):
 
 
 def settings() -> dict:
+    values: dict = {
+        k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple)
+    }
     return protocol.digest(
-        {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple)}
+        values | {"presets": {name: protocol.changed(presets.preset(name)) for name in GAMES}}
     )
 
 
