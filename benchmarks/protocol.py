@@ -57,14 +57,14 @@ DEFAULTS = {  # of `Preset`, 2026-11: never edited, see `changed`
 }
 # What presets become at the size "tiny": every line runs, nothing is learnt.
 TINY_PRESET = {
-    "num_envs": 4,
+    "num_envs": 8,
     "unroll_length": 4,
     "num_epochs": 1,
     "num_minibatches": 1,
-    "num_steps": 16,
+    "num_steps": 32,
     "hidden": (4,),
     "channels": (),
-    "student_steps": 16,
+    "student_steps": 32,
     "student_epochs": 1,
 }
 

@@ -31,7 +31,7 @@ from benchmarks import protocol
 from jaxkd import presets
 
 GAMES = ("CartPole-v1", "Acrobot-v1", "Breakout-MinAtar")
-SEED = 3
+SEED, STUDENTS, CHECKS, EPISODES = 3, 10, 10, 64
 SIGMAS = tuple(
     round(0.02 * 1.15**i, 4) for i in range(40)
 )  # of the noise, as a share of each array's standard deviation
@@ -60,9 +60,9 @@ class Sizes(NamedTuple):
     games: tuple[str, ...] = GAMES
     arms: tuple[str, ...] = tuple(ARMS)
     teachers: int = 16  # one in MinAtar
-    students: int = 10
-    checks: int = 10  # of a student while it learns
-    episodes: int = 64  # of a check
+    students: int = STUDENTS
+    checks: int = CHECKS  # of a student while it learns
+    episodes: int = EPISODES  # of a check
     judged: int = 1024  # episodes of a teacher
     kept: tuple[float, float] = KEPT
     steps: int | None = None  # of a student, default the game's
@@ -81,7 +81,7 @@ SIZES = {
         episodes=2,
         judged=2,
         kept=(-np.inf, np.inf),
-        steps=32,
+        steps=64,
         preset=protocol.TINY_PRESET,
     ),
 }
@@ -275,8 +275,7 @@ def draw(results: dict, size: Sizes):
 
 def settings(size: Sizes = SIZES["full"]) -> dict:
     values = protocol.constants(globals(), int | float | tuple | dict)
-    values |= {"STUDENTS": size.students, "CHECKS": size.checks, "EPISODES": size.episodes}
-    given = {name: protocol.changed(protocol.preset(name, size)) for name in size.games}
+    given = {name: protocol.changed(protocol.preset(name, size)) for name in GAMES}
     return protocol.digest(values | {"presets": given} | protocol.smaller(size))
 
 
