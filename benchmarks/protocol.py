@@ -232,14 +232,14 @@ def summary(values: np.ndarray) -> dict:
     }
 
 
-def changed(p: Preset) -> dict:
-    """The fields of a preset that are not what they were by default when results were first kept.
+def changed(record: Any, defaults: dict | None = None) -> dict:
+    """The fields of a record that are not what they were by default when results were first kept.
 
     A field that is new and at its default changes nothing, hence is not told; a default that
-    changes is, because it is no longer in DEFAULTS.
+    changes is, because it is no longer in `defaults`, those of then (of a preset: DEFAULTS).
     """
-    usual = Preset._field_defaults | DEFAULTS
-    return {name: value for name, value in p._asdict().items() if value != usual[name]}
+    usual = record._field_defaults | (DEFAULTS if defaults is None else defaults)
+    return {name: value for name, value in record._asdict().items() if value != usual[name]}
 
 
 def digest(settings: dict, streams: int | None = STREAMS) -> dict:

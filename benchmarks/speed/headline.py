@@ -113,16 +113,20 @@ def main(settings: frame.Headline) -> None:
     rows = {}
     for name in ROLES:
         x = np.asarray(returns[name], np.float64)
-        figures = {"iqm": jaxkd.iqm(x), "interval": jaxkd.interval(x), "worst": x.min()}
-        rows[name] = figures | {"actor_parameters": sizes[name], "env_steps": steps[name]}
+        rows[name] = protocol.summary(x) | {
+            "actor_parameters": sizes[name],
+            "env_steps": steps[name],
+        }
     console.print(table(settings, rows))
     console.print(
         f"one compiled call: {seconds['run']} s, and {seconds['compile']} s of compiling",
         highlight=False,
     )
     if settings.commit:
-        chosen = {k: getattr(settings, k) for k in ("env", "seeds", "seed", "episodes")}
-        protocol.write("headline", {"settings": chosen, "rows": rows, "seconds": seconds})
+        chosen: dict = {k: getattr(settings, k) for k in ("env", "seeds", "seed", "episodes")}
+        chosen |= {"preset": protocol.changed(presets.preset(settings.env))}
+        result = {"settings": protocol.digest(chosen), "rows": rows, "seconds": seconds}
+        protocol.write("headline", result)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,11 @@ def teach(dtype, p, arena):
     return policy, protocol.the_teacher(arena, policy, state.params, SEED, EPISODES)
 
 
+def settings() -> dict:
+    values = dict(seed=SEED, seeds=SEEDS, episodes=EPISODES, student=STUDENT, updates=UPDATES)
+    return protocol.digest(values | {"preset": protocol.changed(presets.preset("CartPole-v1"))})
+
+
 def main() -> None:
     p = presets.preset("CartPole-v1")
     env, arena = (
@@ -75,7 +80,7 @@ def main() -> None:
             f"{name}: teacher {figures['teacher']:.1f}, students {figures['student']['mean']:.1f} "
             f"(worst {figures['student']['worst']:.1f}), {figures['steps_per_second'] / 1e3:,.0f}k steps/s"
         )
-    protocol.write("precision", {"student": STUDENT, "seed": SEED, "dtypes": found})
+    protocol.write("precision", {"settings": settings(), "dtypes": found})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from exploration import NUM_ENVS, PREDICTOR, keywords
+from exploration import DEFAULTS, NUM_ENVS, PREDICTOR, keywords
 
 import jaxkd
 from benchmarks import protocol
@@ -173,18 +173,24 @@ def add(axes, name: str, found: list, reached: np.ndarray | None, size: Sizes) -
     return result
 
 
+def settings(size: Sizes = SIZES["full"]) -> dict:
+    values = {"seed": SEED, "size": size.side, "updates": size.updates, "num_envs": size.num_envs}
+    values |= {"keywords": keywords(size.side), "rooms": four_rooms(size)[1]}
+    values["predictor"] = protocol.changed(size.predictor, DEFAULTS)
+    return protocol.digest(values | protocol.smaller(size))
+
+
 def main(given: frame.Given) -> None:
     size = frame.sized(given, SIZES)
-    settings = {"seed": SEED, "size": size.side, "updates": size.updates}
     runs = {name: partial(maps, name, size) for name in MAPS}
-    found, _ = protocol.arms("bonus_maps", runs, lambda _: settings | protocol.smaller(size))
+    found, _ = protocol.arms("bonus_maps", runs, lambda _: settings(size))
     figure = plt.figure(figsize=(11, 9.6), layout="constrained")
     axes, results = figure.subplots(4, 4), {}
     for row, name in enumerate(MAPS):
         pairs = [(np.asarray(bonus), np.asarray(visits)) for bonus, visits in found[name]]
         reached = MAPS[name](size)[5]
         results[name] = add(axes[2 * row : 2 * row + 2], name, pairs, reached, size)
-    protocol.write("bonus_maps", {"maps": results, "settings": protocol.digest(settings)}, figure)
+    protocol.write("bonus_maps", {"maps": results, "settings": settings(size)}, figure)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,16 @@ SIZES = {
 
 
 def settings(size: Sizes = SIZES["full"]) -> dict:
-    return protocol.digest({"arms": ARMS, "budget": BUDGET} | protocol.smaller(size))
+    arms = {arm: own(arm) for arm in ARMS}
+    values = {"arms": arms, "seed": SEED, "seeds": size.seeds, "budget": size.budget}
+    values |= {"num_envs": size.num_envs, "keywords": exploration.keywords(size.side)}
+    return protocol.digest(values | protocol.smaller(size))
+
+
+def own(arm: str) -> dict:
+    """What an arm alone depends on."""
+    predictor = protocol.changed(ARMS[arm]["predictor"], exploration.DEFAULTS)
+    return ARMS[arm] | {"predictor": predictor}
 
 
 def main(given: frame.Seeded) -> int:
@@ -81,13 +90,13 @@ def main(given: frame.Seeded) -> int:
         )
         return exploration.row(steps, size.budget)
 
-    # An arm depends on its own row alone.
-    own = lambda arm: {"seed": SEED, "size": size._replace(arms=()), "arm": ARMS[arm]}
+    made = settings(size)
+    # The other arms' rows may change.
+    shared = {k: v for k, v in made.items() if k not in ("arms", "size", "digest")}
     runs = {arm: partial(run, arm) for arm in size.arms}
-    found, _ = protocol.arms("drnd", runs, own, exploration.told)
+    found, _ = protocol.arms("drnd", runs, lambda arm: shared | own(arm), exploration.told)
     figure = exploration.draw("10", found, size.budget)
-    made = {"arms": found, "seed": SEED, "settings": settings(size)}
-    protocol.write("drnd", made, figure)
+    protocol.write("drnd", {"arms": found, "settings": made}, figure)
     return 0
 
 

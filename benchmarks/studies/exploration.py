@@ -61,6 +61,15 @@ ROOMS = {
 }
 PREDICTOR = rewards.Predictor(learning_rate=3e-3, num_minibatches=8, normalise=False)
 PREDICTORS = dict.fromkeys(("rnd", "ensemble"), PREDICTOR._replace(num_minibatches=16))
+DEFAULTS = {  # of `rewards.Predictor`, 2026-11: never edited, see `protocol.changed`
+    "hidden": (64, 64),
+    "features": 64,
+    "learning_rate": 1e-3,
+    "batch_size": 256,
+    "num_minibatches": 2,
+    "normalise": True,
+    "statistics": None,
+}
 
 
 class Sizes(NamedTuple):
@@ -318,24 +327,22 @@ def seed_of(arm: str) -> int:
     return FRESH if arm.removesuffix(" + kl") in PREDICTORS else SEED
 
 
-def settings(part: str, arm: str, sizes: Sizes = SIZES["full"]) -> str:
-    """Digest of what an arm's figures depend on; the bonus alone is the same in "half" as in 20."""
-    name = arm.removesuffix(" + kl")
-    used: list = [
-        sizes.seeds,
-        sizes.num_envs,
-        seed_of(arm),
-        budget_of(part, sizes),
-        arm,
-        list(PREDICTORS.get(name, PREDICTOR)),
-    ]
-    used += (
-        [keywords(ROOMS["limit"]), ROOMS]
-        if part == "rooms"
-        else [keywords(20 if part == "half" else int(part)), WEIGHT * (arm not in ARMS)]
-    )
-    # Its files hold the digest alone, from before random streams had a version.
-    return protocol.digest({"used": used} | protocol.smaller(sizes), streams=None)["digest"]
+def settings(part: str, arm: str, sizes: Sizes = SIZES["full"]) -> dict:
+    """What an arm's figures depend on; the bonus alone is the same in "half" as in 20."""
+    predictor = PREDICTORS.get(arm.removesuffix(" + kl"), PREDICTOR)
+    values: dict = {
+        "arm": arm,
+        "seed": seed_of(arm),
+        "seeds": sizes.seeds,
+        "num_envs": sizes.num_envs,
+        "budget": budget_of(part, sizes),
+        "predictor": protocol.changed(predictor, DEFAULTS),
+    }
+    values |= protocol.smaller(sizes)
+    if part == "rooms":
+        return protocol.digest(values | {"keywords": keywords(ROOMS["limit"]), "rooms": ROOMS})
+    side, weight = sizes.depth if part == "half" else int(part), WEIGHT * (arm not in ARMS)
+    return protocol.digest(values | {"keywords": keywords(side), "weight": weight})
 
 
 def committed(part: str) -> dict[str, dict]:
@@ -343,9 +350,9 @@ def committed(part: str) -> dict[str, dict]:
     found, parts = {}, (["20"] if part == "half" else []) + [part]
     for file in [protocol.RESULTS / f"studies/exploration/{name}.json" for name in parts]:
         arms = json.loads(file.read_text())["arms"] if file.exists() else {}
-        found |= {
-            arm: made for arm, made in arms.items() if made["settings"] == settings(part, arm)
-        }
+        for arm, made in arms.items():
+            if made["settings"]["digest"] == settings(part, arm)["digest"]:
+                found[arm] = made
     return found
 
 

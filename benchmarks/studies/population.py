@@ -28,7 +28,7 @@ import jaxkd
 from benchmarks import protocol
 
 SEED = 3
-RATES, FACTOR = (1e-5, 1.0), 1.5
+RATES, FACTOR, HIDDEN = (1e-5, 1.0), 1.5, (64, 64)
 
 
 class Sizes(NamedTuple):
@@ -47,7 +47,7 @@ SIZES = {"full": Sizes(), "cpu": Sizes(), "tiny": Sizes(1, 4, 2, 1, 4)}
 def learner(num_envs: int, rate) -> jaxkd.Algorithm:
     """The learning rate may be traced: a grid is a vmap."""
     env = jaxkd.envs.make("CartPole-v1", num_envs)
-    return jaxkd.ppo(env, jaxkd.networks.mlp(env, (64, 64), separate=True), learning_rate=rate)
+    return jaxkd.ppo(env, jaxkd.networks.mlp(env, HIDDEN, separate=True), learning_rate=rate)
 
 
 def train(size: Sizes, state, rate):
@@ -103,23 +103,18 @@ def draw(curves: dict):
     return figure
 
 
+def settings(size: Sizes = SIZES["full"]) -> dict:
+    values = dict(seed=SEED, rates=RATES, factor=FACTOR, hidden=HIDDEN) | size._asdict()
+    return protocol.digest(values | protocol.smaller(size))
+
+
 def main(given: frame.Seeded) -> None:
     size = frame.sized(given, SIZES)
-    settings = dict(
-        seed=SEED,
-        seeds=size.seeds,
-        members=size.members,
-        rounds=size.rounds,
-        updates=size.updates,
-        rates=RATES,
-        factor=FACTOR,
-    )
     keys = protocol.keys(SEED, "population", size.seeds)
     run = lambda adapts: jax.jit(jax.vmap(partial(population, size, adapts)))(keys)
     runs = {"grid": partial(run, False), "population": partial(run, True)}
     say = lambda found: f"the last round's mean {np.asarray(found[0])[:, -1].mean():.1f}"
-    made = settings | protocol.smaller(size)
-    found, seconds = protocol.arms("population", runs, lambda _: made, say)
+    found, seconds = protocol.arms("population", runs, lambda _: settings(size), say)
     curves = {name: tuple(map(np.asarray, arm)) for name, arm in found.items()}
     results = {}
     for name, (scores, rates) in curves.items():
@@ -130,7 +125,7 @@ def main(given: frame.Seeded) -> None:
         print(
             f"{name:10} members in the last round:", *(f"{k} {x:.1f}" for k, x in figures.items())
         )
-    result = {"arms": results, "settings": protocol.digest(settings)}
+    result = {"arms": results, "settings": settings(size)}
     protocol.write("population", result, draw(curves))
 
 

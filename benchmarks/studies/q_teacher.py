@@ -291,7 +291,8 @@ def draw(results: dict, size: Sizes):
 
 def settings(size: Sizes = SIZES["full"]) -> dict:
     values = protocol.constants(globals(), int | float | tuple)
-    return protocol.digest(values | protocol.smaller(size))
+    given = {name: protocol.changed(protocol.preset(name, size)) for name in GAMES}
+    return protocol.digest(values | {"presets": given} | protocol.smaller(size))
 
 
 def main(given: frame.Study) -> int:
