@@ -151,7 +151,8 @@ def _check(given: Given) -> None:
         refuse(f"--seeds {number}: there must be one at least.")
     if given.commit and _label(given) != FULL:
         refuse(
-            f"--commit is for the full size and its own seeds, not {_label(given)}. Leave it out."
+            f"--commit writes what the full size and its own seeds find, this is {_label(given)}. "
+            "Leave out --commit, or --size and --seeds."
         )
 
 
