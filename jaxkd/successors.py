@@ -103,7 +103,7 @@ def _from_slots(
         join = lambda a, b: jnp.concatenate([a, b[None]]).reshape((-1, *b.shape[1:]))
         return jax.tree.map(join, held, last)
 
-    reset = flat(jnp.zeros((number, num_envs)), actors.reset)
+    reset = flat(jnp.zeros((number, num_envs), jnp.float32), actors.reset)
     carry = flat(slots.carries[speaker.carry], getattr(actors, speaker.carry))
     out = speaker.policy.step(speaker.params, carry, flat(slots.obs, actors.obs), reset)[1]
     out = jax.tree.map(lambda x: x.reshape((number + 1, num_envs, *x.shape[1:])), out)

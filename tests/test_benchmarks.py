@@ -5,7 +5,6 @@ import os
 import runpy
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -113,47 +112,52 @@ SCRIPTS = sorted(
     for file in (ROOT / "benchmarks").rglob("*.py")
     if '__name__ == "__main__"' in file.read_text()
     and file.parent.name != "peers"  # children of peers.py
-    and file.name not in ("same.py", "tables.py")  # compare two checkouts, write the README
+    # compares two checkouts, writes the README, is a child of turns.py
+    and file.name not in ("same.py", "tables.py", "turns_rows.py")
 )
-# What is heavy is not loaded before the command line is read.
-HELP = """
-import runpy, sys
-sys.argv = [{file!r}, {option!r}]
-sys.path.insert(0, {folder!r})
-try:
-    runpy.run_path({file!r}, run_name="__main__")
-except SystemExit as done:
-    print("code", done.code or 0)
-print("heavy", *sorted({{"jax", "jaxkd", "matplotlib", "flax"}} & set(sys.modules)))
+# Every script in one process: a line of JSON each. What is heavy is not loaded before the command
+# line is read; one that loads it all the same is told at every script after it, too.
+ALL_SCRIPTS = """
+import contextlib, io, json, runpy, sys, time
+for file in {files!r}:
+    sys.argv, sys.path[0] = [file, {option!r}], file.rpartition("/")[0]
+    code, printed, began = None, io.StringIO(), time.perf_counter()
+    try:
+        with contextlib.redirect_stdout(printed):
+            runpy.run_path(file, run_name="__main__")
+    except SystemExit as done:
+        code = done.code or 0
+    heavy = sorted({{"jax", "jaxkd", "matplotlib", "flax"}} & set(sys.modules))
+    spent = time.perf_counter() - began
+    print(json.dumps(dict(code=code, out=printed.getvalue(), heavy=heavy, spent=spent)))
 """
 
 
-def told(file: Path, option: str) -> subprocess.CompletedProcess:
-    """What a script says to one option, and what it has imported by then."""
-    program = HELP.format(file=str(file), folder=str(file.parent), option=option)
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT
+def told(option: str) -> dict[Path, dict]:
+    """What each script says to one option, and what has been imported by then."""
+    program = ALL_SCRIPTS.format(files=[str(file) for file in SCRIPTS], option=option)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, cwd=ROOT
     )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(SCRIPTS), done.stderr
+    return dict(zip(SCRIPTS, map(json.loads, lines), strict=True))
 
 
 def test_all_scripts_are_found():
     assert len(SCRIPTS) >= 20
 
 
-@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
-def test_help_imports_nothing_heavy_and_starts_nothing(file):
-    began = time.perf_counter()
-    done = told(file, "--help")
-    spent = time.perf_counter() - began
-    assert done.stdout.splitlines()[-2:] == ["code 0", "heavy"], done.stderr
-    assert f"usage: benchmarks/{file.parent.name}/{file.name}" in done.stdout
-    assert spent < 10  # .3 s alone; other tests run beside this one
+def test_help_imports_nothing_heavy_and_starts_nothing():
+    for file, said in told("--help").items():
+        assert (said["code"], said["heavy"]) == (0, []), (file, said)
+        assert f"usage: benchmarks/{file.parent.name}/{file.name}" in said["out"]
+        assert said["spent"] < 10  # .1 s alone; other tests run beside this one
 
 
-@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
-def test_an_unknown_option_starts_nothing(file):
-    done = told(file, "--nonsense")
-    assert done.stdout.splitlines()[-2:] == ["code 2", "heavy"], done.stderr
+def test_an_unknown_option_starts_nothing():
+    for file, said in told("--nonsense").items():
+        assert (said["code"], said["heavy"]) == (2, []), (file, said)
 
 
 # --- what the scripts share ----------------------------------------------------------------------

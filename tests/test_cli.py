@@ -21,7 +21,19 @@ import rich.console
 import jaxkd
 from jaxkd import presets
 from jaxkd.base import Algorithm, ArtifactError, Evaluation
-from jaxkd.cli import directory, failure, main, measure, phases, progress, training, watching, work
+from jaxkd.cli import (
+    directory,
+    failure,
+    log,
+    main,
+    measure,
+    phases,
+    progress,
+    signals,
+    training,
+    watching,
+    work,
+)
 from jaxkd.cli.summary import Result, network, summarise
 from jaxkd.report import table
 
@@ -34,6 +46,8 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 def command(*arguments: str, folder: Path) -> tuple[int, str]:
     """Exit code and standard output of main, run in `folder`."""
     printed = io.StringIO()
+    if arguments[0] != "runs":
+        arguments = (*arguments, "--no-cache")  # one process, whose other tests have none
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
         code = main(arguments)
     return code, printed.getvalue()
@@ -139,14 +153,15 @@ def test_run_writes_only_its_directory(ran):
         for suffix in ("json", "npz")
     ]
     files = directory.Directory(ran.path).digests()
-    assert sorted(files) == sorted(["metrics.jsonl", "run.json", "summary.json", *policies])
-    assert ran.run["digests"] == {
-        name: digest for name, digest in files.items() if name != "run.json"
-    }
+    lines = ["metrics.jsonl", "timing.jsonl"]
+    assert sorted(files) == sorted([*lines, "summary.json", *policies])
+    assert ran.run["digests"] == files
+    phases = sorted(path.name for path in (ran.path / "checkpoints").iterdir())
+    assert phases == ["control", "student", "teacher"]
 
 
 def test_run_card(ran):
-    assert ran.run["format"] == 1 and ran.run["status"] == "finished"
+    assert ran.run["format"] == 2 and ran.run["status"] == "finished"
     assert ran.run["settings"]["seeds"] == 2 and ran.run["preset"]["num_steps"] == 4096
     assert ran.run["versions"]["jax"] == jax.__version__ and ran.run["argv"][:2] == [
         "distill",
@@ -466,14 +481,19 @@ def fake(bad: dict[int, int], silent: bool = False) -> Algorithm:
         update = state.update + 1
         loss = jnp.where(update >= when, jnp.nan, 1.0)
         shown = jnp.ones(4) if silent else loss
-        return Parameters(loss[:, None], update), {"return": jnp.full(4, jnp.nan), "loss/kl": shown}
+        return Parameters(loss[:, None], update), {
+            "return": jnp.full(4, -jnp.inf),
+            "loss/kl": shown,
+        }
 
     return Algorithm(lambda keys: Parameters(jnp.ones((4, 1)), jnp.zeros((), jnp.int32)), step)
 
 
 def job(folder: Path, stop=lambda: "", quiet: bool = True) -> phases.Job:
     shown = progress.Progress(rich.console.Console(file=io.StringIO(), force_terminal=True), quiet)
-    return phases.Job(directory.Directory(folder), shown, jaxkd.seeds(0, 4), lambda: 0.0, stop)
+    lines = log.Log(folder / "metrics.jsonl")
+    run, keys = directory.Directory(folder), jaxkd.seeds(0, 4)
+    return phases.Job(run, shown, keys, lambda: 0.0, stop, lines, "settings", 0.0)
 
 
 def train(job, phase, algorithm, num_updates, *, alive) -> training.Trained:
@@ -577,13 +597,50 @@ def test_live_line(tmp_path):
 
 def test_first_signal_is_noted_and_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
-    with watching.signals() as stop:
+    with signals.heard() as stop:
+        stop.keeps = True
         assert stop() == ""
         os.kill(os.getpid(), signal.SIGTERM)
-        assert (
-            stop() == "SIGTERM" and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-        )  # a second one ends the process
+        until = time.monotonic() + 10
+        while not stop() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert stop() == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+STOPPED = """
+import os, signal, sys, time
+from jaxkd.cli import signals
+with signals.heard() as stop:
+    stop.keeps = sys.argv[1] == "keeps"
+    os.kill(os.getpid(), signal.SIGINT)
+    while not stop():
+        time.sleep(.01)
+    print(stop(), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("keeps", "code", "printed", "last"),
+    [
+        ("keeps", 128 + signal.SIGTERM, "SIGINT\n", "SIGTERM: stopped at once. Checkpoints are"),
+        ("nothing", 75, "", "SIGINT: stopped at once. Nothing is lost."),
+    ],
+)
+def test_a_signal_ends_the_process_where_nothing_is_kept_and_a_second_one_always(
+    keeps, code, printed, last
+):
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, keeps],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code and done.stdout == printed
+    assert done.stderr.startswith(last) and done.stderr.count("\n") == 1
 
 
 def test_compile_seconds_count_what_is_nested_once():
@@ -597,43 +654,6 @@ def test_compile_seconds_count_what_is_nested_once():
         before = seconds()
         jax.jit(lambda x: x + 2)(1.0)
         assert seconds() > before
-
-
-def test_interrupted_run_keeps_what_it_has(tmp_path):
-    arguments = (
-        "distill CartPole-v1 --seeds 2 --steps 4096 --student-steps 1000000000 --out out".split()
-    )
-    run = [sys.executable, "-c", PROGRAM, *arguments]
-    process = subprocess.Popen(
-        run,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics = tmp_path / "out" / "metrics.jsonl"
-    until = time.monotonic() + 240
-    while (
-        process.poll() is None
-        and time.monotonic() < until
-        and not (metrics.exists() and '"student"' in metrics.read_text())
-    ):
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=120)
-    assert process.returncode == 75, (printed, errors)
-    assert (
-        errors.strip().splitlines()[-1].startswith("SIGINT: stopped after ")
-        and "2 teachers, 2 students, metrics.jsonl" in errors
-    )
-    assert "Traceback" not in errors
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "interrupted"
-    for folder in ("teachers", "students"):
-        jaxkd.load_policy(tmp_path / "out" / folder / "01.npz")
-    assert not (tmp_path / "out" / "summary.json").exists() and [
-        path.name for path in tmp_path.iterdir()
-    ] == ["out"]
 
 
 @pytest.mark.slow

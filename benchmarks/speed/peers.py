@@ -4,6 +4,9 @@ turns with ours on this machine's processor.
     python benchmarks/speed/peers.py [rejax] [sb3] [rsl_rl]     # default all
     python benchmarks/speed/peers.py [names] --verify           # does each of them learn?
 
+At a smaller size (`make extras` takes tiny: one short round) a peer that cannot be installed here is
+told and left out.
+
 Configuration (`peers/child.py`): 64 environments x 32 steps an update; PPO in CartPole, 4 epochs x
 4 minibatches, MLP 64-64 tanh, a critic apart, Adam 2.5e-4; distillation 1 epoch x 4 minibatches,
 teacher 64-64, student 44, the student acts, Adam 1e-3: forward KL in CartPole, squared error of the
@@ -98,16 +101,40 @@ SIZES = {"full": Sizes(), "cpu": Sizes(rounds=2), "tiny": Sizes(1, 48)}
 
 
 def interpreter(peer: str) -> Path:
-    """The peer's own Python; its environment is built where it is missing or its pins have changed."""
+    """The peer's own Python; its environment is built where it is missing or its pins have changed.
+
+    Raises:
+        SystemExit: it cannot be built; one line, with the last of what pip says.
+    """
     folder, pins = FOLDER / peer, "\n".join(PINS[peer])
     stamp, python = folder / "pins.txt", folder / "bin" / "python"
     if not stamp.exists() or stamp.read_text() != pins:
         print(f"building {folder}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-qq", *PINS[peer]], check=True)
+        for command in (
+            [sys.executable, "-m", "venv", folder],
+            [python, "-m", "pip", "install", "-qq", *PINS[peer]],
+        ):
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+            if done.returncode != 0:
+                why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise SystemExit(f"error: {peer} cannot be installed here: {why}")
         stamp.write_text(pins)
     return python
+
+
+def installed(pairs: dict[str, Pair], go_on: bool) -> set[str]:
+    """The peers that are there now; one that cannot be is told, and ends it unless we `go_on`."""
+    found = set()
+    for peer in dict.fromkeys(pair.peer for pair in pairs.values()):
+        try:
+            interpreter(peer)
+            found.add(peer)
+        except SystemExit as error:
+            if not go_on:
+                raise
+            print(error, file=sys.stderr, flush=True)
+    return found
 
 
 def start(python: Path | str, library: str, work: str, mode: int | str) -> subprocess.Popen[str]:
@@ -248,6 +275,10 @@ def main(given: frame.Peers) -> int:
     jax.config.update("jax_platforms", "cpu")
     size, names = frame.sized(given, SIZES), frame.chosen(given.names, tuple(PINS))
     pairs = {name: pair for name, pair in PAIRS.items() if pair.peer in names}
+    missing = {pair.peer for pair in pairs.values()} - installed(pairs, go_on=size != Sizes())
+    pairs = {name: pair for name, pair in pairs.items() if pair.peer not in missing}
+    if not pairs:
+        return len(missing)
     if given.verify:
         return verify(pairs)
     file = protocol.RESULTS / "speed" / "peers.json"
@@ -270,7 +301,7 @@ def main(given: frame.Peers) -> int:
     rows = {name: rows[name] for name in PAIRS if name in rows}
     protocol.write("peers", {"rounds": size.rounds, "failed": failed, "rows": rows}, draw(rows))
     protocol.forget("peers")
-    return protocol.verdict(failed)
+    return protocol.verdict(failed) + len(missing)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 T, ROUNDS, ROW_SECONDS = 32, 3, 60.0
 COMPILE_SECONDS = 40.0  # of a row; the rest is for running
 LATE = "left out: the row's time was over"
+TOO_LARGE = "left out: more environments x seeds than this row tries (`Size.most`)"
 
 
 class Size(NamedTuple):

@@ -28,6 +28,7 @@ import numpy as np
 import jaxkd
 from benchmarks import protocol
 from jaxkd import presets
+from jaxkd.cli import training
 
 RESULTS = protocol.RESULTS / "studies" / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
@@ -202,10 +203,10 @@ def draw(name: str, result: dict, curves: dict, size: Sizes):
     ):
         steps = (1 + jnp.arange(len(curves[role]))) * p.num_envs * p.unroll_length
         left.plot(steps, curves[role], color=colour, alpha=0.25, lw=0.7)
-        ended = np.isfinite(curves[role]).any(axis=1)  # nan before the first episode ends
+        ended = np.isfinite(curves[role]).any(axis=1)  # -inf before the first episode ends
         left.plot(
             steps[ended],
-            np.nanmean(curves[role][ended], axis=1),
+            training.mean(curves[role][ended], axis=1),
             color=colour,
             label=f"{role} ({result[role]['mean']:.1f} greedy)",
         )

@@ -31,6 +31,7 @@ import jaxkd
 from benchmarks import protocol
 from jaxkd import envs, losses, moments, networks, rewards
 from jaxkd.base import Env, Policy
+from jaxkd.cli import training
 from jaxkd.returns import gae
 
 SEED, TEACHERS, SEEDS, EPISODES, ARENA = 3, 16, 10, 1024, 256  # settings were chosen on seed 1
@@ -263,11 +264,11 @@ def draw(result: dict, curves: dict, size: Sizes):
                 continue
             curve, found = curves[number, role, game], result[number][role][game]
             steps = (1 + np.arange(len(curve))) * size.num_envs * size.unroll_length
-            ended = np.isfinite(curve).any(axis=1)  # nan before the first episode ends
+            ended = np.isfinite(curve).any(axis=1)  # -inf before the first episode ends
             label = f"{role}: {found['mean']:.1f} ({100 * found['fraction_of_teacher']:.1f} %)"
             axis.plot(steps, curve, color=colour, alpha=0.35, lw=0.6)
             axis.plot(
-                steps[ended], np.nanmean(curve[ended], axis=1), color=colour, lw=2, label=label
+                steps[ended], training.mean(curve[ended], axis=1), color=colour, lw=2, label=label
             )
         best = result["teachers"][game]["return"]
         axis.axhline(best, color="k", ls="--", lw=1, label=f"its teacher: {best:.1f}")

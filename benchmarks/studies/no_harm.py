@@ -24,6 +24,7 @@ import numpy as np
 import jaxkd
 from benchmarks import protocol
 from jaxkd import methods, networks, presets, rewards
+from jaxkd.cli import training
 from jaxkd.presets import Preset
 
 GAMES = (
@@ -77,7 +78,7 @@ def arms(env, p: Preset) -> dict:
 
 def curve(returns: np.ndarray) -> list[float | None]:
     """The seeds' mean while learning [updates]; None before the first episode has ended."""
-    return [float(np.nanmean(row)) if np.isfinite(row).any() else None for row in returns]
+    return [float(training.mean(row)) if np.isfinite(row).any() else None for row in returns]
 
 
 def experiment(name: str, size: Sizes) -> dict:

@@ -54,7 +54,7 @@ def train(size: Sizes, state, rate):
     """A round of one member -> (state, its score)."""
     step = learner(size.num_envs, rate).step
     state, metrics = jax.lax.scan(lambda state, _: step(state), state, length=size.updates)
-    return state, jnp.nan_to_num(metrics["return"][-1])
+    return state, jnp.nan_to_num(metrics["return"][-1], neginf=0.0)
 
 
 def exploit(key, states, rates, scores):

@@ -32,6 +32,7 @@ import optax
 import jaxkd
 from benchmarks import protocol
 from jaxkd import behavior, losses, networks, presets
+from jaxkd.cli import training
 
 GAMES = ("CartPole-v1", "Acrobot-v1", "Catch-bsuite")
 GATES = {"CartPole-v1": 490, "Acrobot-v1": -100, "Catch-bsuite": 0.99}  # mean of 16 teachers
@@ -154,7 +155,7 @@ def experiment(name: str, size: Sizes) -> dict:
     floor = protocol.random_return(arena, SEED, size.episodes)
     teacher = networks.q(network)
     result = {"teacher": protocol.summary(best.returns), "the_teacher": best.score, "random": floor}
-    result["learning"] = np.nanmean(np.asarray(one["pqn"]["curve"]), axis=1).tolist()
+    result["learning"] = training.mean(one["pqn"]["curve"], axis=1).tolist()
     keys = protocol.keys(SEED, "student", size.students)
 
     def run(build, taus: tuple[float, ...]) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxkd import check
 from jaxkd.base import Discrete, Outputs, Policy, UsageError
 from jaxkd.description import Spec, described
-from jaxkd.distributions import MASK, Categorical, Normal
+from jaxkd.distributions import MASK, Categorical, Normal, log_probs
 from jaxkd.networks.mlp import mlp
 
 
@@ -120,7 +120,7 @@ def multihead(
 
     def one_head(out, obs):
         # [..., K]; a sum over tasks, because the gradient of a gather is a slow scatter
-        mine = jax.nn.one_hot(obs["task"], number)
+        mine = jax.nn.one_hot(obs["task"], number, dtype=jnp.float32)
 
         def pick(name):
             first = out.extra[name] if name else out.value
@@ -274,8 +274,7 @@ def _mixed(outputs: Sequence[Outputs], weights: jax.Array) -> Outputs:
     records = [out.policy for out in outputs]
     policy: Any
     if all(isinstance(record, Categorical) for record in records):
-        log_probs = [jax.nn.log_softmax(record.logits) for record in records]
-        stacked = jnp.stack(log_probs, axis=-1)  # [..., A, n]
+        stacked = jnp.stack([log_probs(record.logits) for record in records], -1)  # [..., A, n]
         # with b= a policy of weight 0 is left out, and its gradient is not nan
         policy = Categorical(jax.nn.logsumexp(stacked, axis=-1, b=weights[..., None, :]))
     elif all(isinstance(record, Normal) for record in records):
