@@ -7,6 +7,7 @@ Legend of shapes: `n` seeds.
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ matplotlib.use("Agg")
 
 RESULTS = frame.RESULTS  # the committed ones
 # Of the random streams: one more whenever a key is derived or used otherwise, so that the same
-# settings give other numbers. tests/test_results.py pins the keys.
+# settings give other numbers. tests/test_results.py pins the keys, tests/test_cli.py a tiny run.
 STREAMS = 1
 DEFAULTS = {  # of `Preset`, 2026-11: never edited, see `changed`
     "num_envs": 64,
@@ -360,13 +361,28 @@ def verdict(failed: list[str]) -> int:
     return len(failed)
 
 
+def commit() -> str:
+    """What made a figure: "639b2a7", with "-dirty" where code had changed since, or "unknown".
+
+    There, with the versions written beside it and on such a processor, it has the same bits.
+    """
+    code = ["--", "jaxkd", ":(glob)benchmarks/**/*.py"]
+    asked = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", *code])
+    try:
+        given: dict = dict(cwd=frame.RESULTS.parents[1], capture_output=True, text=True, check=True)
+        name, changes = (subprocess.run(["git", *words], **given).stdout.strip() for words in asked)
+    except (OSError, subprocess.CalledProcessError):  # no git, no checkout
+        return "unknown"
+    return f"{name}-dirty" if changes else name
+
+
 def write(name: str, result: dict, figure: Any = None) -> None:
     """<name>.json with device and versions, and <name>.png; committed ones only with --commit."""
     label = frame.place().label
     path = Path(frame.place().folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     made = result | {"device": describe(jax.devices()[0]), "versions": versions()}
-    made |= {} if label == frame.FULL else {"size": label}
+    made |= {"commit": commit()} | ({} if label == frame.FULL else {"size": label})
     path.write_text(json.dumps(made, indent=1, default=float) + "\n")
     if figure is not None:
         figure.savefig(path.with_suffix(".png"), dpi=80)
