@@ -163,9 +163,7 @@ def child(
         run()
         seconds.append(time.perf_counter() - began)
     figures = {
-        "steps_per_second": T[work] * num_envs * num_seeds * updates / statistics.median(seconds)
-    }
-    figures |= {
+        "steps_per_second": T[work] * num_envs * num_seeds * updates / statistics.median(seconds),
         "memory_needed": expected,
         "memory_used": used,
         "memory_in_all": in_all,

@@ -267,9 +267,8 @@ def draw(result: dict, curves: dict, size: Sizes):
             ended = np.isfinite(curve).any(axis=1)  # -inf before the first episode ends
             label = f"{role}: {found['mean']:.1f} ({100 * found['fraction_of_teacher']:.1f} %)"
             axis.plot(steps, curve, color=colour, alpha=0.35, lw=0.6)
-            axis.plot(
-                steps[ended], training.mean(curve[ended], axis=1), color=colour, lw=2, label=label
-            )
+            mean = training.mean(curve[ended], axis=1)
+            axis.plot(steps[ended], mean, color=colour, lw=2, label=label)
         best = result["teachers"][game]["return"]
         axis.axhline(best, color="k", ls="--", lw=1, label=f"its teacher: {best:.1f}")
         axis.set(
