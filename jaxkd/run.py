@@ -21,6 +21,10 @@ def seeds(seed: int, n: int) -> jax.Array:
     (16,)
     """
     check.count("n", n)
+    if not isinstance(seed, jax.Array) and (type(seed) is bool or not hasattr(seed, "__index__")):
+        raise UsageError(f"seed must be an int, got {seed!r}.")
+    if not isinstance(seed, jax.Array) and not 0 <= seed < 2**32:
+        raise UsageError(f"seed must be in [0, 2**32), got {seed}: beyond it seeds repeat.")
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(n))
 
 
