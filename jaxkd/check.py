@@ -74,8 +74,8 @@ def params(name: str, given: Any, policy: Policy, many: str) -> None:
     """
     if isinstance(given, State):
         raise UsageError(f"{name} are a State. Give state.params.")
-    expected = _shapes(jax.eval_shape(policy.init, jax.random.key(0)))
-    got = _shapes(given)
+    expected = shapes(jax.eval_shape(policy.init, jax.random.key(0)))
+    got = shapes(given)
     different = difference(expected, got)
     if not different:
         return
@@ -85,7 +85,8 @@ def params(name: str, given: Any, policy: Policy, many: str) -> None:
     raise UsageError(f"{name} do not fit the network: {different}.{advice}")
 
 
-def _shapes(tree: Any) -> dict[str, tuple]:
+def shapes(tree: Any) -> dict[str, tuple]:
+    """The shapes of all arrays, by their path "a/b"."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(p, simple=True, separator="/"): jnp.shape(x) for p, x in leaves}
 
