@@ -64,16 +64,14 @@ def assemble(given: Parts) -> Parts:
     _check_policies(given)
     acted = _acted(given)
     paid = acted._replace(streams=dict.fromkeys(_streams(given), acted.reward))
-    earned = _earned(given, paid)
+    by_returns, weigh = _returns_read(given, paid)
+    earned = _earned(given, paid, weigh)
     reads = _losses_read(given, earned)
     _check_streams(given, reads, earned.acting)
-    by_returns, weighted = _returns_read(given, paid)
     reads |= _rewards_read(given, acted) | by_returns
     _check_teacher(given, reads)
-    weighted = weighted or bool(jax.tree.leaves(acted.weight))
     specs = dict(acted=(acted.acting, acted), earned=(earned.acting, earned))
-    optimization = given.optimization._replace(weighted=weighted)
-    return _planned(given._replace(**specs, reads=reads, optimization=optimization))
+    return _planned(given._replace(**specs, reads=reads))
 
 
 # --- shapes, stage by stage ---------------------------------------------------------------------
@@ -84,9 +82,10 @@ def _acted(parts: Parts) -> Batch:
     o = parts.rollout
 
     def act(key):
-        params = o.student.init(key)
-        teacher_params = o.teacher.init(key) if o.teacher else ()
-        context, actors = _context(key), stage_1.start(o, key)
+        own = lambda name: optimize.component_key(key, name)
+        params = o.student.init(own("student"))
+        teacher_params = o.teacher.init(own("teacher")) if o.teacher else ()
+        context, actors = _context(own("act")), stage_1.start(o, own("env"))
         batch = stage_1.act(o, stage_1.Needs(), params, teacher_params, actors, context)[1]
         if o.teacher is None:
             batch = batch._replace(teacher=batch.acting, teacher_next=batch.acting_next)
@@ -95,11 +94,12 @@ def _acted(parts: Parts) -> Batch:
     return jax.eval_shape(act, jax.random.key(0))
 
 
-def _earned(parts: Parts, paid: Batch) -> Batch:
-    """The batch [T, B] behind stage 3."""
+def _earned(parts: Parts, paid: Batch, weigh: bool) -> Batch:
+    """The batch [T, B] behind stage 3; `weigh`: returns give weights."""
     row = paid.reward
     targets = dict.fromkeys(parts.returns, row)
-    return paid._replace(targets=targets, target=row, advantage=row, weight=row)
+    weight = row if weigh else paid.weight
+    return paid._replace(targets=targets, target=row, advantage=row, weight=weight)
 
 
 def _minibatch(parts: Parts, batch: Batch) -> Batch:

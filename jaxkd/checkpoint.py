@@ -118,7 +118,7 @@ class Checkpoints:
         kept = [policies.LatestN(keep), best]
         try:
             self._written = ocp.training.Checkpointer(
-                self._path,
+                str(self._path),
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=True,
             )

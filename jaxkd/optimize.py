@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from jaxkd.base import Batch, Context, LossTerm, Outputs, Policy
 from jaxkd.cpu import grad
+from jaxkd.keys import scan
 from jaxkd.losses.combine import only
 
 
@@ -27,7 +28,6 @@ class Optimization(NamedTuple):
     num_epochs: int
     num_minibatches: int
     shuffle: str
-    weighted: bool = False  # some row may have weight 0; found out by `assemble`
 
 
 def component_key(key: jax.Array, name: str) -> jax.Array:
@@ -77,7 +77,7 @@ def total(
         loss = term.loss(loss_params[name], out, batch, own)
         counted = jnp.where(counts, batch.weight * loss, 0.0)
         means[name] = jnp.sum(counted) / jnp.maximum(jnp.sum(batch.weight), 1e-8)
-    return sum(means.values(), jnp.zeros(())), means
+    return sum(means.values(), jnp.zeros((), jnp.float32)), means
 
 
 def learn(
@@ -89,6 +89,7 @@ def learn(
         (params, loss_params, opt_state, the mean of each term over all minibatches by name).
     """
     units = arrange(batch, o.sequence_length, o.shuffle)
+    weighted = not isinstance(batch.weight, tuple)
     num_units = units.reward.shape[2]
     student_trained, fixed = partition(o.student, params)
 
@@ -96,16 +97,15 @@ def learn(
         student_trained, loss_params = trained
         params = combine(student_trained, fixed)
         _, out = o.student.unroll(params, minibatch.carry, minibatch.obs, minibatch.reset)
-        return total(o.losses, loss_params, out, minibatch, context, o.weighted)
+        return total(o.losses, loss_params, out, minibatch, context, weighted)
 
     def one_minibatch(state, row):
         trained, opt_state = state
         index, key = row
         minibatch, own = pick(units, index), context._replace(key=key)
-        if not o.weighted:  # a constant, which the compiler folds away
-            minibatch = minibatch._replace(weight=jnp.ones_like(minibatch.weight))
         gradient, means = grad(loss_fn, has_aux=True)(trained, fixed, minibatch, own)
-        updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats
+            updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
         return (optax.apply_updates(trained, updates), opt_state), means
 
     def one_epoch(state, key):
@@ -116,11 +116,11 @@ def learn(
             order = jnp.arange(num_units)
         indices = order.reshape(o.num_minibatches, -1)
         keys = jax.random.split(key_losses, o.num_minibatches)
-        return jax.lax.scan(one_minibatch, state, (indices, keys))
+        return scan(one_minibatch, state, (indices, keys))
 
     keys = jax.random.split(context.key, o.num_epochs)
     trained: Any = student_trained, loss_params
-    (trained, opt_state), means = jax.lax.scan(one_epoch, (trained, opt_state), keys)
+    (trained, opt_state), means = scan(one_epoch, (trained, opt_state), keys)
     student_trained, loss_params = trained
     params = combine(student_trained, fixed)
     return params, loss_params, opt_state, jax.tree.map(jnp.mean, means)
@@ -142,7 +142,10 @@ def arrange(batch: Batch, length: int, shuffle: str) -> Batch:
 
 
 def pick(units: Batch, index: jax.Array) -> Batch:
-    """The minibatch [L, N, ...] of the units `index` [N / S]; its carry is [N, ...]."""
+    """The minibatch [L, N, ...] of the units `index` [N / S]; its carry is [N, ...].
+
+    Where nobody gives weights they are a constant, which the compiler folds away.
+    """
 
     def gather(x):
         return _spread(
@@ -150,7 +153,10 @@ def pick(units: Batch, index: jax.Array) -> Batch:
         )
 
     carry = jax.tree.map(lambda x: gather(x)[0], units.carry)
-    return jax.tree.map(gather, units._replace(carry=()))._replace(carry=carry)
+    rows = jax.tree.map(gather, units._replace(carry=()))
+    if isinstance(rows.weight, tuple):
+        rows = rows._replace(weight=jnp.ones_like(rows.reset))
+    return rows._replace(carry=carry)
 
 
 def _spread(x: jax.Array) -> jax.Array:

@@ -171,7 +171,7 @@ def co_distill(student: Algorithm, teacher: Algorithm, *, best_so_far: bool = Fa
 
     def step(state):
         learning, of_teacher = teacher.step(state.teacher)
-        # "return" is nan before the first episode ends: nothing is better then.
+        # "return" is -inf before the first episode ends: nothing is better then.
         best_yet = of_teacher["return"] > state.best
         taken = best_yet | (not best_so_far)
         teaching = jax.tree.map(

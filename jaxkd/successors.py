@@ -99,11 +99,11 @@ def _from_slots(
     number, num_envs = _number(slots), batch.truncated.shape[1]
 
     def flat(held, last):
-        """[K, B] and [B] as [(K + 1) B]: the layout of rows that `networks.per_env` knows."""
+        """[K, B] and [B] as [(K + 1) B]; each row has its own carry."""
         join = lambda a, b: jnp.concatenate([a, b[None]]).reshape((-1, *b.shape[1:]))
         return jax.tree.map(join, held, last)
 
-    reset = flat(jnp.zeros((number, num_envs)), actors.reset)
+    reset = flat(jnp.zeros((number, num_envs), jnp.float32), actors.reset)
     carry = flat(slots.carries[speaker.carry], getattr(actors, speaker.carry))
     out = speaker.policy.step(speaker.params, carry, flat(slots.obs, actors.obs), reset)[1]
     out = jax.tree.map(lambda x: x.reshape((number + 1, num_envs, *x.shape[1:])), out)

@@ -58,7 +58,9 @@ def cost(env: Env, policy: Policy, params: Any) -> dict[str, Any]:
 
     @jax.jit
     def act(params, obs):
-        return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1))[1].policy.mode()
+        return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1, jnp.float32))[
+            1
+        ].policy.mode()
 
     obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), env.obs_spec)
     size = actor_size(policy, params, env.obs_spec)

@@ -221,7 +221,7 @@ def _finite(params: Any) -> jax.Array:
 def _lost(chunk: _Chunk, finite: jax.Array, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The seeds [n] that have become non-finite in this chunk, and the update [n] when it was seen.
 
-    Metrics without a "/" do not count: "return" is nan before the first episode ends.
+    Metrics without a "/" do not count: "return" is -inf before the first episode ends.
     """
     watched = [np.isfinite(rows) for name, rows in chunk.values.items() if "/" in name]
     sound_rows = np.all(watched, axis=0)  # [U, n]

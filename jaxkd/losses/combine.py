@@ -15,7 +15,10 @@ _LARGEST = 60.0  # of a log ratio: e^60 times any loss is finite in float32
 
 def at(value: Any, context: Context) -> Any:
     """A number as it is, a schedule `update -> value` at this update."""
-    return value(context.update) if callable(value) else value
+    if not callable(value):
+        return value
+    with jax.numpy_dtype_promotion("standard"):  # a float times the number of updates
+        return jnp.asarray(value(context.update), jnp.float32)
 
 
 def probability_ratio(student: Outputs, batch: Batch) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxkd import check
 from jaxkd.base import Discrete, Outputs, Policy, UsageError
 from jaxkd.description import Spec, described
-from jaxkd.distributions import MASK, Categorical, Normal
+from jaxkd.distributions import MASK, Categorical, Normal, log_probs
 from jaxkd.networks.mlp import mlp
 
 
@@ -120,7 +120,7 @@ def multihead(
 
     def one_head(out, obs):
         # [..., K]; a sum over tasks, because the gradient of a gather is a slow scatter
-        mine = jax.nn.one_hot(obs["task"], number)
+        mine = jax.nn.one_hot(obs["task"], number, dtype=jnp.float32)
 
         def pick(name):
             first = out.extra[name] if name else out.value
@@ -154,8 +154,9 @@ def per_env(policy: Policy, num_envs: int) -> Policy:
 
     Its params are `policy`'s with a leading environment axis [B]. A row is answered by the params
     of the environment it comes from, in whatever order rows are stacked, flattened or shuffled on
-    their way: the carry says it, see `_own`. Because of that carry it is treated like a recurrent
-    policy. Costs one set of weights a row.
+    their way: the carry says it, see `_own`. As a teacher it costs what its products cost. As a
+    student it learns in sequences like a recurrent one: T long unless `sequence_length` says
+    otherwise, and each of them takes a copy of its weights.
 
     Args:
         policy: of one environment; recurrent ones too, and `normalise` (a statistic each).
@@ -214,7 +215,7 @@ def per_env(policy: Policy, num_envs: int) -> Policy:
 def _own(params: Any, env: jax.Array) -> Any:
     """Of params [B, ...], those of each row: [N, ...] for the environments' numbers `env` [N].
 
-    The engine has rows in several layouts: [B] while acting, [T, B] unrolled, [(K + 1) * B] at
+    The engine has rows in several layouts: [B] while acting, [T, B] unrolled, [(K + 1) B] at
     successors (K slots and the last observation, slot by slot), shuffled columns in a minibatch.
     None of them is spelt out here: a row's carry travels with it and names its environment.
     """
@@ -274,8 +275,7 @@ def _mixed(outputs: Sequence[Outputs], weights: jax.Array) -> Outputs:
     records = [out.policy for out in outputs]
     policy: Any
     if all(isinstance(record, Categorical) for record in records):
-        log_probs = [jax.nn.log_softmax(record.logits) for record in records]
-        stacked = jnp.stack(log_probs, axis=-1)  # [..., A, n]
+        stacked = jnp.stack([log_probs(record.logits) for record in records], -1)  # [..., A, n]
         # with b= a policy of weight 0 is left out, and its gradient is not nan
         policy = Categorical(jax.nn.logsumexp(stacked, axis=-1, b=weights[..., None, :]))
     elif all(isinstance(record, Normal) for record in records):

@@ -50,4 +50,4 @@ def count(
             bonus = jnp.where(batch.weight > 0, bonus, 0.0)
         return reward + at(coef, context) * bonus, visits
 
-    return RewardTransform(lambda key, spec: jnp.zeros(size), update, stream)
+    return RewardTransform(lambda key, spec: jnp.zeros(size, jnp.float32), update, stream)

@@ -19,8 +19,10 @@ from jaxkd.rewards.combine import add, check_function
 def teacher_reward(coef: float | jax.Array | Callable = 1.0, stream: str = "") -> RewardTransform:
     """r + coef log pi_T(a | s): entropy regularised distillation with `losses.entropy`.
 
-    Together they are the reverse KL along the student's trajectories (Czarnecki et al. 2019). With
-    continuous actions it is a log density, any sign. Rows of weight 0 pay nothing: the action was
+    Czarnecki et al. 2019. Together they leave out how an action changes the entropy of later
+    states. The gradient of the reverse KL along the student's trajectories has one term more,
+    `successor(lambda student, teacher: -student.policy.entropy(), gamma=gamma)`. With continuous
+    actions it is a log density, any sign. Rows of weight 0 pay nothing: the action was
     not the student's.
 
     Args:
