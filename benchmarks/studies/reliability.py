@@ -1,7 +1,6 @@
 """Does a run survive whatever stops it, and is the result the same to the last bit?
 
     python benchmarks/studies/reliability.py                   # all rows; or: kills signals damage
-    python benchmarks/studies/reliability.py --quick           # a few of each
 
 A tiny distillation of two seeds (CartPole, checkpoints after every update) runs once undisturbed.
 `kills`: SIGKILL at KILLS instants, spread evenly over its updates and over all that it does to
@@ -16,7 +15,7 @@ Writes results/studies/reliability.json: how often each ended how; a result that
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Quick, __doc__, __file__)
+    GIVEN = frame.start(frame.Named, __doc__, __file__)
 
 import json
 import os

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(command: Any, argv: list[str], stop: signals.Stop) -> int:
-    from jaxkd.cli import listing, settings
+    from jaxkd.cli import settings
 
     if isinstance(command, settings.Distill | settings.Teach | settings.Resume):
         from jaxkd.cli import running
@@ -57,5 +57,9 @@ def _call(command: Any, argv: list[str], stop: signals.Stop) -> int:
 
         return evaluate(command)
     if isinstance(command, settings.Doctor):
-        return listing.doctor(command)
+        from jaxkd.cli.doctor import doctor
+
+        return doctor(command)
+    from jaxkd.cli import listing
+
     return listing.envs() if isinstance(command, settings.Envs) else listing.methods()

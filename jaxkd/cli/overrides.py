@@ -28,7 +28,8 @@ def override(preset: Preset, pairs: Sequence[str]) -> Preset:
             raise UsageError(
                 f"--set: a preset has no {name!r}.{hint} It has {', '.join(preset._fields)}."
             )
-        kind = type(Preset._field_defaults[name] or 0.0)  # the gate's is None
+        default = Preset._field_defaults[name]
+        kind = float if default is None else type(default)
         preset = preset._replace(**{name: _value(name, kind, text)})
     return preset
 

@@ -78,9 +78,9 @@ def _teaching(settings: Teach, chosen: Preset, available: int) -> list[Phase]:
     evaluate = work.evaluate(env, ("teacher",), settings.episodes)
     rank = work.rank(env, settings.episodes)
     return [
-        Phase("teacher", reads=(), leaves="teacher", work=learn),
-        Phase("evaluate", reads=("teacher",), leaves="results", work=evaluate),
-        Phase("rank", reads=("results",), leaves="summary", work=rank),
+        Phase("teacher", (), "teacher", learn, work.Made(teacher, taught)),
+        Phase("evaluate", ("teacher",), "results", evaluate),
+        Phase("rank", ("results",), "summary", rank),
     ]
 
 
@@ -229,7 +229,8 @@ def _check_networks(
 
 
 def in_words(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.3g} GiB"
+    size, unit = (2**30, "GiB") if num_bytes >= 2**29 else (2**20, "MiB")
+    return f"{num_bytes / size:.3g} {unit}"
 
 
 def available_memory(device: Any) -> int:
