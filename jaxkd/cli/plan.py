@@ -64,10 +64,10 @@ def plan(settings: Distill, device: Any) -> Plan:
         check.fits("teacher", teacher, env)
     else:
         teacher, params = teacher_network(env, chosen), None
-    size = actor_size(teacher, _shapes(teacher), env.obs_spec)
+    size = actor_size(teacher, _shapes(teacher), env.obs_spec, num_envs=env.num_envs)
     student = student_network(env, chosen, settings.student, size, method)
     learners = (student,) if settings.teacher else (teacher, student)
-    _check_networks(settings, chosen, learners, available)
+    _check_memory(settings, chosen, env, learners, available)
     parts = _Parts(env, method_env(env, method), teacher, params, student)
     phases = _phases(settings, chosen, parts)
     check_order(phases)
@@ -164,26 +164,33 @@ def _check_steps(settings: Distill, option: str, steps_per_update: int) -> None:
         )
 
 
-def _check_networks(
-    settings: Distill, chosen: Preset, learners: tuple[Policy, ...], available: int
+def _check_memory(
+    settings: Distill, chosen: Preset, env: Env, learners: tuple[Policy, ...], available: int
 ) -> None:
-    """Refuses networks that cannot fit: the least that training them takes.
+    """Refuses what cannot fit: the least that training takes.
 
     It is far from what a run takes; it is known in no time, and tells a slip from a wish.
     """
-    rows = chosen.num_envs * chosen.unroll_length // chosen.num_minibatches
+    steps = chosen.num_envs * chosen.unroll_length
+    observations = steps * _bytes(env.obs_spec)
     at_once = settings.lanes or settings.seeds
     for policy in learners:
-        leaves = jax.tree.leaves(_shapes(policy))
-        kept = settings.seeds * _ADAM * sum(x.size * x.dtype.itemsize for x in leaves)
+        params = _shapes(policy)
+        kept = settings.seeds * _ADAM * _bytes(params)
         # A dense layer has as many activations as biases; the gradient needs a minibatch of them.
-        activations = at_once * rows * sum(x.size for x in leaves if x.ndim == 1) * 4
-        if kept + activations > available:
+        biases = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
+        activations = steps // chosen.num_minibatches * biases * 4
+        needed = kept + at_once * (observations + activations)
+        if needed > available:
             raise UsageError(
                 f"--seeds {settings.seeds} with --student {settings.student} take at least "
-                f"{_in_words(kept + activations)}, and there are {_in_words(available)}. "
+                f"{_in_words(needed)}, and there are {_in_words(available)}. "
                 "Take fewer seeds (or --lanes), or a smaller student."
             )
+
+
+def _bytes(shapes: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 def _in_words(num_bytes: int) -> str:
