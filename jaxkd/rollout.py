@@ -3,7 +3,7 @@
 Legend of shapes: `T` time, `L` sequence length, `B` environments.
 
 The scan body is thin: the student's forward pass, an action, the environments' step. The teacher is
-in it only if it acts, or if it is recurrent and its next value is read; otherwise it sees the
+in it only if it acts, or if its carry changes and its next value is read; otherwise it sees the
 stacked observations once. What both say at true successors is the matter of `successors.py`.
 """
 
@@ -71,19 +71,18 @@ def act(
         Outputs [B] at the last observation (() unless its successors are needed).
     """
     env, student, teacher = rollout.env, rollout.student, rollout.teacher
-    walks_along = teacher is not None and _walks_along(rollout, needs, actors)
+    walks_along = teacher is not None and _walks_along(rollout, needs, teacher_params, actors)
     speakers = _speakers(rollout, needs, params, teacher_params)
     rule = successors.rule(env, rollout.unroll_length, speakers, actors)
 
     def body(state, keys):
         before, cuts = state
         key_act, key_env = keys
-        carry, ours = student.step(params, before.carry, before.obs, before.reset)
+        seen = before.obs, before.reset
+        carry, ours = student.step(params, before.carry, *seen)
         teacher_carry, theirs = before.teacher_carry, ()
         if teacher is not None and walks_along:
-            teacher_carry, theirs = teacher.step(
-                teacher_params, teacher_carry, before.obs, before.reset
-            )
+            teacher_carry, theirs = teacher.step(teacher_params, teacher_carry, *seen)
         acting = context._replace(episode_step=before.episode_step)
         action = rollout.behavior.act(key_act, ours, theirs, acting)
         env_state, step = env.step(key_env, before.env_state, action)
@@ -119,10 +118,13 @@ def _listen(
     return actors._replace(teacher_carry=carry), batch._replace(teacher=said)
 
 
-def _walks_along(rollout: Rollout, needs: Needs, actors: Actors) -> bool:
+def _walks_along(rollout: Rollout, needs: Needs, teacher_params: Any, actors: Actors) -> bool:
     """Whether the teacher is in the scan."""
-    recurrent = bool(jax.tree.leaves(actors.teacher_carry))
-    return rollout.behavior.needs_teacher or (needs.teacher_next and recurrent)
+    if rollout.behavior.needs_teacher:
+        return True
+    teacher: Any = rollout.teacher
+    carry = actors.teacher_carry
+    return needs.teacher_next and successors.remembers(teacher, teacher_params, carry, actors)
 
 
 def _speakers(

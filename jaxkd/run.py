@@ -161,7 +161,9 @@ def _check_leading(inputs: tuple, n: int) -> None:
             )
 
 
-def memory_needed(algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any) -> int:
+def memory_needed(
+    algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any, streamed: bool = False
+) -> int:
     """Bytes that `run` with these arguments will take on a device, before anything runs.
 
     Known by compiling it: inputs, outputs and what lies between, of one device of a mesh; the
@@ -169,6 +171,7 @@ def memory_needed(algorithm: Algorithm, key: jax.Array, num_updates: int, *input
 
     Args:
         key, inputs: as in `run`, or their shapes.
+        streamed: of `stream` with chunks of `num_updates` instead, which reuses its state's memory.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
@@ -177,7 +180,8 @@ def memory_needed(algorithm: Algorithm, key: jax.Array, num_updates: int, *input
     """
     _check_call(algorithm, num_updates)
     state = jax.eval_shape(algorithm.init, key)
-    needed: Any = _advance.lower(algorithm, state, num_updates, *inputs).compile().memory_analysis()
+    advance = _advance_donated if streamed else _advance
+    needed: Any = advance.lower(algorithm, state, num_updates, *inputs).compile().memory_analysis()
     return (
         needed.argument_size_in_bytes
         + needed.output_size_in_bytes

@@ -1,7 +1,6 @@
 """The recipes named after papers: each runs with the preset's settings, and is what it says."""
 
 import re
-from pathlib import Path
 
 import chex
 import jax
@@ -90,12 +89,6 @@ def test_the_command_lists_every_method(capsys):
     assert main(["methods"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in presets.METHODS) and "Schmitt" in printed
-
-
-def test_the_readme_lists_every_method():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for name, method in presets.METHODS.items():
-        assert f"| `{name}` | {method.paper} | {method.needs} |" in readme
 
 
 def test_a_preset_without_an_expected_return_is_refused():

@@ -118,14 +118,14 @@ def _one(start, transition, grouped, counts_time) -> One:
         return ended, after
 
     def restart(key, ended, after):
-        which = (after.episode + 1, after.group_key) if grouped else ()
-        obs, begun = begin(key, *which)
+        group_key = after.group_key if grouped else ()
+        obs, begun = begin(key, after.episode + 1, group_key) if grouped else begin(key)
         if grouped:  # the group's key stays; to choose between it and itself would use it up
             begun, after = begun._replace(group_key=()), after._replace(group_key=())
         done = jnp.logical_or(ended.terminated, ended.truncated)
         choose = lambda new, old: jax.lax.select(done, new, old)
         obs, chosen = jax.tree.map(choose, (obs, begun), (ended.obs, after))
-        return obs, chosen._replace(group_key=which[1]) if grouped else chosen
+        return obs, chosen._replace(group_key=group_key) if grouped else chosen
 
     return One(begin, advance, restart)
 
