@@ -305,12 +305,16 @@ def test_a_signal_is_answered_with_75_from_the_first_millisecond(undisturbed):
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_with_4_and_a_run_that_goes_on(undisturbed):
+@pytest.mark.parametrize(("room", "file"), [(2000, "checkpoint of step"), (8300, "metrics.jsonl")])
+def test_a_full_disk_ends_with_4_and_a_run_that_goes_on(undisturbed, room, file):
+    """Too full for the first checkpoint, and full when there are many."""
     folder, whole, _ = undisturbed
-    place = folder.parent / "full"
-    done = reliability.full(place, 9000)
+    place = folder.parent / f"full{room}"
+    done = reliability.full(place, room)
     assert done.returncode == 4, done.stderr
-    assert "Traceback" not in done.stderr and done.stderr.startswith("error: ")
+    assert (
+        done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and file in done.stderr
+    )
     done = reliability.run(place, RESUME)
     assert done.returncode == 0, done.stderr
     assert differs(outcome(place), whole) == []
