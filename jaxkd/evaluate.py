@@ -67,7 +67,10 @@ def evaluate(
             f"{env.name!r} has no time limit, so an evaluation might never end. "
             "Give one: envs.make(..., max_steps=1000)."
         )
+    check.kind("policy", policy, Policy, "a Policy (jaxkd.networks.mlp and others)")
     check.fits("policy", policy, env)
+    check.params("params", params, policy, "evaluate takes those of one seed, or jax.vmap it.")
+    check.key(key)
     rounds = -(-num_episodes // env.num_envs)
     return _evaluate(env, policy, params, key, rounds, greedy, gamma)
 

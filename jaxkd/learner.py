@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import assembly, metrics, optimize, rollout
+from jaxkd import assembly, check, metrics, optimize, rollout
 from jaxkd.assembly import Parts
 from jaxkd.base import (
     Algorithm,
@@ -95,7 +95,7 @@ def learner(
     )
     parts = assembly.assemble(given)
     return Algorithm(
-        lambda key: init(parts, key),
+        lambda key: init(parts, check.key(key)),
         lambda state, *inputs: step(parts, state, assembly.check_inputs(parts, inputs)),
         table(parts),
     )

@@ -122,17 +122,9 @@ def _walks_along(rollout: Rollout, needs: Needs, teacher_params: Any, actors: Ac
     """Whether the teacher is in the scan."""
     if rollout.behavior.needs_teacher:
         return True
-    return needs.teacher_next and _remembers(rollout.teacher, teacher_params, actors)
-
-
-def _remembers(teacher: Any, params: Any, actors: Actors) -> bool:
-    """Whether a step changes the carry; that of `networks.per_env` only says whose a row is."""
-
-    def after(carry):
-        return teacher.step(params, carry, actors.obs, actors.reset)[0]
-
-    traced = jax.make_jaxpr(after)(actors.teacher_carry).jaxpr
-    return traced.invars != traced.outvars
+    teacher: Any = rollout.teacher
+    carry = actors.teacher_carry
+    return needs.teacher_next and successors.remembers(teacher, teacher_params, carry, actors)
 
 
 def _speakers(

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import behavior, distill, envs, evaluate, lanes, networks, rollout, seeds
+from jaxkd import behavior, distill, envs, evaluate, lanes, networks, rollout, seeds, successors
 from jaxkd.base import Box, Discrete, Memory, Outputs, Policy, UsageError
 from jaxkd.description import Spec
 from jaxkd.distributions import Categorical, Normal
@@ -160,7 +160,8 @@ def test_a_carry_that_never_changes_is_no_memory(name):
     found = []
 
     def look(params, key):
-        found.append(rollout._remembers(policy, params, rollout.start(given, key)))
+        actors = rollout.start(given, key)
+        found.append(successors.remembers(policy, params, actors.teacher_carry, actors))
 
     jax.eval_shape(look, weights(policy), jax.random.key(0))
     assert found == [name == "lstm"]

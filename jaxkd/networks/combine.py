@@ -154,8 +154,8 @@ def per_env(policy: Policy, num_envs: int) -> Policy:
 
     Its params are `policy`'s with a leading environment axis [B]. A row is answered by the params
     of the environment it comes from, in whatever order rows are stacked, flattened or shuffled on
-    their way: the carry says it, see `_own`. As a teacher it costs what its products cost. As a
-    student it learns in sequences like a recurrent one: T long unless `sequence_length` says
+    their way: the carry says it, see `_own`. As a teacher it costs little more than its products.
+    As a student it learns in sequences like a recurrent one: T long unless `sequence_length` says
     otherwise, and each of them takes a copy of its weights.
 
     Args:
@@ -217,7 +217,9 @@ def _own(params: Any, env: jax.Array) -> Any:
 
     The engine has rows in several layouts: [B] while acting, [T, B] unrolled, [(K + 1) B] at
     successors (K slots and the last observation, slot by slot), shuffled columns in a minibatch.
-    None of them is spelt out here: a row's carry travels with it and names its environment.
+    None of them is spelt out here: a row's carry travels with it and names its environment. And
+    because it never changes, successors are asked like a sequence, [K + 1, B]
+    (`successors.remembers`).
     """
     return jax.tree.map(lambda x: jnp.take(x, env, axis=0, mode="clip"), params)
 
@@ -237,7 +239,7 @@ def mixture(policies: Sequence[Policy], weights: Sequence[float] | jax.Array | C
 
     Returns:
         a Policy whose params are the tuple of theirs; it has no `features`, and a value where all
-        have one.
+        have one. Statistics of `normalise` stay as they are.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)

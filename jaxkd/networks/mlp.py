@@ -152,6 +152,7 @@ def mlp(
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
     >>> student = mlp(env, hidden=(44,))
     """
+    check.function("activation", activation, "such as jax.nn.tanh")
     hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     for width in hidden:
         check.count("hidden", width)

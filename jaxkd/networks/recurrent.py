@@ -127,6 +127,7 @@ def _recurrent(
     check.count("units", units)
     obs_spec = wrap.field(env.obs_spec, select)
     ranks = tuple(len(x.shape) for x in jax.tree.leaves(obs_spec))
+    check.function("activation", activation, "such as jax.nn.tanh")
     torso = partial(Dense, hidden, activation, False, dtype, ranks)
     network = Recurrent(torso, cell, units, env.action_space, extra_heads(extra), dtype)
 

@@ -22,7 +22,6 @@ from jaxkd.keys import scan
 from jaxkd.losses.combine import at
 from jaxkd.moments import Moments
 from jaxkd.networks.initial import orthogonal
-from jaxkd.rewards.combine import check_function
 
 _CLIP = 5.0  # of standardised observations (Burda et al. 2018)
 
@@ -106,7 +105,8 @@ def learned(
     >>> far_from_the_usual = learned(centre, lambda batch: batch.next_obs, 0.1)
     """
     check.kind("model", model, Model, "a Model (jaxkd.rewards.Model(init, bonus, loss))")
-    check_function("rows", rows, "(batch) -> a pytree of [T, B, ...]")
+    check.function("rows", rows, "(batch) -> a pytree of [T, B, ...]")
+    check.number("coef", coef)
     _check_training(training)
     optimizer = optax.adam(training.learning_rate)
 
@@ -223,6 +223,7 @@ def _in_one_axis(x: jax.Array) -> jax.Array:
 def _check_training(predictor: Any) -> None:
     hint = "a Predictor (jaxkd.rewards.Predictor(hidden=..., ...))"
     check.kind("predictor", predictor, Predictor, hint)
+    check.number("learning_rate", predictor.learning_rate, low=0)
     for name in ("batch_size", "num_minibatches", "features"):
         check.count(name, getattr(predictor, name))
     if not predictor.hidden:
