@@ -365,6 +365,22 @@ def test_how_long_it_takes_is_what_the_committed_files_say(monkeypatch, tmp_path
 
 # --- every script, end to end --------------------------------------------------------------------
 
+
+@pytest.mark.slow
+def test_every_lever_fits_the_engine(key):
+    """The tiniest size pulls three of them."""
+    import levers
+
+    import jaxkd
+
+    env = jaxkd.envs.make("CartPole-v1", 4)
+    ppo = jaxkd.ppo(env, jaxkd.networks.mlp(env, (4,)), unroll_length=4)
+    state = jax.eval_shape(ppo.init, key)
+    for change in levers.LEVERS.values():
+        after = jax.eval_shape(levers.within(change, ppo.step), state)[0]
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
 OPTIONS = {"accelerator.py": ["--rows", "device"]}  # its other rows have tests of their own
 
 
