@@ -44,7 +44,7 @@ slow: $(VENV)/.installed-test
 
 # One short round of speed beside each; ~/.cache/jaxkd-peers keeps their environments.
 extras: $(VENV)/.installed-base
-	$(BIN)/python benchmarks/speed/peers.py $(PEERS) --quick
+	$(BIN)/python benchmarks/speed/peers.py $(PEERS) --size tiny
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -70,6 +70,7 @@ def assemble(given: Parts) -> Parts:
     _check_streams(given, reads, earned.acting)
     reads |= _rewards_read(given, acted) | by_returns
     _check_teacher(given, reads)
+    _check_optimizer(given.optimization, earned)
     specs = dict(acted=(acted.acting, acted), earned=(earned.acting, earned))
     return _planned(given._replace(**specs, reads=reads))
 
@@ -82,9 +83,10 @@ def _acted(parts: Parts) -> Batch:
     o = parts.rollout
 
     def act(key):
-        params = o.student.init(key)
-        teacher_params = o.teacher.init(key) if o.teacher else ()
-        context, actors = _context(key), stage_1.start(o, key)
+        own = lambda name: optimize.component_key(key, name)
+        params = o.student.init(own("student"))
+        teacher_params = o.teacher.init(own("teacher")) if o.teacher else ()
+        context, actors = _context(own("act")), stage_1.start(o, own("env"))
         batch = stage_1.act(o, stage_1.Needs(), params, teacher_params, actors, context)[1]
         if o.teacher is None:
             batch = batch._replace(teacher=batch.acting, teacher_next=batch.acting_next)
@@ -250,6 +252,26 @@ def _check_sizes(parts: Parts) -> None:
     check_groups(parts.returns, parts.rollout.env, length)
 
 
+def _check_optimizer(o: optimize.Optimization, earned: Batch) -> None:
+    """It makes updates of gradients and parameters alone."""
+
+    def stepped(key):
+        spec = earned.acting, earned
+        loss_params = {name: term.init(key, spec) for name, term in o.losses.items()}
+        trained = optimize.partition(o.student, o.student.init(key))[0], loss_params
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats
+            return o.optimizer.update(trained, o.optimizer.init(trained), trained)
+
+    try:
+        jax.eval_shape(stepped, jax.random.key(0))
+    except Exception as error:  # whatever the transformation raises
+        raise UsageError(
+            f"optimizer fails on gradients and parameters: {check.line(error)} "
+            f"What needs the loss as well (optax.contrib.reduce_on_plateau, optax.lbfgs) cannot be "
+            f"used: take a schedule."
+        ) from error
+
+
 def _check_policies(parts: Parts) -> None:
     o = parts.rollout
     check.fits("student", o.student, o.env)
@@ -311,10 +333,6 @@ def check_inputs(parts: Parts, inputs: tuple) -> Any:
         raise UsageError(f"this algorithm has {has} teacher and got {len(inputs)} inputs; {fix}.")
     if teacher is None:
         return ()
-    expected = jax.tree.map(jnp.shape, jax.eval_shape(teacher.init, jax.random.key(0)))
-    given = jax.tree.map(jnp.shape, inputs[0])
-    if expected != given:
-        raise UsageError(
-            f"the teacher's params do not fit its network: expected shapes {expected}, got {given}."
-        )
+    many = "lanes(algorithm, shared=False) takes a teacher for each key."
+    check.params("the teacher's params", inputs[0], teacher, many)
     return inputs[0]

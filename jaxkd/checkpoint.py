@@ -114,7 +114,8 @@ class Checkpoints:
 
         check.count("keep", keep)
         self._path, policies = Path(directory).absolute(), ocp.training.preservation_policies
-        kept = [policies.LatestN(keep), policies.BestN(get_metric_fn=_score, n=1)]
+        best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+        kept = [policies.LatestN(keep), best]
         try:
             self._written = ocp.training.Checkpointer(
                 str(self._path),

@@ -67,7 +67,10 @@ def evaluate(
             f"{env.name!r} has no time limit, so an evaluation might never end. "
             "Give one: envs.make(..., max_steps=1000)."
         )
+    check.kind("policy", policy, Policy, "a Policy (jaxkd.networks.mlp and others)")
     check.fits("policy", policy, env)
+    check.params("params", params, policy, "evaluate takes those of one seed, or jax.vmap it.")
+    check.key(key)
     rounds = -(-num_episodes // env.num_envs)
     return _evaluate(env, policy, params, key, rounds, greedy, gamma)
 
@@ -112,13 +115,13 @@ def _evaluate(env, policy, params, key, rounds, greedy, gamma):
 def _begin(env: Env, policy: Policy, key: jax.Array, rounds: int) -> _Play:
     """Before the first step; no episode is finished."""
     env_state, obs = env.reset(key)
-    reset = jnp.ones(env.num_envs)
+    reset = jnp.ones(env.num_envs, jnp.float32)
     carry = policy.initial_carry(env.num_envs)
-    none, no_steps = jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32)
+    none, no_steps = jnp.zeros(env.num_envs, jnp.float32), jnp.zeros(env.num_envs, jnp.int32)
     unfinished = Evaluation(
-        returns=jnp.full((rounds, env.num_envs), jnp.nan),
+        returns=jnp.full((rounds, env.num_envs), jnp.nan, jnp.float32),
         lengths=jnp.zeros((rounds, env.num_envs), jnp.int32),
-        discounted_returns=jnp.full((rounds, env.num_envs), jnp.nan),
+        discounted_returns=jnp.full((rounds, env.num_envs), jnp.nan, jnp.float32),
     )
     running = Evaluation(none, no_steps, none)
     return _Play(jnp.int32(0), env_state, obs, reset, carry, running, no_steps, unfinished)
@@ -178,11 +181,12 @@ def interval(
     return float(low), float(high)
 
 
-def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
+def actor_size(policy: Policy, params: Any, obs_spec: Any, *, num_envs: int = 1) -> int:
     """How many parameters the action distribution depends on: what has to be deployed.
 
     Statistics do not count, nor do masks: a leaf of bools is one, and each False in it takes a
-    weight away (none where only shapes are given).
+    weight away (none where only shapes are given). `num_envs` is the batch of a policy whose params
+    are of environments, `networks.per_env`.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
@@ -193,10 +197,10 @@ def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
     obs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), obs_spec)
 
     def act(params, obs):
-        return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1))[1].policy
+        return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1, jnp.float32))[1].policy
 
     read = check.reads(act, params=params, obs=obs)
-    counted, updated = 0, _statistics(policy, params, obs_spec)
+    counted, updated = 0, _statistics(policy, params, obs_spec, num_envs)
     for path, leaf in jax.tree_util.tree_flatten_with_path({"params": params})[0]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if name not in read:
@@ -208,9 +212,10 @@ def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
     return counted
 
 
-def _statistics(policy: Policy, params: Any, obs_spec: Any) -> set[str]:
+def _statistics(policy: Policy, params: Any, obs_spec: Any, num_envs: int) -> set[str]:
     """The leaves of the params, "params.a.b", that `observe` changes."""
-    obs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1, *x.shape), x.dtype), obs_spec)
+    rows = lambda x: jax.ShapeDtypeStruct((1, num_envs, *x.shape), x.dtype)
+    obs = jax.tree.map(rows, obs_spec)
     traced = jax.make_jaxpr(policy.observe)(params, obs).jaxpr
     leaves = jax.tree_util.tree_flatten_with_path({"params": params})[0]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]

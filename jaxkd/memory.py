@@ -78,7 +78,7 @@ def ring(capacity: int) -> Memory:
 
     def sample(key, buffer, batch):
         there = jnp.minimum(buffer.added, capacity)
-        slots = jax.random.randint(key, batch.reset.shape[1:], 0, there)  # [B]
+        slots = jax.random.randint(key, batch.reset.shape[1:], 0, there, jnp.int32)  # [B]
         pick = jax.vmap(
             lambda column, slot: column[slot], in_axes=0, out_axes=1
         )  # [B, C] to [T, B]

@@ -22,16 +22,22 @@ def report(env: Env, actors: Actors, batch: Batch, means: dict, paid: dict) -> d
     not_finite = jnp.sum(jnp.isposinf(actors.last_return), dtype=jnp.float32)
     found = {"return": mean_return(actors), "episodes": episodes, "not_finite": not_finite}
     for i, task in enumerate(env.tasks):
-        alone = jnp.where(actors.obs["task"] == i, actors.last_return, jnp.nan)
+        alone = jnp.where(actors.obs["task"] == i, actors.last_return, -jnp.inf)
         found[f"return/{task}"] = mean_return(actors._replace(last_return=alone))
     found |= {f"loss/{name}": mean for name, mean in means.items()}
     return found | {f"reward/{name}": mean for name, mean in paid.items()}
 
 
 def mean_return(actors: Actors) -> jax.Array:
-    """Mean over environments of each one's last finished episode []; nan before the first."""
+    """Mean over environments of each one's last finished episode []; -inf before the first.
+
+    Not nan, which would blind `jax_debug_nans`; and less than any return, so that a gate that
+    compares it takes whoever acts for a beginner.
+    """
     ended = jnp.isfinite(actors.last_return)
-    return jnp.sum(jnp.where(ended, actors.last_return, 0.0)) / jnp.sum(ended)
+    number = jnp.sum(ended, dtype=jnp.float32)
+    total = jnp.sum(jnp.where(ended, actors.last_return, 0.0))
+    return jnp.where(number > 0, total / jnp.maximum(number, 1.0), -jnp.inf)
 
 
 def mean(x: jax.Array, weight: Any) -> jax.Array:

@@ -21,7 +21,7 @@ def empty(spec: Any) -> Moments:
         spec: one sample, or its ShapeDtypeStructs (a pytree).
     """
     return Moments(
-        jnp.zeros(()),
+        jnp.zeros((), jnp.float32),
         jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), spec),
         jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), spec),
     )

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from jaxkd.base import Batch, Context, LossTerm, Outputs, Policy
 from jaxkd.cpu import grad
+from jaxkd.keys import scan
 from jaxkd.losses.combine import only
 
 
@@ -76,7 +77,7 @@ def total(
         loss = term.loss(loss_params[name], out, batch, own)
         counted = jnp.where(counts, batch.weight * loss, 0.0)
         means[name] = jnp.sum(counted) / jnp.maximum(jnp.sum(batch.weight), 1e-8)
-    return sum(means.values(), jnp.zeros(())), means
+    return sum(means.values(), jnp.zeros((), jnp.float32)), means
 
 
 def learn(
@@ -103,7 +104,8 @@ def learn(
         index, key = row
         minibatch, own = pick(units, index), context._replace(key=key)
         gradient, means = grad(loss_fn, has_aux=True)(trained, fixed, minibatch, own)
-        updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats
+            updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
         return (optax.apply_updates(trained, updates), opt_state), means
 
     def one_epoch(state, key):
@@ -114,11 +116,11 @@ def learn(
             order = jnp.arange(num_units)
         indices = order.reshape(o.num_minibatches, -1)
         keys = jax.random.split(key_losses, o.num_minibatches)
-        return jax.lax.scan(one_minibatch, state, (indices, keys))
+        return scan(one_minibatch, state, (indices, keys))
 
     keys = jax.random.split(context.key, o.num_epochs)
     trained: Any = student_trained, loss_params
-    (trained, opt_state), means = jax.lax.scan(one_epoch, (trained, opt_state), keys)
+    (trained, opt_state), means = scan(one_epoch, (trained, opt_state), keys)
     student_trained, loss_params = trained
     params = combine(student_trained, fixed)
     return params, loss_params, opt_state, jax.tree.map(jnp.mean, means)

@@ -126,6 +126,9 @@ def q_lambda(
             the target is of the greedy policy. Peng's cuts nothing, its target is of a mixture of
             the behaviour and the greedy policy.
 
+    Raises:
+        UsageError: at `distill`, of `watkins` with continuous actions, which are never greedy.
+
     >>> q_lambda(0.99, 0.65).needs_value
     True
     """
@@ -133,6 +136,11 @@ def q_lambda(
     check.number("lambda_", lambda_, low=0, high=1)
 
     def while_greedy(batch):
+        if not hasattr(batch.acting.policy, "logits"):
+            raise UsageError(
+                "watkins=True compares actions with the greedy one, so it is for discrete actions. "
+                "Drop it: Peng's Q(lambda) asks for the value alone."
+            )
         greedy = (batch.acting.policy.mode() == batch.action).astype(jnp.float32)
         return lambda_ * jnp.concatenate([greedy[1:], jnp.ones_like(greedy[:1])])
 

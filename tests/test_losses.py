@@ -994,7 +994,7 @@ def test_weights_in_float64():
 
 @pytest.mark.parametrize(
     "student, expected",
-    [(-500.0, 1.0), (-290.0, 0.5), (-80.0, 0.0), (-900.0, 1.0), (20.0, 0.0), (np.nan, 1.0)],
+    [(-500.0, 1.0), (-290.0, 0.5), (-80.0, 0.0), (-900.0, 1.0), (20.0, 0.0), (-np.inf, 1.0)],
     ids=[
         "as random",
         "half way",

@@ -335,7 +335,7 @@ def test_the_mixture_acts_in_the_environment():
 # --- episodes ------------------------------------------------------------------------------------
 
 
-def test_return_is_nan_before_the_first_episode_ends():
+def test_return_is_below_any_before_the_first_episode_ends():
     """No natural ends, a limit of 5, four steps an update: the first ends in the second update, all
     with return 5.
     """
@@ -343,7 +343,7 @@ def test_return_is_nan_before_the_first_episode_ends():
     _, _, batches, metrics = rollouts(
         env, always(0), None, lambda s, b: s.value + b.reward, 3, unroll_length=4
     )
-    assert np.isnan(metrics[0]["return"]) and metrics[0]["episodes"] == 0
+    assert metrics[0]["return"] == -np.inf and metrics[0]["episodes"] == 0
     for update in (1, 2):
         assert metrics[update]["return"] == 5 and metrics[update]["episodes"] == B
     np.testing.assert_array_equal(

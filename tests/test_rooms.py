@@ -2,7 +2,8 @@
 `learner.py` alone, in at most 30 lines, and the engine stays as it is.
 
 A loss of one's own is a function (test_losses.py), curiosity a `RewardTransform` (`rewards.icm`,
-test_intrinsic.py), a teacher for each environment a `Policy` (`networks.per_env`, test_combine.py).
+test_intrinsic.py), a teacher for each environment a `Policy` (`networks.per_env`, test_combine.py),
+a resumed run a `State` that was saved (test_checkpoint.py).
 
 Legend of shapes: `T` time, `B` environments, `L` sequence length, `N` sequences, `W` rows of a
 cache, `K` tasks.
@@ -19,7 +20,7 @@ import pytest
 from test_structure import code_lines
 
 import jaxkd
-from jaxkd import behavior, description, losses, networks, rewards
+from jaxkd import behavior, description, losses, networks
 from jaxkd.base import Algorithm, Discrete, Env, Memory, Outputs, Policy, TimeStep
 from jaxkd.distributions import Categorical
 from jaxkd.returns import gae
@@ -179,27 +180,6 @@ def test_prompts_are_not_trained_on(terms, key):
     losses_of = lambda params: [x.loss((), said(params), rows, None) for x in terms.values()]
     gradient = jax.grad(lambda params: sum(map(jnp.mean, losses_of(params))))(before.params)
     assert_near(after.params, jax.tree.map(jnp.subtract, before.params, gradient))
-
-
-# --- the state ------------------------------------------------------------------------------------
-
-
-def test_a_resumed_state(key, tmp_path):
-    """Of numpy arrays in a file; the uninterrupted run has the same bits."""
-    student = networks.normalised(STUDENT, ENV.obs_spec)
-    ppo = jaxkd.ppo(ENV, student, rewards={"n": rewards.normalise(0.99)}, **SIZES)
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    plain = lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x)
-    whole = jaxkd.stream(ppo, key, 3, chunk_size=1)
-    np.savez(tmp_path / "state.npz", *map(plain, jax.tree.leaves(next(whole)[0])))
-    spec, structure = jax.tree.flatten(jax.eval_shape(ppo.init, key))
-    with np.load(tmp_path / "state.npz") as file:
-        pairs = zip(file.values(), spec, strict=True)
-        made = [jax.random.wrap_key_data(x) if is_key(like) else x for x, like in pairs]
-    state = jax.tree.unflatten(structure, made)
-    *_, resumed = jaxkd.stream(ppo, key, 2, chunk_size=1, state=state)
-    *_, straight = whole
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(plain(a), plain(b)), resumed, straight)
 
 
 # --- an algorithm of algorithms -------------------------------------------------------------------

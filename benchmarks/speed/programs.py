@@ -45,7 +45,17 @@ FULL = Size(
 
 TINY = Size((16, 32), (1, 2), dict.fromkeys(FULL.most, 32), 0.01, 256, 16, 16)
 
-SIZES = {"tiny": TINY, "full": FULL}
+CPU = Size(
+    (64, 256),
+    (1, 4),
+    {"CartPole-v1": 2**10, "Breakout-MinAtar": 2**8, "Asterix-MinAtar": 2**8},
+    0.2,
+    1024,
+    64,
+    64,
+)
+
+SIZES = {"tiny": TINY, "cpu": CPU, "full": FULL}
 
 SAMPLE = (
     ("distillation", "CartPole-v1"),

@@ -1,5 +1,6 @@
 """Combinators: how a function becomes a term, and how much and where a term counts."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,10 @@ _LARGEST = 60.0  # of a log ratio: e^60 times any loss is finite in float32
 
 def at(value: Any, context: Context) -> Any:
     """A number as it is, a schedule `update -> value` at this update."""
-    return value(context.update) if callable(value) else value
+    if not callable(value):
+        return value
+    with jax.numpy_dtype_promotion("standard"):  # a float times the number of updates
+        return jnp.asarray(value(context.update), jnp.float32)
 
 
 def probability_ratio(student: Outputs, batch: Batch) -> jax.Array:
@@ -70,14 +74,23 @@ def stateless(fn: Callable) -> LossTerm:
             f"a loss is a function (student, batch[, context]) -> [L, N] or a LossTerm, "
             f"got {type(fn).__name__}."
         )
-    names = getattr(getattr(fn, "__code__", None), "co_varnames", ())[
-        : getattr(getattr(fn, "__code__", None), "co_argcount", 2)
-    ]
+    more = _takes_context(fn)
 
     def loss(params, student, batch, context):
-        return fn(student, batch, context) if len(names) > 2 else fn(student, batch)
+        return fn(student, batch, context) if more else fn(student, batch)
 
     return LossTerm(lambda key, spec: (), loss)
+
+
+def _takes_context(fn: Callable) -> bool:
+    """Whether a function, bound method or partial has a third place that waits for the context."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # of what is not written in Python
+        return False
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    # a default is a value of the user's own: lambda student, batch, weight=weight: ...
+    return any(p.default is p.empty or p.name == "context" for p in places[2:3])
 
 
 @described
@@ -90,6 +103,7 @@ def scale(value: float | jax.Array | Callable, term: LossTerm | Callable) -> Los
     >>> from jaxkd.losses import forward_kl
     >>> term = scale(optax.linear_schedule(2.0, 0.0, 100), forward_kl())      # kickstarting
     """
+    check.number("value", value)
     term = term if isinstance(term, LossTerm) else stateless(term)
 
     def loss(params, student, batch, context):

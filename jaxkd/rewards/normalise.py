@@ -37,7 +37,7 @@ def normalise(
 
     def init(key, spec):
         return {
-            "actors": jnp.zeros(spec[1].reward.shape[1:]),
+            "actors": jnp.zeros(spec[1].reward.shape[1:], jnp.float32),
             "moments": moments.empty(jnp.zeros(())),
         }
 

@@ -170,7 +170,7 @@ def drnd(
         return jax.lax.map(one, rows, batch_size=_BLOCK)
 
     def loss(key, targets, params, rows):
-        index = jax.random.randint(key, rows.shape[:1], 0, num_targets)
+        index = jax.random.randint(key, rows.shape[:1], 0, num_targets, jnp.int32)
         wanted = jnp.take_along_axis(apply_each(targets, rows), index[None, :, None], axis=0)[0]
         return _error(apply_layers(params, rows), wanted)
 
@@ -233,7 +233,7 @@ def rdd(
 
     def loss(key, fixed, params, rows):
         mu = apply_layers(fixed, rows)
-        noise = std * jax.random.normal(key, mu.shape)
+        noise = std * jax.random.normal(key, mu.shape, jnp.float32)
         return jnp.mean(jnp.square(apply_layers(params, rows) - mu - noise), axis=-1)
 
     model = Model(lambda key, rows: _target_and_learner(key, predictor, rows), bonus, loss)
@@ -289,7 +289,7 @@ def ensemble(
     def loss(key, fixed, params, rows):
         error = jnp.square(apply_each(params, rows) - apply_layers(fixed, rows)[None])  # [N, M, F]
         learns = jax.random.bernoulli(key, share, error.shape[:2])  # who learns from which row
-        return jnp.sum(jnp.mean(error * learns[..., None], axis=-1), axis=0)
+        return jnp.sum(jnp.mean(jnp.where(learns[..., None], error, 0.0), axis=-1), axis=0)
 
     model = Model(init, bonus, loss)
     return learned(model, _successors, coef, training=predictor, terminal=terminal, stream=stream)

@@ -12,7 +12,7 @@ from jaxkd import check
 from jaxkd.base import RewardTransform
 from jaxkd.description import described
 from jaxkd.losses.value import value_of
-from jaxkd.rewards.combine import add, check_function
+from jaxkd.rewards.combine import add
 
 
 @described
@@ -69,7 +69,7 @@ def successor(
     >>> cross = lambda student, teacher: teacher.policy.cross_entropy(student.policy)
     >>> n_distill = successor(cross, gamma=0.99)
     """
-    check_function("measure", measure, "(student Outputs, teacher Outputs) -> [T, B]")
+    check.function("measure", measure, "(student Outputs, teacher Outputs) -> [T, B]")
     check.number("gamma", gamma, low=0, high=1)
 
     def cost(batch, context):
