@@ -1,5 +1,6 @@
 """Errors at the earliest moment: plain numbers, what a component reads, and how it is called."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -108,7 +109,8 @@ def divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
     """Raises unless `part` divides `whole`, naming the nearest values that do."""
     if whole % part == 0:
         return
-    valid = [n for n in range(1, whole + 1) if whole % n == 0]
+    small = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
+    valid = sorted({*small, *(whole // n for n in small)})
     near = [max(n for n in valid if n < part), *[n for n in valid if n > part][:1]]
     raise UsageError(
         f"{whole_name} = {whole} is not divisible by {part_name} = {part}; nearest: "

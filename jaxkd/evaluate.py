@@ -181,11 +181,12 @@ def interval(
     return float(low), float(high)
 
 
-def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
+def actor_size(policy: Policy, params: Any, obs_spec: Any, *, num_envs: int = 1) -> int:
     """How many parameters the action distribution depends on: what has to be deployed.
 
     Statistics do not count, nor do masks: a leaf of bools is one, and each False in it takes a
-    weight away (none where only shapes are given).
+    weight away (none where only shapes are given). `num_envs` is the batch of a policy whose params
+    are of environments, `networks.per_env`.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
@@ -199,7 +200,7 @@ def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
         return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1, jnp.float32))[1].policy
 
     read = check.reads(act, params=params, obs=obs)
-    counted, updated = 0, _statistics(policy, params, obs_spec)
+    counted, updated = 0, _statistics(policy, params, obs_spec, num_envs)
     for path, leaf in jax.tree_util.tree_flatten_with_path({"params": params})[0]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if name not in read:
@@ -211,9 +212,10 @@ def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
     return counted
 
 
-def _statistics(policy: Policy, params: Any, obs_spec: Any) -> set[str]:
+def _statistics(policy: Policy, params: Any, obs_spec: Any, num_envs: int) -> set[str]:
     """The leaves of the params, "params.a.b", that `observe` changes."""
-    obs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1, *x.shape), x.dtype), obs_spec)
+    rows = lambda x: jax.ShapeDtypeStruct((1, num_envs, *x.shape), x.dtype)
+    obs = jax.tree.map(rows, obs_spec)
     traced = jax.make_jaxpr(policy.observe)(params, obs).jaxpr
     leaves = jax.tree_util.tree_flatten_with_path({"params": params})[0]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]

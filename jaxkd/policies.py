@@ -314,11 +314,15 @@ def _fitting(path: Path, card: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
     """What `read` reads of a regular file; whatever goes wrong is one line."""
-    if not path.exists():
+    try:
+        there, regular = path.exists(), path.is_file()
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise ArtifactError(f"no file {str(path)[:99]!r}: {error.strerror}.") from error
+    if not there:
         raise ArtifactError(
             f"no file {str(path)!r}. A policy is two files, NAME.npz and NAME.json."
         )
-    if not path.is_file():
+    if not regular:
         raise ArtifactError(f"{path} is no regular file.")  # a pipe would be waited for
     try:
         return read(path)

@@ -20,7 +20,7 @@ import rich.console
 
 import jaxkd
 from jaxkd import presets
-from jaxkd.base import Algorithm, ArtifactError, Evaluation
+from jaxkd.base import Algorithm, ArtifactError, Evaluation, Outputs, Policy
 from jaxkd.cli import (
     directory,
     failure,
@@ -35,10 +35,12 @@ from jaxkd.cli import (
     work,
 )
 from jaxkd.cli.summary import Result, network, summarise
+from jaxkd.distributions import Categorical
 from jaxkd.report import table
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = ["--steps", "4096", "--student-steps", "2048", "--episodes", "64"]
+# 32 episodes become 64, one of each environment
+SIZES = ["--steps", "4096", "--student-steps", "2048", "--episodes", "32"]
 # What the tiny run finds, by seed, to 1e-5 the same with SSE4.2, AVX2 and AVX-512, with and without
 # fusion emitters, with jax 0.10 and 0.11.
 FOUND = {
@@ -184,6 +186,7 @@ def test_run_says_where_and_what(ran):
     assert second == f"run directory: {ran.path.relative_to(ran.folder)}/"
     for phase in ("teacher", "student", "control"):
         assert any(line.startswith(f"{phase}: ") and "steps/s" in line for line in others)
+    assert "evaluate: 64 episodes of each policy and seed" in ran.printed  # as the table says
     for heading in (
         "return IQM",
         "FLOPs",
@@ -424,6 +427,8 @@ def teachers(tmp_path_factory) -> Path:
         (["CartPole-v1", "--student", "mlp:1000000000"], 2, "at most 1000000 units"),
         (["CartPole-v1", "--student", "mlp:1000000"], 2, "or a smaller student"),
         (["CartPole-v1", "--student", "mlp:" + "4," * 5000 + "4"], 2, "at most 100 layers"),
+        (["Breakout-MinAtar", "--seeds", "10000"], 2, "Take fewer seeds (or --lanes)"),
+        (["CartPole-v1", "--set", "learning_rate=-1"], 2, "learning_rate must be in [0, inf]"),
         (["CartPole-v1", "--steps", "1"], 2, "less than one update, which takes 2048"),
         (["CartPole-v1", "--student-steps", "2047"], 2, "less than one update, which takes 2048"),
         (["CartPole-v1", "--steps", str(10**30)], 2, "more than any machine can do"),
@@ -475,6 +480,47 @@ def test_errors_are_one_line_with_a_code(
         and "Traceback" not in printed
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there(platform, tmp_path):
+    """jax only asserts that it finds the one named; the device comes first of all checks."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "distill", "CartPole-v1", "--seeds", "0"],
+        env=ENVIRONMENT | {"JAX_PLATFORMS": platform},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if platform == "cuda" and done.returncode == 2:
+        pytest.skip("the machine has one")
+    assert done.returncode == 3 and "JAX_PLATFORMS" in done.stderr, done
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def rule(params, carry, obs, reset):
+    """Against the pole's fall, without a parameter."""
+    push = jnp.stack([-obs[..., 3], obs[..., 3]], axis=-1)
+    return carry, Outputs(Categorical(push))
+
+
+def test_teachers_of_other_kinds_are_measured():
+    """A set of params for each environment, and none at all."""
+    env = jaxkd.envs.make("CartPole-v1", 4)
+    each = jaxkd.networks.per_env(jaxkd.networks.mlp(env, (3,), normalise=True), 2)
+    by_rule, sizes = Policy(lambda key: (), lambda num_envs: (), rule, rule), {}
+    for name, policy in dict(each=each, rule=by_rule).items():
+        params = policy.init(jax.random.key(0))
+        sizes[name] = measure.cost(env, policy, params)
+        assert sizes[name]["latency_us"] > 0
+    assert sizes["each"]["actor_parameters"] == 2 * (4 * 3 + 3 + 3 * 2 + 2)
+    assert sizes["rule"]["actor_parameters"] == sizes["rule"]["actor_bytes"] == 0
+    played = Evaluation(np.ones((1, 2)), np.ones((1, 2), int), np.ones((1, 2)))
+    trained = training.Trained(None, np.ones(1, bool), 1, 1, 0.0, 0.0)
+    row = Result(each, played, sizes["rule"], trained)
+    rows = dict.fromkeys(("teacher", "student", "control"), row)
+    assert summarise(rows, played, {})["student"]["size_ratio"] is None
 
 
 def test_traceback_on_request():

@@ -291,7 +291,8 @@ def test_a_function_weighs_each_row(key):
         log_probs = jax.nn.log_softmax(expected.policy.logits)
         np.testing.assert_allclose(out.policy.logits[row], log_probs[row], atol=1e-6)
         np.testing.assert_allclose(out.value[row], expected.value[row], atol=1e-6)
-    assert jax.tree.structure(carry) == jax.tree.structure(policy.initial_carry(2))
+    unrolled = policy.unroll(params, policy.initial_carry(2), obs[None], jnp.ones((1, 2)))
+    assert_near((unrolled[0], rows(unrolled[1], 0)), (carry, out))
 
     def score(params):
         return policy.step(params, policy.initial_carry(2), obs, jnp.ones(2))[1].policy.logits[0, 0]

@@ -122,6 +122,10 @@ MISTAKES = {
         lambda: envs.make(Line(), 6, group_size=4),
         ["num_envs = 6", "group_size = 4", "nearest: 3, 6"],
     ),
+    "group size of a thousand million": (
+        lambda: envs.make(Line(), 10**9, group_size=7),
+        ["num_envs = 1000000000", "group_size = 7", "nearest: 5, 8"],
+    ),
     "not an environment": (
         lambda: envs.make(object(), 6),
         ["is no environment", "reset_env and step_env"],

@@ -72,7 +72,7 @@ def _teaching(settings: Teach, chosen: Preset, available: int) -> list[Phase]:
     """Train a teacher, play with it."""
     env = make_env(settings.env, chosen)
     teacher = teacher_network(env, chosen)
-    _check_networks(settings, chosen, (teacher,), available)
+    _check_memory(settings, chosen, env, (teacher,), available)
     taught = _course(settings, "steps", env, chosen.unroll_length, teaching(env, teacher, chosen))
     learn = work.learn("teacher", env, teacher, taught, folder="teachers")
     evaluate = work.evaluate(env, ("teacher",), settings.episodes)
@@ -93,10 +93,10 @@ def _distilling(settings: Distill, chosen: Preset, available: int) -> list[Phase
         check.fits("teacher", teacher, env)
     else:
         teacher, params = teacher_network(env, chosen), None
-    size = actor_size(teacher, _shapes(teacher), env.obs_spec)
+    size = actor_size(teacher, _shapes(teacher), env.obs_spec, num_envs=env.num_envs)
     student = student_network(env, chosen, settings.student, size, method)
     learners = (student,) if settings.teacher else (teacher, student)
-    _check_networks(settings, chosen, learners, available)
+    _check_memory(settings, chosen, env, learners, available)
     parts = _Parts(env, method_env(env, method), teacher, params, student)
     return _phases(settings, chosen, parts)
 
@@ -205,27 +205,38 @@ def _check_steps(settings: Distill | Teach, option: str, steps_per_update: int) 
         )
 
 
-def _check_networks(
-    settings: Distill | Teach, chosen: Preset, learners: tuple[Policy, ...], available: int
+def _check_memory(
+    settings: Distill | Teach,
+    chosen: Preset,
+    env: Env,
+    learners: tuple[Policy, ...],
+    available: int,
 ) -> None:
-    """Refuses networks that cannot fit: the least that training them takes.
+    """Refuses what cannot fit: the least that training takes.
 
     It is far from what a run takes; it is known in no time, and tells a slip from a wish.
     """
-    rows = chosen.num_envs * chosen.unroll_length // chosen.num_minibatches
+    steps = chosen.num_envs * chosen.unroll_length
+    observations = steps * _bytes(env.obs_spec)
     at_once = settings.lanes or settings.seeds
     for policy in learners:
-        leaves = jax.tree.leaves(_shapes(policy))
-        kept = settings.seeds * _ADAM * sum(x.size * x.dtype.itemsize for x in leaves)
+        params = _shapes(policy)
+        kept = settings.seeds * _ADAM * _bytes(params)
         # A dense layer has as many activations as biases; the gradient needs a minibatch of them.
-        activations = at_once * rows * sum(x.size for x in leaves if x.ndim == 1) * 4
-        if kept + activations > available:
+        biases = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
+        activations = steps // chosen.num_minibatches * biases * 4
+        needed = kept + at_once * (observations + activations)
+        if needed > available:
             student = getattr(settings, "student", "")
             raise UsageError(
                 f"--seeds {settings.seeds}{student and f' with --student {student}'} take at least "
-                f"{in_words(kept + activations)}, and there are {in_words(available)}. "
+                f"{in_words(needed)}, and there are {in_words(available)}. "
                 f"Take fewer seeds (or --lanes){student and ', or a smaller student'}."
             )
+
+
+def _bytes(shapes: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 def in_words(num_bytes: int) -> str:

@@ -40,7 +40,8 @@ def summarise(
         own = row["iqm"]  # nan, and so are its ratios, where no episode counts
         row["fraction_of_teacher"] = own / top if top else None
         row["kept"] = (own - floor) / (top - floor) if top > floor else None
-        row["size_ratio"] = row["actor_parameters"] / rows["teacher"]["actor_parameters"]
+        largest = rows["teacher"]["actor_parameters"]  # 0 of a rule without parameters
+        row["size_ratio"] = row["actor_parameters"] / largest if largest else None
     summary = {**rows, "random": {"mean": floor}}
     if "student" not in results:
         return summary

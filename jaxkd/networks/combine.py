@@ -203,10 +203,18 @@ def per_env(policy: Policy, num_envs: int) -> Policy:
         return answered
 
     def observe(params, obs):
-        def one(own, obs):  # [T, ...] of one environment
-            return policy.observe(own, jax.tree.map(lambda x: x[:, None], obs))
+        rows = jax.tree.leaves(obs)[0].shape[1]
+        if rows % num_envs:
+            raise UsageError(
+                f"per_env has params for {num_envs} environments, which observe {rows}. "
+                f"Make it with num_envs={rows}."
+            )
 
-        return jax.vmap(one, (0, 1))(params, obs)
+        def one(own, obs):  # [T, B / n, ...] of the environments with these params
+            return policy.observe(own, obs)
+
+        split = lambda x: x.reshape((x.shape[0], -1, num_envs, *x.shape[2:]))
+        return jax.vmap(one, (0, 2))(params, jax.tree.map(split, obs))
 
     step, unroll = through(policy.step, 0), through(policy.unroll, 1)
     return Policy(init, initial_carry, step, unroll, observe, policy.trainable)

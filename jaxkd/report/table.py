@@ -63,9 +63,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _ratio(ratio: float) -> str:
+def _ratio(ratio: float | None) -> str:
     """A size against the teacher's, on a line of its own; nothing for an equal one."""
-    if ratio == 1:
+    if ratio is None or ratio == 1:
         return ""
     return f"\n1/{1 / ratio:.1f}" if ratio < 1 else f"\n{ratio:.1f}x"
 

@@ -106,8 +106,7 @@ def learned(
     """
     check.kind("model", model, Model, "a Model (jaxkd.rewards.Model(init, bonus, loss))")
     check.function("rows", rows, "(batch) -> a pytree of [T, B, ...]")
-    check.number("coef", coef)
-    _check_training(training)
+    _check_training(training, coef)
     optimizer = optax.adam(training.learning_rate)
 
     def drawn(statistics, batch, counts):
@@ -220,7 +219,8 @@ def _in_one_axis(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _check_training(predictor: Any) -> None:
+def _check_training(predictor: Any, coef: Any) -> None:
+    check.number("coef", coef)
     hint = "a Predictor (jaxkd.rewards.Predictor(hidden=..., ...))"
     check.kind("predictor", predictor, Predictor, hint)
     check.number("learning_rate", predictor.learning_rate, low=0)
