@@ -136,6 +136,15 @@ def test_doctor(capsys):
     )
 
 
+@pytest.mark.slow
+def test_bench(capsys, monkeypatch):
+    monkeypatch.setattr("jaxkd.cli.bench._SECONDS", 0.1)
+    assert main(["bench", "Catch-bsuite", "--seeds", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "│ Catch-bsuite │ 64 x 16 x 2" in printed and "ms" in printed
+    assert main(["bench", "Catch"]) == 2
+
+
 SMALL = [
     *"--seeds 2 --steps 256 --episodes 8 --set num_envs=4 --set unroll_length=8".split(),
     *"--set num_epochs=1 --set num_minibatches=1 --set hidden=4".split(),

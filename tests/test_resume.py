@@ -277,6 +277,29 @@ def test_runs_are_listed(tmp_path, capsys):
     )
 
 
+def test_runs_are_compared(tmp_path, capsys):
+    row = dict(iqm=400.0, interval=[300.0, 500.0], network="mlp:44", actor_parameters=310)
+    for name, seeds in (("a", 3), ("b", 4)):
+        folder = written(
+            tmp_path / name, settings={"seeds": seeds, "lanes": None}, status="finished"
+        )
+        summary = dict(teacher=row, wall_seconds=5.0)
+        summary |= dict(student=row | dict(iqm=300.0, kept=0.75)) if name == "b" else {}
+        directory.Directory(folder).write("summary.json", summary)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert main(["compare", a, b]) == 0
+    cells = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert ["seeds", "3", "4"] in cells and "lanes" not in {first for first, *_ in cells}
+    assert ["student: return IQM", "-", "300.00 [300.00, 500.00]"] in cells
+    assert ["student keeps", "-", "75.0 %"] in cells
+    assert main(["compare", a]) == 2 and "two runs or more" in capsys.readouterr().err
+    assert main(["compare", a, str(written(tmp_path / "c"))]) == 4
+    assert "c has no whole summary.json. `jaxkd resume" in capsys.readouterr().err
+
+
 # --- whole runs, in processes -------------------------------------------------------------------
 
 
