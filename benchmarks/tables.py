@@ -22,9 +22,15 @@ TOP = """# What the scripts found
 
 Made by `benchmarks/tables.py` from `results/`; edits are lost. How to run one: `python
 benchmarks/studies/gates.py --help` from the checkout's root, with the package installed as editable
-(`make` does that) or `PYTHONPATH=.`; results go to runs/benchmarks/, `--commit` writes `results/`.
-What was tried and not kept is in [NOTES.md](NOTES.md), the accelerator's instructions in
-[speed/accelerator.md](speed/accelerator.md).
+(`make` does that) or `PYTHONPATH=.`. `--size full`, the default, makes what is committed; `--size
+cpu` says something within a few minutes on two cores, `--size tiny` runs every line in seconds and
+says nothing; `--seeds N` takes another number of seeds. Results go to runs/benchmarks/, those of a
+smaller size or of other seeds to a folder of their own in it; `--commit` writes `results/`, of the
+full size alone. A call that was cut goes on where it stopped: arms are kept in
+runs/benchmarks/kept, and run again where settings, seeds, random streams, jaxkd's source or versions
+are others, with `--fresh` all of them; what is only measured (speeds) is kept until its call has
+ended. What was tried and not kept is in [NOTES.md](NOTES.md), the accelerator's
+instructions in [speed/accelerator.md](speed/accelerator.md).
 
 Figures are means over seeds, students alone and greedy, 10 seeds and two CPU cores unless said; in
 brackets the 95 % bootstrap interval of the mean, left out where the seeds agree or there is only

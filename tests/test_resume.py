@@ -201,6 +201,11 @@ def test_a_second_process_is_refused(tmp_path):
     assert subprocess.run(ask, capture_output=True, timeout=60).returncode == 0
 
 
+def test_a_full_disk_names_the_file():
+    with pytest.raises(OSError, match="/dev/full not written: No space left on device"):
+        log.Log(Path("/dev/full")).append(x=1)
+
+
 CARD = dict(
     format=card.FORMAT,
     command="distill",
@@ -272,6 +277,29 @@ def test_runs_are_listed(tmp_path, capsys):
     )
 
 
+def test_runs_are_compared(tmp_path, capsys):
+    row = dict(iqm=400.0, interval=[300.0, 500.0], network="mlp:44", actor_parameters=310)
+    for name, seeds in (("a", 3), ("b", 4)):
+        folder = written(
+            tmp_path / name, settings={"seeds": seeds, "lanes": None}, status="finished"
+        )
+        summary = dict(teacher=row, wall_seconds=5.0)
+        summary |= dict(student=row | dict(iqm=300.0, kept=0.75)) if name == "b" else {}
+        directory.Directory(folder).write("summary.json", summary)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert main(["compare", a, b]) == 0
+    cells = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert ["seeds", "3", "4"] in cells and "lanes" not in {first for first, *_ in cells}
+    assert ["student: return IQM", "-", "300.00 [300.00, 500.00]"] in cells
+    assert ["student keeps", "-", "75.0 %"] in cells
+    assert main(["compare", a]) == 2 and "two runs or more" in capsys.readouterr().err
+    assert main(["compare", a, str(written(tmp_path / "c"))]) == 4
+    assert "c has no whole summary.json. `jaxkd resume" in capsys.readouterr().err
+
+
 # --- whole runs, in processes -------------------------------------------------------------------
 
 
@@ -286,9 +314,8 @@ def undisturbed(tmp_path_factory):
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(undisturbed):
     """Between updates and inside saves, in each of the three phases."""
     folder, whole, counts = undisturbed
-    kills = reliability.instants(counts, 4)
-    ends = reliability.killed(folder.parent / "killed", kills)
-    assert sum(ends.values()) >= 3 and set(ends) == {"update", "file"}, ends
+    ends = reliability.killed(folder.parent / "killed", reliability.chain(counts, 4))
+    assert ends["update"] == ends["file"] == 2, ends
     assert differs(outcome(folder.parent / "killed"), whole) == []
 
 
@@ -309,9 +336,9 @@ def test_a_signal_is_answered_with_75_from_the_first_millisecond(undisturbed):
 def test_a_full_disk_ends_with_4_and_a_run_that_goes_on(undisturbed):
     folder, whole, _ = undisturbed
     place = folder.parent / "full"
-    done = reliability.full(place, 6000)
-    assert done.returncode == 4, done.stderr
-    assert "Traceback" not in done.stderr and done.stderr.startswith("error: ")
+    done = reliability.full(place, 2500)
+    assert done.returncode == 4 and done.stderr.startswith("error: "), done.stderr
+    assert "checkpoint could not be written" in done.stderr and done.stderr.count("\n") == 1
     done = reliability.run(place, RESUME)
     assert done.returncode == 0, done.stderr
     assert differs(outcome(place), whole) == []

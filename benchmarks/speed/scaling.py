@@ -162,16 +162,16 @@ def child(
         began = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - began)
+    steps, divided = T[work] * num_envs * num_seeds * updates, devices * processes > 1
+    repeats = EPOCHS[work] * 4  # of a collective inside the loop over minibatches
     figures = {
-        "steps_per_second": T[work] * num_envs * num_seeds * updates / statistics.median(seconds),
+        "steps_per_second": steps / statistics.median(seconds),
         "memory_needed": expected,
         "memory_used": used,
         "memory_in_all": in_all,
         "updates": updates,
+        "communicated": communicated(algorithm, keys, inputs, repeats) if divided else 0,
     }
-    figures["communicated"] = (
-        communicated(algorithm, keys, inputs, EPOCHS[work] * 4) if devices * processes > 1 else 0
-    )
     print(json.dumps(figures))
 
 

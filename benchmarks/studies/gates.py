@@ -54,13 +54,16 @@ class Sizes(NamedTuple):
     teachers: int = NUM_TEACHERS
     students: int = NUM_STUDENTS
     episodes: int = NUM_EPISODES
+    without: dict[str, tuple[tuple[str, ...], ...]] = WITHOUT
     preset: dict = {}
 
 
 SIZES = {
     "full": Sizes(),
     "cpu": Sizes(("CartPole-v1", "Acrobot-v1", "Catch-bsuite"), 4, 3, 256),
-    "tiny": Sizes(("MountainCar-v0",), 1, 1, 2, protocol.TINY_PRESET),
+    "tiny": Sizes(
+        ("CartPole-v1",), 1, 1, 2, {"CartPole-v1": (("normalise_reward",),)}, protocol.TINY_PRESET
+    ),
 }
 
 
@@ -78,7 +81,7 @@ def settings(name: str, size: Sizes = SIZES["full"]) -> dict:
         "seed": SEED,
     }
     values |= {"preset": protocol.changed(protocol.preset(name, size))} | (
-        {"without": WITHOUT[name]} if name in WITHOUT else {}
+        {"without": size.without[name]} if name in size.without else {}
     )
     return protocol.digest(values)
 
@@ -109,13 +112,13 @@ def of_teachers(best: protocol.Teacher, steps: int, size: int) -> dict[str, dict
     }
 
 
-def phases(env, p, teacher, student, name: str) -> dict[str, tuple]:
+def phases(env, p, teacher, student, without: tuple) -> dict[str, tuple]:
     """{role: (policy, algorithm, updates)} of what learns after the teacher."""
     found = {
         "student": (student, *presets.distillation(env, student, teacher, p)),
         "control": (student, *presets.teaching(env, student, p, p.student_steps)),
     }
-    for names in WITHOUT.get(name, ()):
+    for names in without:
         lesser = p._replace(**dict.fromkeys(names, False))
         policy = presets.teacher_network(env, lesser)
         role = f"without {' and '.join(names)}"
@@ -150,7 +153,7 @@ def experiment(name: str, size: Sizes) -> tuple[dict, dict]:
         return {"figures": figures, "curves": kept}
 
     student = presets.student_network(env, p, "auto:1/15", parameters)
-    learners = phases(env, p, teacher, student, name)
+    learners = phases(env, p, teacher, student, size.without.get(name, ()))
     runs = {role: partial(learn, role, *phase) for role, phase in learners.items()}
     found, seconds = protocol.arms(f"gates/{name}", runs, lambda _: chosen)
     for role, arm in found.items():

@@ -41,6 +41,7 @@ SETS = {
 }
 GAMES = SETS["three"]
 STUDENT, CONTROL, OWN = "student", "control", "control, own statistics"
+COLOURS = {OWN: "tab:green", CONTROL: "tab:orange", STUDENT: "tab:blue"}
 ROLES = {"two": (STUDENT, CONTROL), "three": (STUDENT, CONTROL, OWN)}
 HIDDEN = (32, 32)
 NUM_ENVS, UNROLL_LENGTH, UPDATES = 32, 64, 40  # environments of one game
@@ -249,7 +250,6 @@ def draw(result: dict, curves: dict, size: Sizes):
     """
     shape = len(size.sets), len(size.games)
     figure, axes = plt.subplots(*shape, figsize=(13, 9), layout="constrained", squeeze=False)
-    colours = {OWN: "tab:green", CONTROL: "tab:orange", STUDENT: "tab:blue"}
     places = {
         (number, game): axes[row, column]
         for row, number in enumerate(size.sets)
@@ -259,7 +259,7 @@ def draw(result: dict, curves: dict, size: Sizes):
         if game not in size.sets[number]:
             axis.axis("off")
             continue
-        for role, colour in colours.items():
+        for role, colour in COLOURS.items():
             if role not in size.roles[number]:
                 continue
             curve, found = curves[number, role, game], result[number][role][game]

@@ -1,15 +1,15 @@
 """Does a run survive whatever stops it, and is the result the same to the last bit?
 
-    python benchmarks/studies/reliability.py                   # all rows; or: kills signals damage
+    python benchmarks/studies/reliability.py                   # all rows; or their names
 
 A tiny distillation of two seeds (CartPole, checkpoints after every update) runs once undisturbed.
-`kills`: SIGKILL at KILLS instants, spread evenly over its updates and over all that it does to
-files of its directory, which are the instants inside saves and restores; killed runs are resumed,
-and killed again, up to CHAIN times before they may end. `signals`: SIGINT and SIGTERM at SIGNALS
-instants from the process's first millisecond on. `damage`: a file of a killed run's directory has a
-bit flipped, is cut, emptied, deleted or swapped with another, DAMAGED times.
-Writes results/studies/reliability.json: how often each ended how; a result that is another is
-"silent", and there may be none.
+`kills`: SIGKILL at so many instants, by turns after so many updates and after so many operations on
+files of its directory, which is inside saves and restores. Every run is killed CHAIN times, goes on
+from where it was each time, and then ends. `signals`: SIGINT and SIGTERM, from the process's first
+millisecond to its last. `damage`: one file of a killed run's directory has a bit flipped, is cut,
+emptied, deleted or swapped with another. Writes results/studies/reliability/<row>.json and
+results/studies/reliability.json: how often a run ended how. Where the result is another one and
+nothing was said, that is "silent"; there may be none of it, and nothing "bad".
 """
 
 from benchmarks import frame
@@ -19,16 +19,19 @@ if __name__ == "__main__":  # before jax is imported: --help answers at once
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS, CHAIN, SIGNALS, DAMAGED = 200, 5, 50, 300
+CHAIN = 5  # kills of one run
 RUN = "the-run"
 _TINY = "num_envs=8 unroll_length=8 num_epochs=1 num_minibatches=2 hidden=8 student_epochs=1"
 BEGIN = [
@@ -40,6 +43,18 @@ BEGIN = [
 RESUME = ["resume", RUN, "--quiet"]
 TIMES = ("wall_seconds", "compile_seconds", "latency_us")  # of summary.json
 _FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
+
+
+class Sizes(NamedTuple):
+    """How often each is tried."""
+
+    kills: int = 200
+    signals: int = 50
+    damage: int = 300
+
+
+SIZES = {"full": Sizes(), "cpu": Sizes(10, 6, 10), "tiny": Sizes(5, 2, 2)}
+ROWS = Sizes._fields
 
 
 # --- the process that is killed -----------------------------------------------------------------
@@ -143,23 +158,23 @@ def undisturbed(folder: Path) -> tuple[dict[str, object], dict[str, int]]:
     return outcome(folder), json.loads((folder / "counts.json").read_text())
 
 
-def instants(counts: dict[str, int], number: int) -> list[tuple[str, int]]:
-    """(kind, count) of `number` kills: half of them between updates, half at files."""
-    found = []
-    for kind, share in (("update", number - number // 2), ("file", number // 2)):
-        found += [(kind, 1 + (2 * i + 1) * counts[kind] // (2 * share)) for i in range(share)]
-    return found
+def chain(counts: dict[str, int], kills: int, stretch: float = 1.0) -> list[tuple[str, int]]:
+    """(kind, count) of kills, each so far from the one before that the last is near the end."""
+    kinds = ("update", "file")
+    return [
+        (kinds[i % 2], max(1, round(stretch * counts[kinds[i % 2]] / (kills + 1))))
+        for i in range(kills)
+    ]
 
 
 def killed(folder: Path, kills: list[tuple[str, int]]) -> Counter:
-    """One run that is killed at each of these instants, if it gets there, and then ends."""
+    """How often one run was killed, by kind: each time it goes on from where it was, then ends."""
     folder.mkdir(parents=True)
     ends, argv = Counter(), BEGIN
     for kind, number in [*kills, ("", 0)]:
         done = run(folder, argv, kind, number)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        if done.returncode == -signal.SIGKILL:
-            ends[kind] += 1
+        ends[kind] += done.returncode == -signal.SIGKILL
         if (folder / RUN / "run.json").exists():
             argv = RESUME
         else:  # killed before there was anything to resume
@@ -202,6 +217,22 @@ def ended_well(folder: Path, code: int, said: str, whole: dict) -> str:
     return f"bad: {code}, {said}"
 
 
+def spoil(file: Path, other: Path, draw: random.Random) -> str:
+    """A flipped bit, a cut, nothing left, gone, or another file's content."""
+    content = bytearray(file.read_bytes())
+    kind = draw.choice(("flip", "cut", "empty", "delete", "swap"))
+    if kind == "flip" and content:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    elif kind == "cut":
+        content = content[: draw.randrange(len(content) + 1)]
+    elif kind == "swap":
+        content = bytearray(other.read_bytes())
+    file.write_bytes(b"" if kind == "empty" else content)
+    if kind == "delete":
+        file.unlink()
+    return kind
+
+
 def full(folder: Path, room: int) -> subprocess.CompletedProcess:
     """A run on a disk where no file may be larger than `room` bytes."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,3 +249,99 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
         text=True,
         timeout=300,
     )
+
+
+# --- the study ----------------------------------------------------------------------------------
+
+
+def kill_many(place: Path, whole: dict, counts: dict[str, int], number: int) -> Counter:
+    """R1: chains of CHAIN kills, each chain with other distances, until there are enough."""
+    ends, chains = Counter(), -(-number // CHAIN)
+    for i in range(chains):
+        folder = place / f"killed{i}"
+        ends += killed(folder, chain(counts, CHAIN, stretch=0.4 + 0.8 * (i + 0.5) / chains))
+        ends["silent"] += bool(differs(outcome(folder), whole))
+        ends["resumed"] += 1
+        shutil.rmtree(folder)
+    return ends
+
+
+def stop_many(place: Path, whole: dict, seconds: float, number: int) -> Counter:
+    """R2: signals at even distances over the seconds that a run takes."""
+    ends = Counter()
+    for i in range(number):
+        folder = place / f"stopped{i}"
+        asked = (signal.SIGINT, signal.SIGTERM)[i % 2]
+        code, said = stopped(folder, seconds * (i + 0.5) / number, asked)
+        ends[ended_well(folder, code, said, whole)] += 1
+        shutil.rmtree(folder)
+    return ends
+
+
+def damage_many(place: Path, whole: dict, counts: dict[str, int], number: int) -> Counter:
+    """R4: one file of a run that was killed late is spoilt, then it is resumed."""
+    draw, ends, begun = random.Random(0), Counter(), place / "begun"
+    begun.mkdir()
+    done = run(begun, BEGIN, "update", counts["update"] * 3 // 4)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    files = sorted(path for path in (begun / RUN).rglob("*") if path.is_file())
+    for i in range(number):
+        folder = place / f"damaged{i}"
+        shutil.copytree(begun, folder)
+        file, other = (folder / path.relative_to(begun) for path in draw.choices(files, k=2))
+        kind = spoil(file, other, draw)
+        done = run(folder, RESUME)
+        same = done.returncode == 0 and not differs(outcome(folder), whole)
+        warned = "warning: " in done.stderr
+        if done.returncode not in (0, 2, 4) or "Traceback" in done.stderr:
+            ends[f"bad: {kind} of {file.relative_to(folder)}: {done.stderr[-200:]}"] += 1
+        elif done.returncode:
+            ends["refused"] += 1
+        else:
+            ends["same" if same else "warned" if warned else f"silent: {kind} of {file.name}"] += 1
+        shutil.rmtree(folder)
+    return ends
+
+
+def gate(results: dict[str, dict]) -> list[str]:
+    """What may not be: results that are others in silence, tracebacks, wrong exit codes."""
+    return [
+        f"{row}: {number} of them {end}"
+        for row, result in results.items()
+        for end, number in result["ends"].items()
+        if number and end.startswith(("silent", "bad"))
+    ]
+
+
+def main(given: frame.Named) -> int:
+    from benchmarks import protocol
+
+    size = frame.sized(given, SIZES)
+    settings = protocol.digest({"size": size._asdict(), "chain": CHAIN, "begin": BEGIN})
+
+    def experiment(row: str) -> dict:
+        with tempfile.TemporaryDirectory() as scratch:
+            place, began = Path(scratch), time.monotonic()
+            undisturbed(place / "cold")
+            warm = time.monotonic()
+            whole, counts = undisturbed(place / "whole")
+            seconds, number = time.monotonic() - warm, getattr(size, row)
+            work = {
+                "kills": lambda: kill_many(place, whole, counts, number),
+                "signals": lambda: stop_many(place, whole, seconds, number),
+                "damage": lambda: damage_many(place, whole, counts, number),
+            }
+            ends = work[row]()
+            print(f"{row}: {dict(ends)}", flush=True)
+            return {"counts": counts, "ends": ends, "seconds": time.monotonic() - began}
+
+    results = protocol.by_game("reliability", given.names, ROWS, experiment, settings)
+    if not results:
+        return 0
+    failed = gate(results)
+    protocol.write("reliability", {"failed": failed, "settings": settings})
+    return protocol.verdict(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(GIVEN))

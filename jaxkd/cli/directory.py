@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -61,14 +61,14 @@ class Directory:
 
     def append(self, name: str, **values: Any) -> None:
         """One JSON line at the end of `name`."""
-        with (self.path / name).open("a") as file:
-            file.write(json_line(values))
+        with writing(self.path / name, "ab") as file:
+            file.write(json_line(values).encode())
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         """A JSON file that is there as a whole or not at all."""
         part = self.path / f".{name}.part"
-        with part.open("w") as file:
-            file.write(json.dumps(plain(values), indent=1, allow_nan=False) + "\n")
+        with writing(part, "wb") as file:
+            file.write((json.dumps(plain(values), indent=1, allow_nan=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
         part.replace(self.path / name)
@@ -85,6 +85,17 @@ class Directory:
             for name, path in sorted(below.items())
             if path.is_file() and name.parts[0] not in (CHECKPOINTS, LOCK, CARD)
         }
+
+
+@contextlib.contextmanager
+def writing(path: Path, mode: str) -> Iterator[Any]:
+    """An open file; what goes wrong names it, which a full disk does not."""
+    try:
+        with path.open(mode) as file:
+            yield file
+    except OSError as error:
+        what = f"{path} not written: {os.strerror(error.errno or 0)}"
+        raise OSError(error.errno, what) from error
 
 
 def make(env: str, out: Path | None) -> Directory:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.cli.directory import json_line
+from jaxkd.cli.directory import json_line, writing
 
 METRICS = "metrics.jsonl"
 MARK = 40  # bytes of a mark: a length, and the SHA-256 of what is before
@@ -34,7 +34,7 @@ class Log:
     def append(self, **values: Any) -> None:
         """One line at the end."""
         line = json_line(values).encode()
-        with self.path.open("ab") as file:
+        with writing(self.path, "ab") as file:
             file.write(line)
         self._sha.update(line)
         self._length += len(line)

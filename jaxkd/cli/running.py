@@ -5,10 +5,13 @@ What a run does is a list of phases (`plan`); this module runs it and keeps its 
 
 import hashlib
 import json
+import logging
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import absl.logging
 
 from jaxkd import report
 from jaxkd.base import UsageError
@@ -175,6 +178,8 @@ def _go(
 ) -> int:
     """Runs the phases, and keeps run.json true."""
     console = report.console()
+    # Orbax prints a dozen tracebacks for what is one line of ours, such as a full disk.
+    absl.logging.get_absl_logger().setLevel(logging.CRITICAL)
     run.write_card(asked | dict(status="running"))
 
     def finish(status: str, **more: Any) -> None:

@@ -91,6 +91,30 @@ class Runs:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Put finished runs side by side: what was set otherwise, and what became of it."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN ...")]
+    """Their directories."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure this machine: compile seconds and steps a second of PPO, by environment."""
+
+    envs: Annotated[Positional[tuple[str, ...]], arg(metavar="ENV ...")] = ()
+    """Environment ids (default: CartPole-v1)."""
+    all: FlagCreatePairsOff[bool] = False
+    """Every environment that has a preset."""
+    seeds: int = 1
+    """Seeds at once."""
+    device: Device = "auto"
+    """Where to compute; fails where the device is not there."""
+    traceback: FlagCreatePairsOff[bool] = False
+    """Where an error came from, for a bug report."""
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Play episodes with a saved policy, acting alone."""
 
@@ -137,7 +161,9 @@ COMMANDS = (
     | Annotated[Teach, subcommand("teach")]
     | Annotated[Resume, subcommand("resume")]
     | Annotated[Runs, subcommand("runs")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Bench, subcommand("bench")]
     | Annotated[Methods, subcommand("methods")]
     | Annotated[Envs, subcommand("envs")]
     | Annotated[Doctor, subcommand("doctor")]
