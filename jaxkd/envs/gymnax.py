@@ -96,6 +96,7 @@ def make(
     _check_sizes(num_envs, group_size, max_steps, reset_pool)
     environment, params, name = _construct(id_or_environment, env_params, env_kwargs)
     _check_environment(environment, name)
+    _check_space(environment, name)
     own_step = _has_own_step(environment)
     _check_pool(name, reset_pool, own_step, group_size)
     params = with_limit(params, max_steps)
@@ -188,6 +189,14 @@ def _check_environment(environment, name):
                 f"give the wrapped environment, or an object with a reset_env and a step_env of "
                 f"its own"
             )
+
+
+def _check_space(environment, name):
+    if not callable(getattr(environment, "action_space", None)):
+        raise UsageError(
+            f"{name!r} has no method action_space(params): let it return jaxkd.base.Discrete(n), "
+            f"jaxkd.base.Box(shape) or a space of gymnax"
+        )
 
 
 def _construct(
