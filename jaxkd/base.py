@@ -166,9 +166,7 @@ class Algorithm(NamedTuple):
     """
 
     init: Callable  # (key) -> state
-    step: (
-        Callable  # (state, *inputs) -> (state, metrics); inputs = (teacher params,) with a teacher
-    )
+    step: Callable  # (state, *inputs) -> (state, metrics); inputs: (teacher params,) or ()
     description: Any = ()
 
 
@@ -288,3 +286,4 @@ class Env(NamedTuple):
     name: str = ""
     cut_steps: int | None = None  # cuts of one environment are at least so many steps apart
     tasks: tuple[str, ...] = ()  # names of the tasks of `envs.concat`; obs["task"] counts them
+    sticky: Any = 0.0  # probability that an action is repeated; of `envs.concat` a tuple of them

@@ -116,9 +116,10 @@ def _phases(settings: Distill, chosen: Preset, parts: _Parts) -> list[Phase]:
 
 
 def _preset(settings: Distill) -> Preset:
-    """The environment's, with the steps that were asked for."""
+    """The environment's, with what was asked for."""
     chosen = preset(settings.env)
     return chosen._replace(
+        sticky=chosen.sticky if settings.sticky is None else settings.sticky,
         num_steps=settings.steps or chosen.num_steps,
         student_steps=settings.student_steps or chosen.student_steps,
     )
@@ -139,6 +140,7 @@ def _check_numbers(settings: Distill, available: int) -> None:
                 f"--{name.replace('_', '-')} {getattr(settings, name)} is more than any machine "
                 f"can do; at most {_MOST_STEPS}."
             )
+    check.number("--sticky", settings.sticky, low=0, high=1)
     if not 0 <= settings.seed < 2**32:
         raise UsageError(f"--seed must be in [0, 2**32), got {settings.seed}.")
     if settings.lanes is not None and settings.lanes > settings.seeds:

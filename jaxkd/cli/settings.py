@@ -41,6 +41,8 @@ class Distill:
     student_steps: int | None = None
     """Environment steps of a student, and of the same network trained without a teacher (default:
     the preset's)."""
+    sticky: float | None = None
+    """Probability that an action is repeated, in training and in judging (default: the preset's)."""
     episodes: int = 128
     """Evaluation episodes of each policy and seed."""
     quiet: FlagCreatePairsOff[bool] = False
