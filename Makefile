@@ -3,17 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist worksteal
 TESTS ?= notebooks tests
+PEERS ?=
 
 BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check quality lint types doctest slow format clean
+.PHONY: help demo test check quality lint types doctest slow extras format clean
 
 help:
 	@echo "make demo    16 teachers, 16 small students and their controls in one compiled call, as a table"
 	@echo "make test    the quick suite, and the notebooks at tiny sizes"
 	@echo "make check   all that CI runs: test, lint, types, doctest, slow"
+	@echo "make extras  what needs other libraries (torch), each in its own environment; PEERS=rejax: one"
 	@echo "make format  let ruff rewrite what lint would complain about"
 
 demo: $(VENV)/.installed-base
@@ -39,6 +41,10 @@ doctest: $(VENV)/.installed-test
 
 slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow $(PYTEST_ARGS) tests
+
+# One short round of speed beside each; ~/.cache/jaxkd-peers keeps their environments.
+extras: $(VENV)/.installed-base
+	$(BIN)/python benchmarks/speed/peers.py $(PEERS) --size tiny
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -1,27 +1,44 @@
-"""Writes benchmarks/README.md: what every script asks, and the figures of the committed JSON files.
+"""Puts the committed figures into the texts: all of benchmarks/README.md, and in README.md and
+NOTES.md what stands between `<!-- made: NAME -->` and `<!-- end -->`.
 
     python benchmarks/tables.py
 
-tests/test_results.py compares the file with what this makes of the JSON files today.
+No figure of a JSON file is written by hand: tests/test_results.py compares every text with what
+this makes of the JSON files today.
 """
 
 import ast
 import json
+import re
+import textwrap
 from pathlib import Path
+
+from benchmarks import answers
+from benchmarks.answers import mean, read
+from jaxkd import presets
 
 HERE = Path(__file__).parent
 TOP = """# What the scripts found
 
 Made by `benchmarks/tables.py` from `results/`; edits are lost. How to run one: `python
 benchmarks/studies/gates.py --help` from the checkout's root, with the package installed as editable
-(`make` does that) or `PYTHONPATH=.`; results go to runs/benchmarks/, `--commit` writes `results/`.
-What was tried and not kept is in NOTES.md, the accelerator's instructions in speed/accelerator.md.
+(`make` does that) or `PYTHONPATH=.`. `--size full`, the default, makes what is committed; `--size
+cpu` says something within a few minutes on two cores, `--size tiny` runs every line in seconds and
+says nothing; `--seeds N` takes another number of seeds. Results go to runs/benchmarks/, those of a
+smaller size or of other seeds to a folder of their own in it; `--commit` writes `results/`, of the
+full size alone. A call that was cut goes on where it stopped: arms are kept in
+runs/benchmarks/kept, and run again where settings, seeds, random streams, jaxkd's source or versions
+are others, with `--fresh` all of them; what is only measured (speeds) is kept until its call has
+ended. What was tried and not kept is in [NOTES.md](NOTES.md), the accelerator's
+instructions in [speed/accelerator.md](speed/accelerator.md).
+
+Figures are means over seeds, students alone and greedy, 10 seeds and two CPU cores unless said; in
+brackets the 95 % bootstrap interval of the mean, left out where the seeds agree or there is only
+one. Whoever runs a script again on other code, another jax or another processor gets other last
+bits, hence other episodes: expect figures within the intervals, not the same digits
+([the same figure again](NOTES.md#the-same-figure-again)).
 """
-
-
-def read(name: str) -> dict:
-    """One committed file, "studies/partial"."""
-    return json.loads((HERE / "results" / f"{name}.json").read_text())
+PAIR = re.compile(r"(<!-- made: (\w+) ?([^>]*?) -->)(?:\n( *))?.*?<!-- end -->", re.DOTALL)
 
 
 def table(heads: tuple[str, ...], rows: list[tuple]) -> str:
@@ -40,17 +57,34 @@ def scripts(folder: str) -> str:
     return table(("script", "what it asks"), rows)
 
 
-def gates() -> str:
-    """Every environment's teacher, students and controls."""
+def gates(*names: str) -> str:
+    """Teachers, students and controls of these environments, default all."""
+    files = sorted((HERE / "results/studies/gates").glob("*.json"))
     rows = []
-    for file in sorted((HERE / "results/studies/gates").glob("*.json")):
-        found = json.loads(file.read_text())
-        student, control = found["student"], found["control"]
-        mean = f"{student['mean']:.1f} ({student['worst']:.1f})"
+    for name in names or [file.stem for file in files]:
+        found = read(f"studies/gates/{name}")
         teacher = f"{found['the_teacher']['return']:.1f}"
-        rows.append((file.stem, teacher, mean, f"{control['mean']:.1f}", len(student["seeds"])))
-    heads = ("environment", "the teacher", "students, mean (worst)", "without a teacher", "seeds")
-    return table(heads, rows)
+        row = (name, teacher, mean(found["student"]), mean(found["control"]))
+        worst, seeds = f"{found['student']['worst']:.1f}", len(found["student"]["seeds"])
+        rows.append(row if names else (*row, worst, seeds))
+    heads = ("environment", "the teacher", "students", "without a teacher")
+    return table(heads if names else (*heads, "worst student", "seeds"), rows)
+
+
+def normalising() -> str:
+    """MountainCar's teachers without what the preset normalises."""
+    found = read("studies/gates/MountainCar-v0")
+    lesser = [mean(row) for role, row in found.items() if role.startswith("without")]
+    return (
+        f"Teachers of MountainCar that do not normalise observations reach {lesser[0]}, with "
+        f"rewards as they are too {lesser[1]}, where the preset's reach {mean(found['teacher'])}."
+    )
+
+
+def methods() -> str:
+    """Every method, its paper and what it needs."""
+    rows = [(f"`{name}`", m.paper, m.needs) for name, m in presets.METHODS.items()]
+    return table(("method", "paper", "needs"), rows)
 
 
 def exploration() -> str:
@@ -99,18 +133,60 @@ def accelerator() -> str:
 
 
 def text() -> str:
-    """All of README.md."""
+    """All of benchmarks/README.md."""
+    questions = table(("script", "question", "answer"), answers.questions())
     parts = {
+        "Answers": questions,
         "Studies": scripts("studies"),
         "Speed": scripts("speed"),
-        "Teachers and students (`studies/gates.py`)": gates(),
+        "Teachers and students (`studies/gates.py`)": f"{gates()}\n\n{normalising()}",
         "Exploration (`studies/exploration.py`)": exploration(),
         "Beside other libraries, two CPU cores (`speed/peers.py`)": peers(),
         "Steps a second, two CPU cores (`speed/throughput.py`)": throughput(),
         "Steps a second on a GPU (`speed/accelerator.py`)": accelerator(),
+        "Methods": methods(),
     }
     return TOP + "".join(f"\n## {title}\n\n{body}\n" for title, body in parts.items())
 
 
+MADE = {
+    "gates": gates,
+    "accelerator": answers.accelerator,
+    "bfloat16": answers.bfloat16,
+    "bonuses": answers.bonuses,
+    "compiling": answers.compiling,
+    "demo": answers.demo,
+    "drnd": answers.drnd,
+    "extras": answers.extras,
+    "floor": answers.floor,
+    "lever": answers.lever,
+    "reached": answers.reached,
+}
+
+
+def filled(text: str) -> str:
+    """The text with today's figures between its marks, `<!-- made: gates CartPole-v1 -->`; what is
+    behind the name are arguments, separated by commas.
+    """
+
+    def made(found: re.Match) -> str:
+        mark, name, arguments, line = found.groups()
+        said = MADE[name](*filter(None, arguments.split(", ")))
+        if line is None:  # within a line
+            return f"{mark}{said}<!-- end -->"
+        if not said.startswith("|"):
+            said = textwrap.fill(said, 100 - len(line), break_on_hyphens=False)
+        return f"{mark}\n{textwrap.indent(said, line)}\n{line}<!-- end -->"
+
+    return PAIR.sub(made, text)
+
+
+def texts() -> dict[Path, str]:
+    """Every file that holds figures, as it should be."""
+    kept = (HERE.parent / "README.md", HERE / "NOTES.md")
+    return {file: filled(file.read_text()) for file in kept} | {HERE / "README.md": text()}
+
+
 if __name__ == "__main__":
-    (HERE / "README.md").write_text(text())
+    for file, wanted in texts().items():
+        file.write_text(wanted)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from jaxkd.cache import compile_cache
+    from jaxkd.checkpoint import restore, save
     from jaxkd.describe import describe
     from jaxkd.evaluate import actor_size, evaluate, interval, iqm
     from jaxkd.policies import load_policy, save_policy
@@ -81,9 +82,11 @@ __all__ = [
     "ppo",
     "pqn",
     "presets",
+    "restore",
     "returns",
     "rewards",
     "run",
+    "save",
     "save_policy",
     "seeds",
     "sharding",
@@ -92,6 +95,7 @@ __all__ = [
 
 _HOMES = {  # of the public names that are no modules; the others in __all__ are modules
     "compile_cache": "cache",
+    **dict.fromkeys(("restore", "save"), "checkpoint"),
     **dict.fromkeys(("load_policy", "save_policy"), "policies"),
     **dict.fromkeys(("actor_size", "evaluate", "interval", "iqm"), "evaluate"),
     "describe": "describe",

@@ -64,11 +64,13 @@ def assemble(given: Parts) -> Parts:
     _check_policies(given)
     acted = _acted(given)
     paid = acted._replace(streams=dict.fromkeys(_streams(given), acted.reward))
-    earned = _earned(given, paid)
+    by_returns, weigh = _returns_read(given, paid)
+    earned = _earned(given, paid, weigh)
     reads = _losses_read(given, earned)
     _check_streams(given, reads, earned.acting)
-    reads |= _rewards_read(given, acted) | _returns_read(given, paid)
+    reads |= _rewards_read(given, acted) | by_returns
     _check_teacher(given, reads)
+    _check_optimizer(given.optimization, earned)
     specs = dict(acted=(acted.acting, acted), earned=(earned.acting, earned))
     return _planned(given._replace(**specs, reads=reads))
 
@@ -81,9 +83,10 @@ def _acted(parts: Parts) -> Batch:
     o = parts.rollout
 
     def act(key):
-        params = o.student.init(key)
-        teacher_params = o.teacher.init(key) if o.teacher else ()
-        context, actors = _context(key), stage_1.start(o, key)
+        own = lambda name: optimize.component_key(key, name)
+        params = o.student.init(own("student"))
+        teacher_params = o.teacher.init(own("teacher")) if o.teacher else ()
+        context, actors = _context(own("act")), stage_1.start(o, own("env"))
         batch = stage_1.act(o, stage_1.Needs(), params, teacher_params, actors, context)[1]
         if o.teacher is None:
             batch = batch._replace(teacher=batch.acting, teacher_next=batch.acting_next)
@@ -92,11 +95,12 @@ def _acted(parts: Parts) -> Batch:
     return jax.eval_shape(act, jax.random.key(0))
 
 
-def _earned(parts: Parts, paid: Batch) -> Batch:
-    """The batch [T, B] behind stage 3."""
+def _earned(parts: Parts, paid: Batch, weigh: bool) -> Batch:
+    """The batch [T, B] behind stage 3; `weigh`: returns give weights."""
     row = paid.reward
     targets = dict.fromkeys(parts.returns, row)
-    return paid._replace(targets=targets, target=row, advantage=row, weight=row)
+    weight = row if weigh else paid.weight
+    return paid._replace(targets=targets, target=row, advantage=row, weight=weight)
 
 
 def _minibatch(parts: Parts, batch: Batch) -> Batch:
@@ -152,16 +156,18 @@ def _rewards_read(parts: Parts, acted: Batch) -> Reads:
     return found
 
 
-def _returns_read(parts: Parts, paid: Batch) -> Reads:
-    row, found = paid.reward, {}
+def _returns_read(parts: Parts, paid: Batch) -> tuple[Reads, bool]:
+    """And whether some of them weigh rows."""
+    row, found, weigh = paid.reward, {}, False
     more = jax.ShapeDtypeStruct((row.shape[0] + 1, row.shape[1]), row.dtype)  # [T + 1, B]
     for stream, returns in parts.returns.items():
         value, following = (more, row) if returns.needs_value else ((), ())
         args: dict[str, Any] = dict(reward=row, value=value, next_value=following, batch=paid)
         who = f"returns {stream!r}"
         context = _context(jax.random.key(0))
-        _, found[who] = check.traced(who, returns.evaluate, **args, context=context)
-    return found
+        out, found[who] = check.traced(who, returns.evaluate, **args, context=context)
+        weigh = weigh or len(out) > 2
+    return found, weigh
 
 
 def _planned(parts: Parts) -> Parts:
@@ -246,6 +252,26 @@ def _check_sizes(parts: Parts) -> None:
     check_groups(parts.returns, parts.rollout.env, length)
 
 
+def _check_optimizer(o: optimize.Optimization, earned: Batch) -> None:
+    """It makes updates of gradients and parameters alone."""
+
+    def stepped(key):
+        spec = earned.acting, earned
+        loss_params = {name: term.init(key, spec) for name, term in o.losses.items()}
+        trained = optimize.partition(o.student, o.student.init(key))[0], loss_params
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats
+            return o.optimizer.update(trained, o.optimizer.init(trained), trained)
+
+    try:
+        jax.eval_shape(stepped, jax.random.key(0))
+    except Exception as error:  # whatever the transformation raises
+        raise UsageError(
+            f"optimizer fails on gradients and parameters: {check.line(error)} "
+            f"What needs the loss as well (optax.contrib.reduce_on_plateau, optax.lbfgs) cannot be "
+            f"used: take a schedule."
+        ) from error
+
+
 def _check_policies(parts: Parts) -> None:
     o = parts.rollout
     check.fits("student", o.student, o.env)
@@ -307,10 +333,6 @@ def check_inputs(parts: Parts, inputs: tuple) -> Any:
         raise UsageError(f"this algorithm has {has} teacher and got {len(inputs)} inputs; {fix}.")
     if teacher is None:
         return ()
-    expected = jax.tree.map(jnp.shape, jax.eval_shape(teacher.init, jax.random.key(0)))
-    given = jax.tree.map(jnp.shape, inputs[0])
-    if expected != given:
-        raise UsageError(
-            f"the teacher's params do not fit its network: expected shapes {expected}, got {given}."
-        )
+    many = "lanes(algorithm, shared=False) takes a teacher for each key."
+    check.params("the teacher's params", inputs[0], teacher, many)
     return inputs[0]

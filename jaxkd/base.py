@@ -6,6 +6,7 @@ Legend of shapes: `T` time, `B` environments, `L` sequence length, `N` sequences
 Losses add, rewards chain, advantages add, and what runs is a pair `(init, step)`.
 """
 
+import linecache
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,10 +23,6 @@ class ArtifactError(ValueError):
 
 class DeviceError(RuntimeError):
     """The device asked for is not there."""
-
-
-def _no_statistics(params, obs):
-    return params
 
 
 def _all_trained(params):
@@ -54,13 +51,13 @@ def _functions(cls):
 class Discrete(NamedTuple):
     """An action space of `n` actions; an action is int32 []."""
 
-    n: int
+    n: int  # actions
 
 
 class Box(NamedTuple):
     """Continuous actions, float32 `shape` = (D,) in [-1, 1]^D; the adapter scales and clips."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # (D,)
 
 
 class Outputs(NamedTuple):
@@ -87,7 +84,7 @@ class Context(NamedTuple):
     """What every component may know beyond its batch."""
 
     update: jax.Array  # int32 [], updates completed: what schedules are called with
-    episode_return: jax.Array  # float32 [], metric "return" of the update before; nan: none yet
+    episode_return: jax.Array  # float32 [], metric "return" of the update before; -inf: none yet
     episode_step: Any  # int32 [B], steps since the reset; only while acting, otherwise ()
     key: jax.Array  # [], differs for every update, minibatch and component
 
@@ -107,27 +104,27 @@ class Batch(NamedTuple):
     reset: jax.Array  # [T, B] 1 where obs begins an episode
     carry: Any  # [B, ...] the student's before the first row of a sequence; [T / L, B, ...] before
     acting: Any  # Outputs [T, B] of the student that acted; () in a replayed batch
-    teacher: Any  # Outputs [T, B]; () without a teacher
+    teacher: Any  # Outputs [T, B]; nobody may read it without a teacher
     acting_next: Any = ()  # Outputs [T, B] at the true successor
     teacher_next: Any = ()  # Outputs [T, B] at the true successor
     streams: Any = ()  # dict: reward [T, B] by stream, "" the environment's
     targets: Any = ()  # dict: value target [T, B] by stream
     advantage: Any = ()  # [T, B], summed over the streams
     target: Any = ()  # [T, B], the target of stream ""
-    weight: Any = ()  # [T, B] what a row counts: the environment's, then times that of the returns
+    weight: Any = ()  # [T, B] what a row counts: the environment's, times that of the returns; () is 1
 
 
 class Actors(NamedTuple):
     """What the acting side carries from rollout to rollout; every leaf leads with [B]."""
 
-    env_state: Any
-    obs: Any  # [B, ...]
+    env_state: Any  # of `Env`
+    obs: Any  # [B, ...] to act on next
     reset: jax.Array  # float32 [B]
     carry: Any  # the student's
-    teacher_carry: Any
+    teacher_carry: Any  # () without a teacher
     episode_return: jax.Array  # float32 [B], of the episode under way
     episode_step: jax.Array  # int32 [B]
-    last_return: jax.Array  # float32 [B], of the last finished episode; nan before the first
+    last_return: jax.Array  # float32 [B], of the last finished episode; -inf before the first
 
 
 class State(NamedTuple):
@@ -135,11 +132,11 @@ class State(NamedTuple):
 
     params: Any  # the student's own
     loss_params: Any  # dict by loss name
-    opt_state: Any
+    opt_state: Any  # of the optimizer
     rewards: Any  # dict by transform name
-    memory: Any
-    actors: Actors
-    update: jax.Array  # int32 []
+    memory: Any  # the buffer
+    actors: Actors  # every leaf leads with [B]
+    update: jax.Array  # int32 [], updates completed
     key: jax.Array  # [], never changes
 
 
@@ -166,7 +163,7 @@ class Algorithm(NamedTuple):
     """
 
     init: Callable  # (key) -> state
-    step: Callable  # (state, *inputs) -> (state, metrics); inputs: (teacher params,) or ()
+    step: Callable  # (state, *inputs) -> (state, metrics); inputs: the teacher's params, if any
     description: Any = ()
 
 
@@ -226,7 +223,7 @@ class Behavior(NamedTuple):
     """
 
     act: Callable  # (key, student: Outputs [B], teacher: Outputs [B] | (), context) -> action [B]
-    needs_teacher: bool = False
+    needs_teacher: bool = False  # True: the teacher walks along, step by step
     description: Any = ()
 
 
@@ -240,8 +237,8 @@ class Memory(NamedTuple):
     init: Callable  # (spec of the recorded batch) -> buffer
     add: Callable  # (buffer, batch [T, B]) -> buffer
     sample: Callable  # (key, buffer, batch) -> batch [T, B]
-    replays: bool = False  # True: of older policies; recorded is what a loss reads, without acting,
-    description: Any = ()  # advantage, target and targets
+    replays: bool = False  # True: of older policies, so no loss reads acting, advantage, target(s)
+    description: Any = ()
 
 
 @_functions
@@ -262,7 +259,7 @@ class Policy(NamedTuple):
     initial_carry: Callable  # (B) -> carry [B, ...]; no leaves: feed-forward
     step: Callable  # (params, carry, obs [B], reset [B]) -> (carry, Outputs [B])
     unroll: Callable  # (params, carry, obs [L, N], reset [L, N]) -> (last carry, Outputs [L, N])
-    observe: Callable = _no_statistics  # (params, obs [T, B]) -> params: statistics, once an update
+    observe: Callable = lambda params, obs: params  # (params, obs [T, B]) -> params: statistics
     trainable: Callable = _all_trained  # (params) -> the same tree of bools: what the optimizer has
     description: Any = ()
 
@@ -271,19 +268,35 @@ class Policy(NamedTuple):
 class Env(NamedTuple):
     """A batch of environments with automatic reset; `envs.make` makes them.
 
-    `env_state, obs = env.reset(key)`, then `env_state, time_step = env.step(key, env_state,
-    action)`.
+    >>> import jaxkd
+    >>> env, key = jaxkd.envs.make("CartPole-v1", num_envs=3), jax.random.key(0)
+    >>> env_state, obs = env.reset(key)                                      # obs [3, 4]
+    >>> env_state, time_step = env.step(key, env_state, jax.numpy.ones(3, int))
     """
 
     reset: Callable  # (key) -> (env_state, obs [B, ...])
     step: Callable  # (key, env_state, action [B, ...]) -> (env_state, TimeStep)
-    num_envs: int
+    num_envs: int  # B
     obs_spec: Any  # ShapeDtypeStruct of ONE observation (a pytree)
     action_space: Any  # Discrete | Box
     max_steps: int | None = None  # time limit; None: nothing is known about truncations
     truncates: bool = True  # False: no episode is ever cut off
     group_size: int = 1  # environment i is in group i // group_size; n-th episodes start alike
-    name: str = ""
+    name: str = ""  # for messages
     cut_steps: int | None = None  # cuts of one environment are at least so many steps apart
     tasks: tuple[str, ...] = ()  # names of the tasks of `envs.concat`; obs["task"] counts them
     sticky: Any = 0.0  # probability that an action is repeated; of `envs.concat` a tuple of them
+
+
+def _explain_fields(record: Any = None) -> None:
+    """`help` of a record shows the comments beside its fields in this file."""
+    for line in linecache.getlines(__file__, globals()):
+        code, _, comment = line.partition("  # ")
+        name = code.split(":")[0].strip()
+        if code.startswith("class "):
+            record = globals()[code[6:].split("(")[0]]
+        elif comment and name in getattr(record, "_fields", ()):
+            getattr(record, name).__doc__ = comment.strip()
+
+
+_explain_fields()

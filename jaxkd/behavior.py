@@ -131,7 +131,7 @@ def guide_then_student(horizon: float | jax.Array | Callable) -> Behavior:
 
     Args:
         horizon: steps, or a function `(update, episode_return) -> steps` of the updates completed
-            and the mean return of each environment's last episode (nan before the first has ended),
+            and the mean return of each environment's last episode (-inf before the first has ended),
             so that the guide can retreat with time or with success.
 
     >>> shorter = lambda update, episode_return: jnp.maximum(100 - update, 0)
@@ -142,11 +142,13 @@ def guide_then_student(horizon: float | jax.Array | Callable) -> Behavior:
 
     def act(key, student, teacher, context):
         key_teacher, key_student = jax.random.split(key)
-        steps: Any = (
-            horizon(context.update, context.episode_return) if callable(horizon) else horizon
-        )
+        steps: Any = horizon
+        with jax.numpy_dtype_promotion("standard"):  # floats, and numbers of updates and steps
+            if callable(horizon):
+                steps = horizon(context.update, context.episode_return)
+            guided = context.episode_step < steps
         return _choose(
-            context.episode_step < steps,
+            guided,
             teacher.policy.sample(key_teacher),
             student.policy.sample(key_student),
         )
@@ -188,7 +190,9 @@ def _anything(key: jax.Array, policy: Any) -> jax.Array:
 
 def _chance(key: jax.Array, probability: Any, action: jax.Array, context: Any) -> jax.Array:
     """True with `probability` (a number or a schedule) in every environment, [B]."""
-    probability = probability(context.update) if callable(probability) else probability
+    if callable(probability):
+        with jax.numpy_dtype_promotion("standard"):  # a float times the number of updates
+            probability = probability(context.update)
     return jax.random.bernoulli(
         key, jnp.broadcast_to(jnp.asarray(probability, jnp.float32), action.shape[:1])
     )

@@ -1,12 +1,14 @@
 """Errors at the earliest moment: plain numbers, what a component reads, and how it is called."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.base import UsageError
+from jaxkd.base import Policy, State, UsageError
 from jaxkd.description import spec
 
 _INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint")
@@ -15,11 +17,13 @@ _INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint")
 def number(
     name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, above: bool = False
 ) -> None:
-    """Raises if a plain number lies outside [low, high] ((low, high] with `above`); tracers, arrays
-    and schedules pass.
+    """Raises unless `value` is a number within [low, high] ((low, high] with `above`), an array, a
+    tracer or a schedule, of which no values are looked at, or None, where it is optional.
     """
-    if not isinstance(value, int | float | np.number):
+    if value is None or isinstance(value, jax.Array | np.ndarray) or callable(value):
         return
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+        raise UsageError(f"{name} must be a number, an array or a schedule, got {value!r}.")
     if not (low < value if above else low <= value) or value > high:
         left = "(" if above else "["
         raise UsageError(f"{name} must be in {left}{low:g}, {high:g}], got {value:g}.")
@@ -31,11 +35,82 @@ def count(name: str, value: Any) -> None:
         raise UsageError(f"{name} must be a positive int (sizes are static), got {value!r}.")
 
 
+def function(name: str, value: Any, signature: str) -> None:
+    """Raises unless `value` can be called; `signature` says how it will be, for a person."""
+    if not callable(value):
+        got = repr(value) if isinstance(value, str) else type(value).__name__
+        raise UsageError(f"{name} must be a function {signature}, got {got}.")
+
+
+def key(value: Any, *, many: bool = False) -> Any:
+    """`value`, one key [] (`many`: an array of keys [n]): typed, or of the old kind, uint32 [W].
+
+    Raises:
+        UsageError: it is something else, or not one (or one, where many are needed).
+    """
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and (dtype != np.uint32 or shape[-1:] not in ((2,), (4,))):
+        got = type(value).__name__ if dtype is None else f"{dtype} {list(shape)}"
+        raise UsageError(
+            f"key must be a key, jax.random.key(0) or jaxkd.seeds(0, 1)[0], got {got}."
+        )
+    shape = shape if typed else shape[:-1]
+    if many and not shape:
+        raise UsageError("lanes take keys [n], such as jaxkd.seeds(0, n), got one key.")
+    if shape and not many:
+        raise UsageError(
+            f"one key is needed, got keys {list(shape)}. Many seeds of an algorithm are "
+            f"run(lanes(algorithm), keys, ...); of anything else, jax.vmap."
+        )
+    return value
+
+
+def params(name: str, given: Any, policy: Policy, many: str) -> None:
+    """Raises unless `given` has the structure and shapes of the policy's params; the first array
+    that differs is named.
+
+    Args:
+        many: what to do with those of many seeds.
+    """
+    if isinstance(given, State):
+        raise UsageError(f"{name} are a State. Give state.params.")
+    expected = shapes(jax.eval_shape(policy.init, jax.random.key(0)))
+    got = shapes(given)
+    different = difference(expected, got)
+    if not different:
+        return
+    axis = next(iter(got.values()), ())[:1]
+    stacked = {path: (*axis, *shape) for path, shape in expected.items()}
+    advice = f" They lead with an axis of {axis[0]}: {many}" if axis and got == stacked else ""
+    raise UsageError(f"{name} do not fit the network: {different}.{advice}")
+
+
+def shapes(tree: Any) -> dict[str, tuple]:
+    """The shapes of all arrays, by their path "a/b"."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): jnp.shape(x) for p, x in leaves}
+
+
+def difference(expected: dict[str, Any], got: dict[str, Any]) -> str:
+    """The first array that differs, in words; "" where none does.
+
+    >>> difference({"w": (2, 3), "b": (3,)}, {"w": (2, 4), "b": (4,)})
+    "'w': expected (2, 3), got (2, 4)"
+    """
+    for name in (*expected, *got):
+        wanted, found = expected.get(name, "no such array"), got.get(name, "no such array")
+        if wanted != found:
+            return f"{name!r}: expected {wanted}, got {found}"
+    return ""
+
+
 def divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
     """Raises unless `part` divides `whole`, naming the nearest values that do."""
     if whole % part == 0:
         return
-    valid = [n for n in range(1, whole + 1) if whole % n == 0]
+    small = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
+    valid = sorted({*small, *(whole // n for n in small)})
     near = [max(n for n in valid if n < part), *[n for n in valid if n > part][:1]]
     raise UsageError(
         f"{whole_name} = {whole} is not divisible by {part_name} = {part}; nearest: "
@@ -166,13 +241,16 @@ def fits(role: str, policy: Any, env: Any) -> None:
         return
     made_for = spec(policy)
     wanted = spaces(made_for.obs_spec, made_for.action_space) if made_for else given
-    # made for just this environment: then it is the network that does something else
-    named = in_words(*wanted) if wanted != given else ""
-    expected = named or f"{action[1] or 'other'} actions or observations"
-    first_line = next(iter(str(cause).strip().splitlines()), "")
-    reason = f" ({type(cause).__name__}: {first_line})" if cause else ""
+    if wanted != given:
+        expected = in_words(*wanted)
+    elif cause is None:
+        expected = f"{action[1]} actions"
+    else:  # made for just this environment: then it is the network that is wrong
+        raise UsageError(
+            f"{role} fails on {env.name!r}, which gives {in_words(*given)}: {line(cause)}"
+        ) from cause
     raise UsageError(
-        f"{role} expects {expected}; {env.name!r} gives {in_words(*given)}.{reason}"
+        f"{role} expects {expected}; {env.name!r} gives {in_words(*given)}."
     ) from cause
 
 
@@ -199,6 +277,10 @@ def traced(name: str, fn: Callable, **args: Any) -> tuple[Any, frozenset[str]]:
             f"hyperparameter."
         ) from error
     except Exception as error:
-        first_line = str(error).splitlines()[0] if str(error) else ""
-        cause = f"{type(error).__name__}: {first_line}"
-        raise UsageError(f"{name} fails on its batch: {cause}") from error
+        raise UsageError(f"{name} fails on its batch: {line(error)}") from error
+
+
+def line(error: BaseException) -> str:
+    """What an error of others says, on one line that ends: "TypeError: too many values."."""
+    text = next(iter(str(error).strip().splitlines()), "")[:300].rstrip(".: ")
+    return f"{type(error).__name__}: {text}." if text else f"{type(error).__name__}."

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
 from jax.lax import optimization_barrier
 
+from jaxkd import keys
+
 _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
 
@@ -36,20 +38,30 @@ def grad(fn: Callable, has_aux: bool = False) -> Callable:
     return batched
 
 
-def where_any(wanted: jax.Array, then: Callable[[], Any], otherwise: Any) -> Any:
-    """`then()`, which equals `otherwise` where none of `wanted` [B] is true: on a CPU it is
+def where_any(wanted: jax.Array, then: Callable, otherwise: Any, *args: Any) -> Any:
+    """`then(*args)`, which equals `otherwise` where none of `wanted` [B] is true: on a CPU it is
     computed only where one is.
 
     A branch on an accelerator waits for the host, one among lanes computes both sides, and one over
     sharded environments needs all devices to agree.
+
+    Args:
+        args: of `then`; keys are among these, see `keys.py`.
 
     >>> where_any(jnp.array([False, True]), lambda: 2 * jnp.ones(()), jnp.ones(())).item()
     2.0
     """
     shared = jax.sharding.get_abstract_mesh().shape.get("envs", 1) > 1
     if shared or jax.default_backend() != "cpu":
-        return then()
-    return jax.lax.cond(jnp.any(wanted), then, lambda: otherwise)
+        return then(*args)
+    usual = keys.words(otherwise)
+    chosen = jax.lax.cond(
+        jnp.any(wanted),
+        lambda given: keys.words(then(*keys.keys(given, args))),
+        lambda given: usual,
+        keys.words(args),
+    )
+    return keys.keys(chosen, otherwise)
 
 
 def unrolled(key: jax.Array) -> jax.Array:
@@ -82,13 +94,13 @@ def _hash(key: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, j
     compile several in one.
     """
     key = optimization_barrier(key)
-    keys = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY)
-    a, b = high + keys[0], low + keys[1]
+    words = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY)
+    a, b = high + words[0], low + words[1]
     for i in range(5):
         for r in _ROTATIONS[i % 2]:
             a = a + b
             b = a ^ ((b << jnp.uint32(r)) | (b >> jnp.uint32(32 - r)))
-        a, b = a + keys[(i + 1) % 3], b + keys[(i + 2) % 3] + jnp.uint32(i + 1)
+        a, b = a + words[(i + 1) % 3], b + words[(i + 2) % 3] + jnp.uint32(i + 1)
     return optimization_barrier((a, b))
 
 

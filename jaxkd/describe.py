@@ -67,9 +67,12 @@ def describe(algorithm: Algorithm) -> None:
     >>> describe(jaxkd.ppo(env, jaxkd.networks.mlp(env, (8,))))             # doctest: +ELLIPSIS
     distill on CartPole-v1...
     """
-    name, keywords = algorithm.description
-    values: dict[str, Any] = dict(keywords)
-    components = values.pop("components")
+    check.kind("algorithm", algorithm, Algorithm, "an Algorithm (jaxkd.ppo, jaxkd.distill)")
+    values: dict[str, Any] = dict(algorithm.description[1]) if algorithm.description else {}
+    if "components" not in values:  # made by hand, or by a user's own factory
+        print(description.show(algorithm))
+        return
+    name, components = algorithm.description[0], values.pop("components")
     print(f"{name} on {values.pop('env')}")
     for key, value in values.items():
         print(f"  {key:16}{value}")

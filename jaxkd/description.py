@@ -203,8 +203,7 @@ def show(value: Any) -> str:
     >>> show(scale(0.5, forward_kl(2.0))), show((0.5, None))          # doctest: +SKIP
     ('scale(value=0.5, term=forward_kl(temperature=2.0))', '(0.5, None)')
     """
-    description = of(value)
-    if description:
+    if description := of(value):
         return _call(description.factory, _chosen(description))
     if isinstance(value, Tracer):
         return "traced"
@@ -275,8 +274,7 @@ def plain(value: Any, where: str = "") -> Any:
     >>> plain(jax.nn.relu), plain((1, None)), plain(jnp.float32)
     ({'function': 'jax.nn:relu'}, [1, None], {'dtype': 'float32'})
     """
-    description = of(value)
-    if description:
+    if description := of(value):
         return _plain_description(description, where)
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         value = _number(value, where)
@@ -288,14 +286,14 @@ def plain(value: Any, where: str = "") -> Any:
         return {"shape": list(value.shape), "dtype": np.dtype(value.dtype).name}
     if _is_env(value) and not isinstance(value, Spec):
         return plain(_spec(value), where)
-    dtype = _dtype(value)
-    if dtype is not None:
+    if (dtype := _dtype(value)) is not None:
         return {"dtype": dtype}
     if _is_record(value):
         parts = {k: plain(v, f"{where}.{k}".strip(".")) for k, v in _fields(value).items()}
         return {"record": _importable(type(value), where), "fields": parts}
     if isinstance(value, list | tuple):
-        return [plain(part, where) for part in value]
+        parts = [plain(part, where) for part in value]
+        return {"list": parts} if isinstance(value, list) else parts  # pytrees tell them apart
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: plain(part, where) for key, part in value.items()}}
     return {"function": _importable(value, where)}
@@ -384,6 +382,8 @@ def rebuild(value: Any) -> Any:
             return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
         case {"dtype": str(dtype)}:
             return jnp.dtype(dtype)
+        case {"list": list(parts)}:
+            return list(map(rebuild, parts))
         case {"dict": dict(parts)}:
             return {key: rebuild(part) for key, part in parts.items()}
         case {"float": "inf" | "-inf" | "nan" as number}:

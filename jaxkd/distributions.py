@@ -12,6 +12,10 @@ import jax.numpy as jnp
 
 MASK = -1e9  # the logit of an action that may not be taken
 _ILLEGAL = 1e8  # a logit that lies so far below the largest one is a mask
+_NEAR = 0.1  # of a log ratio: below it the series of `_excess` has float32's precision
+# of a log-std: e^-10 is some hundred steps of a float32 action in [-1, 1]; beyond, e^(2 log_std) and
+# its inverse overflow in densities, in divergences and in the optimizer's squares
+_LOG_STD = 10.0
 
 
 def legal(logits: jax.Array) -> jax.Array:
@@ -22,6 +26,7 @@ def legal(logits: jax.Array) -> jax.Array:
     >>> legal(jnp.array([0.5, -1e9, -jnp.inf]))
     Array([ True, False, False], dtype=bool)
     """
+    logits = full_precision(logits)
     masked = logits < jnp.max(logits, axis=-1, keepdims=True) - _ILLEGAL
     return ~masked  # and not >=: what is nan stays nan and is seen, it does not become a mask
 
@@ -32,8 +37,15 @@ def log_probs(logits: jax.Array) -> jax.Array:
     >>> log_probs(jnp.array([0.0, 0.0, -jnp.inf])).round(4)
     Array([-6.931e-01, -6.931e-01, -1.000e+09], dtype=float32)
     """
-    finite = jnp.where(jnp.isneginf(logits), jnp.asarray(MASK, logits.dtype), logits)
-    return jax.nn.log_softmax(finite)
+    logits = full_precision(logits)
+    return jax.nn.log_softmax(jnp.where(jnp.isneginf(logits), MASK, logits))
+
+
+def full_precision(x: jax.Array) -> jax.Array:
+    """x in float32 at least: half precision leaves two digits of a divergence, and draws by a few
+    hundred different random numbers; float16 has no -1e9.
+    """
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 class Categorical(NamedTuple):
@@ -47,17 +59,19 @@ class Categorical(NamedTuple):
 
     def sample(self, key: jax.Array) -> jax.Array:
         """An action [...], int32."""
-        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+        return jax.random.categorical(key, full_precision(self.logits)).astype(jnp.int32)
 
     def mode(self) -> jax.Array:
         """The most probable action [...], int32; the first of equals."""
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """log p(action) [...] for action [...]."""
+        """log p(action) [...] for action [...]; of a number that is no action that of a mask."""
+        log_p = log_probs(self.logits)
+        number = log_p.shape[-1]
         # A one-hot sum: the gradient of a gather is a scatter, which is slow.
-        chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=self.logits.dtype)
-        return jnp.sum(chosen * log_probs(self.logits), axis=-1)
+        chosen = jax.nn.one_hot(action, number, dtype=log_p.dtype)
+        return jnp.where((action >= 0) & (action < number), jnp.sum(chosen * log_p, axis=-1), MASK)
 
     def entropy(self) -> jax.Array:
         """-sum p log p [...], nats."""
@@ -65,12 +79,12 @@ class Categorical(NamedTuple):
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def kl(self, other: "Categorical") -> jax.Array:
-        """KL(self || other) = sum p (log p - log q) [...], nats.
+        """KL(self || other) = sum p (log p - log q) [...], nats; of nearly equal ones too.
 
         What only `other` masks costs about 1e9 nats times its probability here.
         """
         log_p, log_q = log_probs(self.logits), log_probs(other.logits)
-        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+        return jnp.sum(_excess(log_p, log_q), axis=-1)
 
     def cross_entropy(self, other: "Categorical") -> jax.Array:
         """H(self, other) = -sum p log q [...], nats: the KL plus the entropy."""
@@ -84,10 +98,24 @@ class Categorical(NamedTuple):
         return Categorical(jnp.where(may, divided, MASK))
 
 
+def _excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """p log(p / q) - p + q >= 0, elementwise; over all actions it sums to KL(p || q).
+
+    No term is negative, so that nothing cancels: in float32 sum p log(p / q) is rounding alone once
+    the KL is below 1e-7, as it is at a high temperature.
+    """
+    p, ratio = jnp.exp(log_p), log_p - log_q
+    near = jnp.abs(ratio) < _NEAR
+    r = jnp.where(near, ratio, 0.0)  # r + exp(-r) - 1
+    series = jnp.square(r) * (1 / 2 - r * (1 / 6 - r * (1 / 24 - r * (1 / 120 - r / 720))))
+    return jnp.where(near, p * series, p * ratio - p + jnp.exp(log_q))
+
+
 class Normal(NamedTuple):
     """Independent normals over D dimensions, unbounded.
 
-    The environment adapter clips the action, and log_prob is of the sample before it.
+    The environment adapter clips the action, and log_prob is of the sample before it. A `log_std`
+    outside of [-10, 10] counts as the nearer end, and has no gradient there.
 
     >>> Normal(jnp.zeros(2), jnp.zeros(2)).kl(Normal(jnp.ones(2), jnp.zeros(2)))
     Array(1., dtype=float32)
@@ -98,9 +126,9 @@ class Normal(NamedTuple):
 
     def sample(self, key: jax.Array) -> jax.Array:
         """An action [..., D]."""
-        return self.mean + jnp.exp(self.log_std) * jax.random.normal(
-            key, self.mean.shape, self.mean.dtype
-        )
+        mean = full_precision(self.mean)
+        noise = jax.random.normal(key, mean.shape, mean.dtype)
+        return mean + jnp.exp(_bounded(self.log_std)) * noise
 
     def mode(self) -> jax.Array:
         """The mean [..., D]."""
@@ -108,18 +136,23 @@ class Normal(NamedTuple):
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """log density of action [..., D], summed over D."""
-        z = (action - self.mean) * jnp.exp(-self.log_std)
-        return -jnp.sum(0.5 * jnp.square(z) + self.log_std + 0.5 * jnp.log(2 * jnp.pi), axis=-1)
+        log_std = _bounded(self.log_std)
+        z = (action - full_precision(self.mean)) * jnp.exp(-log_std)
+        return -jnp.sum(0.5 * jnp.square(z) + log_std + 0.5 * jnp.log(2 * jnp.pi), axis=-1)
 
     def entropy(self) -> jax.Array:
         """Differential entropy [...], nats, summed over D."""
-        return jnp.sum(self.log_std + 0.5 * jnp.log(2 * jnp.pi * jnp.e), axis=-1)
+        return jnp.sum(_bounded(self.log_std) + 0.5 * jnp.log(2 * jnp.pi * jnp.e), axis=-1)
 
     def kl(self, other: "Normal") -> jax.Array:
         """KL(self || other) [...], nats, summed over D."""
-        ratio = jnp.exp(2 * (self.log_std - other.log_std))
-        shift = jnp.square((self.mean - other.mean) * jnp.exp(-other.log_std))
-        return jnp.sum(other.log_std - self.log_std + 0.5 * (ratio + shift - 1), axis=-1)
+        ours, theirs = _bounded(self.log_std), _bounded(other.log_std)
+        twice = 2 * (ours - theirs)
+        shift = jnp.square(
+            (full_precision(self.mean) - full_precision(other.mean)) * jnp.exp(-theirs)
+        )
+        # expm1, because nearly equal deviations would leave nothing but rounding
+        return 0.5 * jnp.sum(jnp.expm1(twice) - twice + shift, axis=-1)
 
     def cross_entropy(self, other: "Normal") -> jax.Array:
         """H(self, other) = -E_p log q [...], nats: the KL plus the entropy."""
@@ -128,3 +161,7 @@ class Normal(NamedTuple):
     def temper(self, temperature: float | jax.Array) -> "Normal":
         """p^(1/temperature), renormalised: the variance times the temperature."""
         return Normal(self.mean, self.log_std + 0.5 * jnp.log(temperature))
+
+
+def _bounded(log_std: jax.Array) -> jax.Array:
+    return jnp.clip(full_precision(log_std), -_LOG_STD, _LOG_STD)

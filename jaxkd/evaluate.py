@@ -42,6 +42,9 @@ def evaluate(
     the limit it states) is unfinished: its returns are nan and its length is 0. The mean of the
     others favours short episodes, so a plain mean, which is nan, says that something is wrong.
 
+    Params that hold nan have returns of nan: such a policy acts, the first of its actions for one,
+    and what it earns looks like any other score.
+
     Returns count every reward, also where a step has `TimeStep.weight` 0: a weight says what is
     learnt from, not what is scored.
 
@@ -64,7 +67,10 @@ def evaluate(
             f"{env.name!r} has no time limit, so an evaluation might never end. "
             "Give one: envs.make(..., max_steps=1000)."
         )
+    check.kind("policy", policy, Policy, "a Policy (jaxkd.networks.mlp and others)")
     check.fits("policy", policy, env)
+    check.params("params", params, policy, "evaluate takes those of one seed, or jax.vmap it.")
+    check.key(key)
     rounds = -(-num_episodes // env.num_envs)
     return _evaluate(env, policy, params, key, rounds, greedy, gamma)
 
@@ -99,19 +105,23 @@ def _evaluate(env, policy, params, key, rounds, greedy, gamma):
         )
 
     start = _begin(env, policy, key_reset, rounds)
-    return jax.tree.map(jnp.ravel, jax.lax.while_loop(under_way, advance, start).finished)
+    played = jax.tree.map(jnp.ravel, jax.lax.while_loop(under_way, advance, start).finished)
+    floats = [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    sound = jnp.all(jnp.stack([~jnp.any(jnp.isnan(x)) for x in floats] or [jnp.asarray(True)]))
+    scored = lambda x: jnp.where(sound, x, jnp.nan)
+    return Evaluation(scored(played.returns), played.lengths, scored(played.discounted_returns))
 
 
 def _begin(env: Env, policy: Policy, key: jax.Array, rounds: int) -> _Play:
     """Before the first step; no episode is finished."""
     env_state, obs = env.reset(key)
-    reset = jnp.ones(env.num_envs)
+    reset = jnp.ones(env.num_envs, jnp.float32)
     carry = policy.initial_carry(env.num_envs)
-    none, no_steps = jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32)
+    none, no_steps = jnp.zeros(env.num_envs, jnp.float32), jnp.zeros(env.num_envs, jnp.int32)
     unfinished = Evaluation(
-        returns=jnp.full((rounds, env.num_envs), jnp.nan),
+        returns=jnp.full((rounds, env.num_envs), jnp.nan, jnp.float32),
         lengths=jnp.zeros((rounds, env.num_envs), jnp.int32),
-        discounted_returns=jnp.full((rounds, env.num_envs), jnp.nan),
+        discounted_returns=jnp.full((rounds, env.num_envs), jnp.nan, jnp.float32),
     )
     running = Evaluation(none, no_steps, none)
     return _Play(jnp.int32(0), env_state, obs, reset, carry, running, no_steps, unfinished)
@@ -171,10 +181,12 @@ def interval(
     return float(low), float(high)
 
 
-def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
+def actor_size(policy: Policy, params: Any, obs_spec: Any, *, num_envs: int = 1) -> int:
     """How many parameters the action distribution depends on: what has to be deployed.
 
-    Statistics do not count.
+    Statistics do not count, nor do masks: a leaf of bools is one, and each False in it takes a
+    weight away (none where only shapes are given). `num_envs` is the batch of a policy whose params
+    are of environments, `networks.per_env`.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
@@ -185,20 +197,25 @@ def actor_size(policy: Policy, params: Any, obs_spec: Any) -> int:
     obs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), obs_spec)
 
     def act(params, obs):
-        return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1))[1].policy
+        return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1, jnp.float32))[1].policy
 
     read = check.reads(act, params=params, obs=obs)
-    counted, updated = 0, _statistics(policy, params, obs_spec)
+    counted, updated = 0, _statistics(policy, params, obs_spec, num_envs)
     for path, leaf in jax.tree_util.tree_flatten_with_path({"params": params})[0]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if name in read and name not in updated:
+        if name not in read:
+            continue
+        if leaf.dtype == bool:
+            counted -= 0 if isinstance(leaf, jax.ShapeDtypeStruct) else int(np.sum(~leaf))
+        elif name not in updated:
             counted += int(np.prod(leaf.shape))
     return counted
 
 
-def _statistics(policy: Policy, params: Any, obs_spec: Any) -> set[str]:
+def _statistics(policy: Policy, params: Any, obs_spec: Any, num_envs: int) -> set[str]:
     """The leaves of the params, "params.a.b", that `observe` changes."""
-    obs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1, *x.shape), x.dtype), obs_spec)
+    rows = lambda x: jax.ShapeDtypeStruct((1, num_envs, *x.shape), x.dtype)
+    obs = jax.tree.map(rows, obs_spec)
     traced = jax.make_jaxpr(policy.observe)(params, obs).jaxpr
     leaves = jax.tree_util.tree_flatten_with_path({"params": params})[0]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]

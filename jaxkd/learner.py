@@ -4,6 +4,7 @@
 (`optimize.py`), report (`metrics.py`). `assembly.py` finds out what is known before it runs.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import assembly, metrics, optimize, rollout
+from jaxkd import assembly, check, metrics, optimize, rollout
 from jaxkd.assembly import Parts
 from jaxkd.base import (
     Algorithm,
@@ -80,9 +81,7 @@ def learner(
     >>> kd = jaxkd.distill(env, student, teacher, losses={"kl": jaxkd.losses.forward_kl()})
     """
     assembly.check_kinds(env, student, teacher, losses, rewards or {}, behavior, returns, memory)
-    terms = {
-        k: term if isinstance(term, LossTerm) else stateless(term) for k, term in losses.items()
-    }
+    terms = {k: x if isinstance(x, LossTerm) else stateless(x) for k, x in losses.items()}
     recurrent = jax.tree.leaves(jax.eval_shape(lambda: student.initial_carry(1)))
     length = (unroll_length if recurrent else 1) if sequence_length is None else sequence_length
     given = Parts(
@@ -96,7 +95,7 @@ def learner(
     )
     parts = assembly.assemble(given)
     return Algorithm(
-        lambda key: init(parts, key),
+        lambda key: init(parts, check.key(key)),
         lambda state, *inputs: step(parts, state, assembly.check_inputs(parts, inputs)),
         table(parts),
     )
@@ -108,26 +107,17 @@ def init(parts: Parts, key: jax.Array) -> State:
     params = o.student.init(component_key(key, "student"))
     loss_params = {k: term.init(named_key(key, k), parts.earned) for k, term in o.losses.items()}
     rewards = {k: made.init(named_key(key, k), parts.acted) for k, made in parts.rewards.items()}
-    return State(
-        params=params,
-        loss_params=loss_params,
-        opt_state=o.optimizer.init((optimize.partition(o.student, params)[0], loss_params)),
-        rewards=rewards,
-        memory=parts.memory.init(record(parts.earned[1], parts.kept)),
-        actors=rollout.start(parts.rollout, component_key(key, "env")),
-        update=jnp.int32(0),
-        key=key,
-    )
+    opt_state = o.optimizer.init((optimize.partition(o.student, params)[0], loss_params))
+    memory = parts.memory.init(record(parts.earned[1], parts.kept))
+    actors = rollout.start(parts.rollout, component_key(key, "env"))
+    return State(params, loss_params, opt_state, rewards, memory, actors, jnp.int32(0), key)
 
 
 def step(parts: Parts, state: State, teacher_params: Any) -> tuple[State, dict]:
     """One update."""
     key = jax.random.fold_in(state.key, state.update)
     context = Context(state.update, metrics.mean_return(state.actors), (), key)
-
-    def own(stage):
-        return context._replace(key=component_key(key, stage))
-
+    own = lambda stage: context._replace(key=component_key(key, stage))
     actors = state.actors
     if any(returns.fresh for returns in parts.returns.values()):
         fresh = rollout.start(parts.rollout, own("reset").key)
@@ -144,9 +134,8 @@ def step(parts: Parts, state: State, teacher_params: Any) -> tuple[State, dict]:
     sample = restore(sample, parts.earned[1], parts.kept)
     trained = state.params, state.loss_params, state.opt_state
     *trained, means = optimize.learn(parts.optimization, *trained, sample, own("learn"))
-    params, loss_params, opt_state = trained
-    params = parts.rollout.student.observe(params, batch.obs)
-    after = (params, loss_params, opt_state, rewards, memory, actors, state.update + 1, state.key)
+    params = parts.rollout.student.observe(trained[0], batch.obs)
+    after = (params, trained[1], trained[2], rewards, memory, actors, state.update + 1, state.key)
     return State(*after), metrics.report(parts.rollout.env, actors, batch, means, paid)
 
 
@@ -169,11 +158,9 @@ def evaluate(parts: Parts, batch: Batch, last: Outputs, context: Context) -> Bat
 
     Skipped where nothing reads them. A row whose action the environment weighs 0 has none.
     """
-    said = jax.tree.leaves(batch.weight)
-    weight = batch.weight if said else jnp.ones_like(batch.reward)
     if not parts.earns:
-        return batch._replace(weight=weight)
-    advantage, targets = jnp.zeros_like(batch.reward), {}
+        return batch
+    advantage, targets, shares = jnp.zeros_like(batch.reward), {}, []
     for stream, returns in parts.returns.items():
         value, following = (), ()
         if returns.needs_value:
@@ -182,9 +169,10 @@ def evaluate(parts: Parts, batch: Batch, last: Outputs, context: Context) -> Bat
             value = jnp.concatenate([acting, final[None]])
         reward = batch.streams[stream]
         gain, targets[stream], *share = returns.evaluate(reward, value, following, batch, context)
-        advantage = advantage + gain
-        weight = weight * share[0] if share else weight
-    if said:
+        advantage, shares = advantage + gain, shares + share
+    if jax.tree.leaves(batch.weight):
         advantage = jnp.where(batch.weight > 0, advantage, 0.0)
+        shares = [batch.weight, *shares]
+    weight = math.prod(shares) if shares else ()
     earned = dict(targets=targets, target=targets.get("", ()), advantage=advantage, weight=weight)
     return batch._replace(**earned)

@@ -78,7 +78,7 @@ def ring(capacity: int) -> Memory:
 
     def sample(key, buffer, batch):
         there = jnp.minimum(buffer.added, capacity)
-        slots = jax.random.randint(key, batch.weight.shape[1:], 0, there)  # [B]
+        slots = jax.random.randint(key, batch.reset.shape[1:], 0, there, jnp.int32)  # [B]
         pick = jax.vmap(
             lambda column, slot: column[slot], in_axes=0, out_axes=1
         )  # [B, C] to [T, B]
@@ -133,11 +133,14 @@ def record(batch: Batch, kept: frozenset[str] | None) -> Batch:
 def restore(sample: Batch, spec: Batch, kept: frozenset[str] | None) -> Batch:
     """`sample`, recorded, with zeros for what nothing reads, so that shapes stay known.
 
-    What belongs to the policy that acted is ().
+    What belongs to the policy that acted is (). A sample may weigh rows that were recorded without.
     """
     if kept is None:
         return sample
-    given, wanted = (jax.tree.map(jnp.shape, batch) for batch in (sample, record(spec, kept)))
+    recorded = record(spec, kept)
+    if isinstance(sample, Batch) and jax.tree.leaves(sample.weight):
+        recorded, spec = (batch._replace(weight=spec.reset) for batch in (recorded, spec))
+    given, wanted = (jax.tree.map(jnp.shape, batch) for batch in (sample, recorded))
     if given != wanted:
         raise UsageError(
             f"the memory's sample must have the shapes of the recorded batch, {wanted}, "

@@ -216,7 +216,7 @@ def grpo(
             reset.
         reference: weight of KL(student || teacher), in closed form.
         standardise: False is Dr.GRPO (Liu et al. 2025), without the groups' standard deviation and
-            the episodes' length.
+            over a constant, the rollout's length, in place of the episodes' lengths.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4, group_size=2, max_steps=8)
@@ -227,7 +227,8 @@ def grpo(
         "policy": losses.ppo_clip(clip, normalise=False),
         "reference": losses.scale(reference, losses.reverse_kl()),
     }
-    returns = group_relative(env.group_size, standardise=standardise, per_episode=standardise)
+    rows = "mean" if standardise else "constant"
+    returns = group_relative(env.group_size, standardise=standardise, rows=rows)
     return distill(
         env,
         student,

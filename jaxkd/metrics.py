@@ -9,25 +9,35 @@ from jaxkd.base import Actors, Batch, Env
 
 
 def report(env: Env, actors: Actors, batch: Batch, means: dict, paid: dict) -> dict[str, jax.Array]:
-    """Metrics "return", "episodes", "return/<task>", "loss/<name>", "reward/<name>", each [].
+    """Metrics "return", "episodes", "not_finite", "return/<task>", "loss/<name>", "reward/<name>".
+
+    Each is []. "not_finite" counts the environments whose last episode had a return of nan or inf,
+    which "return" leaves out.
 
     Args:
         means: the mean of each loss over all minibatches, by name.
         paid: the mean reward behind each transform, by name.
     """
     episodes = jnp.sum(batch.terminated + batch.truncated)
-    found = {"return": mean_return(actors), "episodes": episodes}
+    not_finite = jnp.sum(jnp.isposinf(actors.last_return), dtype=jnp.float32)
+    found = {"return": mean_return(actors), "episodes": episodes, "not_finite": not_finite}
     for i, task in enumerate(env.tasks):
-        alone = jnp.where(actors.obs["task"] == i, actors.last_return, jnp.nan)
+        alone = jnp.where(actors.obs["task"] == i, actors.last_return, -jnp.inf)
         found[f"return/{task}"] = mean_return(actors._replace(last_return=alone))
     found |= {f"loss/{name}": mean for name, mean in means.items()}
     return found | {f"reward/{name}": mean for name, mean in paid.items()}
 
 
 def mean_return(actors: Actors) -> jax.Array:
-    """Mean over environments of each one's last finished episode []; nan before the first."""
-    ended = ~jnp.isnan(actors.last_return)
-    return jnp.sum(jnp.where(ended, actors.last_return, 0.0)) / jnp.sum(ended)
+    """Mean over environments of each one's last finished episode []; -inf before the first.
+
+    Not nan, which would blind `jax_debug_nans`; and less than any return, so that a gate that
+    compares it takes whoever acts for a beginner.
+    """
+    ended = jnp.isfinite(actors.last_return)
+    number = jnp.sum(ended, dtype=jnp.float32)
+    total = jnp.sum(jnp.where(ended, actors.last_return, 0.0))
+    return jnp.where(number > 0, total / jnp.maximum(number, 1.0), -jnp.inf)
 
 
 def mean(x: jax.Array, weight: Any) -> jax.Array:

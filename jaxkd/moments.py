@@ -21,7 +21,7 @@ def empty(spec: Any) -> Moments:
         spec: one sample, or its ShapeDtypeStructs (a pytree).
     """
     return Moments(
-        jnp.zeros(()),
+        jnp.zeros((), jnp.float32),
         jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), spec),
         jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), spec),
     )
@@ -53,7 +53,8 @@ def update(moments: Moments, samples: Any, weight: Any = ()) -> Moments:
         shift = batch_mean - mean
         between = jnp.square(shift) * (moments.count / total)
         new_mean = mean + shift * (added / total)
-        new_var = (var * moments.count + (batch_var + between) * added) / total
+        # shares first: a variance times its count would overflow
+        new_var = var * (moments.count / total) + (batch_var + between) * (added / total)
         if isinstance(counts, tuple):
             return new_mean, new_var
         return jnp.where(added > 0, new_mean, mean), jnp.where(added > 0, new_var, var)
@@ -65,14 +66,45 @@ def update(moments: Moments, samples: Any, weight: Any = ()) -> Moments:
 
 
 def _batch_moments(x: jax.Array, counts: Any) -> tuple[jax.Array, jax.Array]:
-    """Mean and population variance over the first two axes of x [T, B, ...], where it counts."""
+    """Mean and population variance over the first two axes of x [T, B, ...], where it counts.
+
+    The corrected two-pass algorithm (Chan, Golub & LeVeque 1983), begun at a sample: a constant has
+    exactly its own value as the mean and variance 0, however large it is.
+    """
     if isinstance(counts, tuple):
-        return jnp.mean(x, axis=(0, 1)), jnp.var(x, axis=(0, 1))
-    rows = counts.reshape(counts.shape + (1,) * (x.ndim - 2))
-    share = jnp.maximum(jnp.mean(counts, dtype=jnp.float32), 1e-30)  # 1 if all count: same bits
-    mean = jnp.mean(jnp.where(rows, x, 0.0), axis=(0, 1)) / share
-    centred = jnp.where(rows, x - mean[None, None], 0.0)
-    return mean, jnp.mean(jnp.square(centred), axis=(0, 1)) / share
+        first, centre = x[0, 0], lambda x, mean: x - mean[None, None]
+        average = lambda x: jnp.mean(x, axis=(0, 1))
+    else:
+        rows = counts.reshape(counts.shape + (1,) * (x.ndim - 2))
+        share = jnp.maximum(jnp.mean(counts, dtype=jnp.float32), 1e-30)  # 1 if all: same bits
+        first = x.reshape(-1, *x.shape[2:])[jnp.argmax(counts.reshape(-1))]
+        centre = lambda x, mean: jnp.where(rows, x - mean[None, None], 0.0)
+        average = lambda x: jnp.mean(x, axis=(0, 1)) / share
+    guess = first + average(centre(x, first))
+    centred = centre(x, guess)
+    error = average(centred)
+    return guess + error, jnp.maximum(average(jnp.square(centred)) - jnp.square(error), 0.0)
+
+
+def varies(x: jax.Array, counts: jax.Array, *, size: Any = None, axis: int | None = None):
+    """Whether x varies where it counts by more than the rounding of float32: 1e-6 of its size.
+
+    The mean of equal numbers is off by rounding: judged by the deviation, 7 times .1 would vary.
+    What holds nan varies, so that it is seen.
+
+    Args:
+        x, counts: of one shape.
+        size: of what x was summed up from, the same shape; default |x|.
+        axis: along which, kept with length 1; None all, the result is [].
+
+    >>> bool(varies(jnp.array([0.3, 0.1 + 0.2, 9.0]), jnp.array([True, True, False])))
+    False
+    """
+    keep: dict[str, Any] = dict(axis=axis, keepdims=axis is not None)
+    highest = jnp.max(jnp.where(counts, x, -jnp.inf), **keep)
+    lowest = jnp.min(jnp.where(counts, x, jnp.inf), **keep)
+    largest = jnp.max(jnp.where(counts, jnp.abs(x) if size is None else size, 0.0), **keep)
+    return ~(highest - lowest <= 1e-6 * largest)
 
 
 def standardise(moments: Moments, x: Any, clip: float) -> Any:

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from jaxkd.base import Batch, Context, LossTerm, Policy
+from jaxkd.base import Batch, Context, LossTerm, Outputs, Policy
 from jaxkd.cpu import grad
+from jaxkd.keys import scan
+from jaxkd.losses.combine import only
 
 
 class Optimization(NamedTuple):
@@ -55,20 +57,27 @@ def combine(trained: Any, fixed: Any) -> Any:
 
 
 def total(
-    losses: dict[str, LossTerm], loss_params: dict, out: Any, batch: Batch, context: Context
+    losses: dict[str, LossTerm],
+    loss_params: dict,
+    out: Outputs,
+    batch: Batch,
+    context: Context,
+    weighted: bool = True,
 ) -> tuple[jax.Array, dict]:
     """The summed, weighted means of the terms on [L, N], and each mean by name.
 
     A mean is 0 where every weight is 0; what a row of weight 0 would say, nan included, is not
-    read.
+    read, and has no gradient. `weighted=False` promises that there is no such row.
     """
-    means = {}
+    counts, means = batch.weight > 0, {}
+    if weighted:
+        out, batch = only(counts, out, batch)
     for name, term in losses.items():
         own = context._replace(key=component_key(context.key, name))
         loss = term.loss(loss_params[name], out, batch, own)
-        counted = jnp.where(batch.weight > 0, batch.weight * loss, 0.0)
+        counted = jnp.where(counts, batch.weight * loss, 0.0)
         means[name] = jnp.sum(counted) / jnp.maximum(jnp.sum(batch.weight), 1e-8)
-    return sum(means.values(), jnp.zeros(())), means
+    return sum(means.values(), jnp.zeros((), jnp.float32)), means
 
 
 def learn(
@@ -80,6 +89,7 @@ def learn(
         (params, loss_params, opt_state, the mean of each term over all minibatches by name).
     """
     units = arrange(batch, o.sequence_length, o.shuffle)
+    weighted = not isinstance(batch.weight, tuple)
     num_units = units.reward.shape[2]
     student_trained, fixed = partition(o.student, params)
 
@@ -87,14 +97,15 @@ def learn(
         student_trained, loss_params = trained
         params = combine(student_trained, fixed)
         _, out = o.student.unroll(params, minibatch.carry, minibatch.obs, minibatch.reset)
-        return total(o.losses, loss_params, out, minibatch, context)
+        return total(o.losses, loss_params, out, minibatch, context, weighted)
 
     def one_minibatch(state, row):
         trained, opt_state = state
         index, key = row
         minibatch, own = pick(units, index), context._replace(key=key)
         gradient, means = grad(loss_fn, has_aux=True)(trained, fixed, minibatch, own)
-        updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats
+            updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
         return (optax.apply_updates(trained, updates), opt_state), means
 
     def one_epoch(state, key):
@@ -105,11 +116,11 @@ def learn(
             order = jnp.arange(num_units)
         indices = order.reshape(o.num_minibatches, -1)
         keys = jax.random.split(key_losses, o.num_minibatches)
-        return jax.lax.scan(one_minibatch, state, (indices, keys))
+        return scan(one_minibatch, state, (indices, keys))
 
     keys = jax.random.split(context.key, o.num_epochs)
     trained: Any = student_trained, loss_params
-    (trained, opt_state), means = jax.lax.scan(one_epoch, (trained, opt_state), keys)
+    (trained, opt_state), means = scan(one_epoch, (trained, opt_state), keys)
     student_trained, loss_params = trained
     params = combine(student_trained, fixed)
     return params, loss_params, opt_state, jax.tree.map(jnp.mean, means)
@@ -131,7 +142,10 @@ def arrange(batch: Batch, length: int, shuffle: str) -> Batch:
 
 
 def pick(units: Batch, index: jax.Array) -> Batch:
-    """The minibatch [L, N, ...] of the units `index` [N / S]; its carry is [N, ...]."""
+    """The minibatch [L, N, ...] of the units `index` [N / S]; its carry is [N, ...].
+
+    Where nobody gives weights they are a constant, which the compiler folds away.
+    """
 
     def gather(x):
         return _spread(
@@ -139,7 +153,10 @@ def pick(units: Batch, index: jax.Array) -> Batch:
         )
 
     carry = jax.tree.map(lambda x: gather(x)[0], units.carry)
-    return jax.tree.map(gather, units._replace(carry=()))._replace(carry=carry)
+    rows = jax.tree.map(gather, units._replace(carry=()))
+    if isinstance(rows.weight, tuple):
+        rows = rows._replace(weight=jnp.ones_like(rows.reset))
+    return rows._replace(carry=carry)
 
 
 def _spread(x: jax.Array) -> jax.Array:

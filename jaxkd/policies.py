@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxkd import networks
-from jaxkd.base import ArtifactError, Box, Discrete, Policy, UsageError
+from jaxkd import check, networks
+from jaxkd.base import ArtifactError, Box, Discrete, Policy, State, UsageError
 from jaxkd.description import Spec, plain, rebuild
 
 _FORMAT = 2
@@ -51,6 +51,9 @@ def save_policy(path: str | Path, policy: Policy, params: Any, **notes: Any) -> 
     >>> file = save_policy(tempfile.mkdtemp() + "/student", policy, params)
     >>> policy, params = load_policy(file)
     """
+    check.kind("policy", policy, Policy, "a Policy (jaxkd.networks.mlp and others)")
+    if isinstance(params, State):
+        raise UsageError("params are a State. Give state.params, of one seed.")
     arrays = _flat(params)
     _check_own(policy, arrays)
     path = _arrays_path(path)
@@ -87,10 +90,10 @@ def load_policy(path: str | Path) -> tuple[Policy, Any]:
         expected = _expected(policy)
     except Exception as error:  # whatever a factory raises when a card gives it nonsense
         raise ArtifactError(
-            f"{card_path} describes no network that can be made here: {_line(error)}"
+            f"{card_path} describes no network that can be made here: {check.line(error)}"
         ) from error
     arrays = {name: _restored(x, expected.get(name)) for name, x in arrays.items()}
-    different = _difference(expected, _shapes(arrays))
+    different = check.difference(expected, _shapes(arrays))
     if different:
         raise ArtifactError(f"{path} does not fit its network: {different}.")
     for name, array in arrays.items():
@@ -127,7 +130,7 @@ def _written(policy: Policy) -> Any:
                 f"the policy's {name} is not the one that its description makes: it was replaced "
                 f"afterwards. Make the change in a factory of your own that is `described`."
             )
-    different = _difference(_expected(policy), _expected(again))
+    different = check.difference(_expected(policy), _expected(again))
     if different:
         raise UsageError(f"the policy's description makes another one: {different}.")
     return value
@@ -231,19 +234,10 @@ def _expected(policy: Policy) -> dict[str, tuple]:
     return _shapes({_name(path): leaf for path, leaf in leaves})
 
 
-def _difference(expected: dict[str, tuple], got: dict[str, tuple]) -> str:
-    """The first array that differs, in words; "" where none does."""
-    for name in (*expected, *got):
-        wanted, found = expected.get(name, "no such array"), got.get(name, "no such array")
-        if wanted != found:
-            return f"{name!r}: expected {wanted}, got {found}"
-    return ""
-
-
 def _check_own(policy: Policy, arrays: dict[str, np.ndarray]) -> None:
     expected = _expected(policy)
     restored = {name: _restored(x, expected.get(name)) for name, x in arrays.items()}
-    different = _difference(expected, _shapes(restored))
+    different = check.difference(expected, _shapes(restored))
     if different:
         raise UsageError(
             f"params do not fit the policy: {different}. Save the params of one seed at a time."
@@ -320,16 +314,20 @@ def _fitting(path: Path, card: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
     """What `read` reads of a regular file; whatever goes wrong is one line."""
-    if not path.exists():
+    try:
+        there, regular = path.exists(), path.is_file()
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise ArtifactError(f"no file {str(path)[:99]!r}: {error.strerror}.") from error
+    if not there:
         raise ArtifactError(
             f"no file {str(path)!r}. A policy is two files, NAME.npz and NAME.json."
         )
-    if not path.is_file():
+    if not regular:
         raise ArtifactError(f"{path} is no regular file.")  # a pipe would be waited for
     try:
         return read(path)
     except Exception as error:  # json, zipfile and numpy raise a dozen kinds for damaged files
-        raise ArtifactError(f"{path} is damaged ({_line(error)}). Save it again.") from error
+        raise ArtifactError(f"{path} is damaged ({check.line(error)}) Save it again.") from error
 
 
 def _read_card(path: Path) -> Any:
@@ -358,8 +356,3 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 array = np.lib.format.read_array(member, allow_pickle=False)
             arrays[info.filename.removesuffix(".npy")] = array
     return arrays
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

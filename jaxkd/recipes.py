@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import networks
+from jaxkd import check, networks
 from jaxkd.base import Algorithm, Env, LossTerm, Policy, Returns
 from jaxkd.behavior import epsilon_greedy
 from jaxkd.learner import learner as distill
@@ -56,6 +56,7 @@ def ppo(
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> teacher = ppo(env, jaxkd.networks.mlp(env, (64, 64), separate=True))
     """
+    check.number("learning_rate", learning_rate, low=0)
     terms: dict[str, LossTerm | Callable] = {
         "policy": ppo_clip(clip),
         "value": scale(value, td_mse()),
@@ -111,6 +112,7 @@ def pqn(
     >>> network = jaxkd.networks.mlp(env, (128, 128), activation=jax.nn.relu, layer_norm=True)
     >>> teacher = pqn(env, network)
     """
+    check.number("learning_rate", learning_rate, low=0)
     terms: dict[str, LossTerm | Callable] = {"q": q_mse()} | dict(losses or {})
     radam = optax.chain(optax.clip_by_global_norm(10.0), optax.radam(learning_rate))
     keywords = dict(behavior=epsilon_greedy(epsilon), returns=q_lambda(gamma, lambda_)) | keywords
@@ -164,14 +166,18 @@ def co_distill(student: Algorithm, teacher: Algorithm, *, best_so_far: bool = Fa
     ['teacher/loss/value', 'teacher/return']
     """
 
+    for name, algorithm in (("student", student), ("teacher", teacher)):
+        check.kind(name, algorithm, Algorithm, "an Algorithm (jaxkd.distill, jaxkd.ppo)")
+
     def init(key):
+        check.key(key)
         pupil = student.init(component_key(key, "student"))
         learning = teacher.init(component_key(key, "teacher"))
         return Pair(pupil, learning, teaching=learning.params, best=jnp.float32(-jnp.inf))
 
     def step(state):
         learning, of_teacher = teacher.step(state.teacher)
-        # "return" is nan before the first episode ends: nothing is better then.
+        # "return" is -inf before the first episode ends: nothing is better then.
         best_yet = of_teacher["return"] > state.best
         taken = best_yet | (not best_so_far)
         teaching = jax.tree.map(

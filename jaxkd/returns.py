@@ -5,17 +5,17 @@ who waits. What it earns belongs to the trajectory: it flows to earlier rows, di
 step. The row itself gets advantage 0, and the engine gives it weight 0. Its value is nobody's: no
 loss trains it, so no other row bootstraps from it.
 
-Legend of shapes: `T` time, `B` environments, `G` members of a group; the episodes of a rollout are
-numbered [T], as many as there can be.
+Legend of shapes: `T` time, `B` environments, `G` members of a group.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxkd import check
+from jaxkd import check, moments
 from jaxkd.base import Batch, Env, Returns, UsageError
 from jaxkd.description import described
 
@@ -62,20 +62,25 @@ def gae(
     """
     check.number("gamma", gamma, low=0, high=1)
     check.number("lambda_", lambda_, low=0, high=1)
+    return _lambda_returns(gamma, lambda batch: lambda_, episodic)
+
+
+def _lambda_returns(gamma: Any, lambda_: Callable, episodic: bool) -> Returns:
+    """`gae` with lambda from a function of the batch: a number, or [T, B] of the step after each."""
 
     def evaluate(reward, value, next_value, batch, context):
         chex.assert_equal_shape([reward, next_value, value[:-1]])
         counts = () if isinstance(batch.weight, tuple) else batch.weight > 0
-        decay = lambda_
+        decay = lambda_(batch)
         if not isinstance(counts, tuple):
-            decay = jnp.where(_next_counts(counts), lambda_, 1.0)
+            decay = jnp.where(_next_counts(counts), decay, 1.0)
             value, next_value = _values_that_count(value, next_value, batch, counts)
         if episodic:
             discount = gamma * (1 - batch.terminated)
             trace = decay * discount * (1 - batch.truncated)
             delta = reward + discount * next_value - value[:-1]
         else:
-            trace = jnp.full_like(reward, gamma * decay)
+            trace = jnp.broadcast_to(jnp.asarray(gamma * decay, reward.dtype), reward.shape)
             delta = reward + gamma * value[1:] - value[:-1]
         advantage = jax.vmap(discounted_sum, 1, 1)(delta, trace)
         target = advantage + value[:-1]
@@ -102,7 +107,9 @@ def _values_that_count(
 
 
 @described
-def q_lambda(gamma: float | jax.Array = 0.99, lambda_: float | jax.Array = 0.65) -> Returns:
+def q_lambda(
+    gamma: float | jax.Array = 0.99, lambda_: float | jax.Array = 0.65, *, watkins: bool = False
+) -> Returns:
     """Peng's Q(lambda), the target of PQN: `gae` under another name.
 
     Peng and Williams 1994; Gallici et al. 2025. Inside an episode
@@ -111,17 +118,33 @@ def q_lambda(gamma: float | jax.Array = 0.99, lambda_: float | jax.Array = 0.65)
                                                + (1 - lambda) max_a Q(next_obs_t, a)],
 
     at a time limit and in the last row all of the bracket is max_a Q(next_obs_t, a). That is GAE's
-    A + V with V = max_a Q, which is the value of a Q network (`networks.q`). Nothing is cut after
-    an exploratory action (Watkins' Q(lambda) would): the target is of a mixture of the behaviour
-    and the greedy policy.
+    A + V with V = max_a Q, which is the value of a Q network (`networks.q`).
 
     Args:
         gamma, lambda_: in [0, 1].
+        watkins: lambda is 0 where the action of row t + 1 is not the greedy one (Watkins 1989):
+            the target is of the greedy policy. Peng's cuts nothing, its target is of a mixture of
+            the behaviour and the greedy policy.
+
+    Raises:
+        UsageError: at `distill`, of `watkins` with continuous actions, which are never greedy.
 
     >>> q_lambda(0.99, 0.65).needs_value
     True
     """
-    return gae(gamma, lambda_)
+    check.number("gamma", gamma, low=0, high=1)
+    check.number("lambda_", lambda_, low=0, high=1)
+
+    def while_greedy(batch):
+        if not hasattr(batch.acting.policy, "logits"):
+            raise UsageError(
+                "watkins=True compares actions with the greedy one, so it is for discrete actions. "
+                "Drop it: Peng's Q(lambda) asks for the value alone."
+            )
+        greedy = (batch.acting.policy.mode() == batch.action).astype(jnp.float32)
+        return lambda_ * jnp.concatenate([greedy[1:], jnp.ones_like(greedy[:1])])
+
+    return _lambda_returns(gamma, while_greedy if watkins else lambda batch: lambda_, True)
 
 
 @described
@@ -146,36 +169,43 @@ def group_relative(
     *,
     standardise: bool = True,
     leave_one_out: bool = False,
-    per_episode: bool = True,
+    rows: str = "mean",
 ) -> Returns:
     """Episodes that began alike, compared by their undiscounted returns R_i; no value is needed.
 
-    A_i = (R_i - mean_j R_j) / (std_j R_j + 1e-6) in every row of episode i. The moments are over
-    the finished n-th episodes of one group (environments i with the same i // G), std with ddof 0.
-    target = mean_j R_j: `td_mse` on it learns the group-relative value. Every update begins with a
-    reset. Unfinished episodes, and a group's only finished one, get weight 0.
+    A_i = (R_i - mean_j R_j) / (std_j R_j + 1e-6), over one group: environments i with the same
+    i // G. The deviation is the population's (ddof 0): sqrt(G / (G - 1)) of TRL's A. Returns that
+    differ by rounding alone, 1e-6 of the rewards they are summed from, have A = 0.
+    target = mean_j R_j: `td_mse` on it learns the group-relative value.
+
+    Every update begins with a reset, and the first episode of each environment is its member's.
+    What follows it has weight 0: whether a later one ends within the rollout depends on how long it
+    is, and a mean over those that did is biased. A rollout longer than the longest episode is
+    therefore wasted; an episode that outlives it is compared by what it has earned.
 
     Rows of weight 0 (a prompt) earn for R_i like any other, have advantage 0 and stay at weight 0;
     |o_i| below is the number of rows of the episode that count.
 
     GRPO (Shao et al. 2024) is the default; Dr. GRPO (Liu et al. 2025): standardise=False,
-    per_episode=False; RLOO (Ahmadian et al. 2024): standardise=False, leave_one_out=True.
+    rows="constant"; RLOO (Ahmadian et al. 2024): standardise=False, leave_one_out=True, rows="sum".
 
     Args:
         group_size: G, that of `envs.make(..., group_size=G)`.
         standardise: divides by the standard deviation; then A does not change under
             R -> a R + b, a > 0.
         leave_one_out: R_i minus the mean of the others.
-        per_episode: weight 1 / |o_i|, so that every episode counts alike (GRPO's mean over an
-            episode, then over episodes); False: every row counts alike. Both are relative to the
-            sum of weights in the minibatch.
+        rows: how those of an episode are put together, before the mean over the episodes of a
+            minibatch: "mean" over |o_i| rows, weight 1 / |o_i|; "sum", the gradient of the whole
+            episode's log-probability, A times |o_i| at that weight; "constant", their sum over T,
+            whatever their number. "all" is the mean over all rows of all episodes, weight 1 (Yu et
+            al. 2025, DAPO). Other losses have the weight, but not the factor of A.
 
     Returns:
         Returns that give (advantage, target, weight), [T, B] each.
 
     Raises:
-        UsageError: at `distill`, where G is not the environment's, or an episode may be longer than
-            a rollout. Losses must not normalise the advantage once more:
+        UsageError: `rows` is another word. At `distill`, where G is not the environment's, or an
+            episode may be longer than a rollout. Losses must not normalise the advantage once more:
             `ppo_clip(normalise=False)`.
 
     >>> group_relative(8).needs_value
@@ -187,61 +217,59 @@ def group_relative(
             f"group_size must be at least 2, got {group_size}: the only member of a group "
             f"has nobody to be compared with."
         )
+    if rows not in _ROWS:
+        raise UsageError(f"rows must be one of {', '.join(map(repr, _ROWS))}, got {rows!r}.")
 
     def evaluate(reward, value, next_value, batch, context):
         chex.assert_rank([reward, batch.reset], 2)
-        # Of the episode that a row belongs to.
-        number = jnp.cumsum(batch.reset, axis=0).astype(jnp.int32) - 1
-        totals, lengths, finished = _episodes(reward, batch, number)
-        groups = (reward.shape[0], -1, group_size)
-        here = finished.reshape(groups)
-        advantage, mean = _compared(totals.reshape(groups), here, standardise, leave_one_out)
-        weight = here * (jnp.sum(here, -1, keepdims=True) > 1)
-        weight = weight / jnp.maximum(lengths.reshape(groups), 1) if per_episode else weight
-        advantage, mean, weight = (
-            jnp.take_along_axis(x.reshape(reward.shape), number, axis=0)  # to the episode's rows
-            for x in (advantage, mean, weight)
-        )
-        if isinstance(batch.weight, tuple):
-            return advantage, mean, weight
-        return jnp.where(batch.weight > 0, advantage, 0.0), mean, weight * batch.weight
+        weight = jnp.ones_like(reward) if isinstance(batch.weight, tuple) else batch.weight
+        first = jnp.cumsum(batch.reset, axis=0) < 2
+        of_episode = lambda x: _sum_over_time(jnp.where(first, x, 0.0))  # [B]
+        groups = (-1, group_size)
+        earned, size = (of_episode(x).reshape(groups) for x in (reward, jnp.abs(reward)))
+        advantage, mean = _compared(earned, size, standardise, leave_one_out)
+        length = of_episode(weight)
+        length = jnp.where(length > 0, length, 1.0)  # where no row counts: of nobody's interest
+        share, factor = _ROWS[rows](length, reward.shape[0])
+        to_rows = lambda x: jnp.broadcast_to(x.reshape(1, -1), reward.shape)
+        counts = first & (weight > 0)
+        advantage = jnp.where(counts, to_rows(advantage.ravel() * factor), 0.0)
+        return advantage, to_rows(mean), jnp.where(counts, to_rows(share), 0.0)
 
     return Returns(evaluate, fresh=True, needs_value=False, group_size=int(group_size))
 
 
-def _episodes(reward, batch, number):
-    """Return, rows that count, and finished (1 or 0) of each environment's n-th episode.
+_ROWS = {  # weight of a row and factor of A, [B] each, from |o_i| [B] and T
+    "mean": lambda length, T: (1 / length, jnp.ones_like(length)),
+    "sum": lambda length, T: (1 / length, length),
+    "constant": lambda length, T: (1 / length, length / T),
+    "all": lambda length, T: (jnp.ones_like(length), jnp.ones_like(length)),
+}
 
-    [T, B] each, n along the first axis, 0 where there is none.
+
+def _sum_over_time(x: jax.Array) -> jax.Array:
+    """[T, B] -> [B], in pairs: the rounding grows with log T, where that of a running sum does with
+    T and makes equal returns differ.
     """
-    done = batch.terminated + batch.truncated
-    counts = jnp.ones_like(reward) if isinstance(batch.weight, tuple) else batch.weight
-    rest = jax.vmap(discounted_sum, 1, 1)
-    # From each row to the end of its episode.
-    ahead = [rest(x, 1 - done) for x in (reward, counts, done)]
-    length, columns = reward.shape[0], jnp.arange(reward.shape[1])
-    # An episode's first row goes into its slot, the others nowhere.
-    slot = jnp.where(batch.reset > 0, number, length)
-    return [jnp.zeros_like(x).at[slot, columns[None]].set(x, mode="drop") for x in ahead]
+    while x.shape[0] > 1:
+        x = jnp.pad(x, ((0, x.shape[0] % 2), (0, 0)))
+        x = x[0::2] + x[1::2]
+    return x[0]
 
 
-def _compared(totals, here, standardise, leave_one_out):
-    """Advantage, and mean return of the group, of [T, B / G, G] returns where `here` is 1.
-
-    Both are 0 where it is 0 for the whole group.
-    """
-    count = jnp.maximum(jnp.sum(here, axis=-1, keepdims=True), 1)
-    least = jnp.min(jnp.where(here > 0, totals, jnp.inf), axis=-1, keepdims=True)
-    least = jnp.where(jnp.isfinite(least), least, 0)
-    above = here * (totals - least)  # so that rounding leaves equal returns equal to their mean
-    mean = jnp.sum(above, axis=-1, keepdims=True) / count
-    advantage = here * (above - mean)
+def _compared(returns, size, standardise, leave_one_out):
+    """Advantage and mean return, both [B / G, G], of returns that sum up rewards of this size."""
+    number = returns.shape[-1]
+    least = jnp.min(returns, axis=-1, keepdims=True)  # large returns keep their differences
+    mean = jnp.mean(returns - least, axis=-1, keepdims=True)
+    advantage = returns - least - mean
     if standardise:
-        var = jnp.sum(jnp.square(advantage), axis=-1, keepdims=True) / count
-        advantage = advantage / (jnp.sqrt(var) + _EPSILON)
+        std = jnp.sqrt(jnp.mean(jnp.square(advantage), axis=-1, keepdims=True))
+        advantage = advantage / (std + _EPSILON)
     if leave_one_out:
-        advantage = advantage * count / jnp.maximum(count - 1, 1)
-    return advantage, jnp.broadcast_to(mean + least, totals.shape)
+        advantage = advantage * number / (number - 1)
+    differ = moments.varies(returns, jnp.ones_like(returns, bool), size=size, axis=-1)
+    return jnp.where(differ, advantage, 0.0), jnp.broadcast_to(mean + least, returns.shape)
 
 
 def check_groups(returns: Mapping[str, Returns], env: Env, unroll_length: int) -> None:

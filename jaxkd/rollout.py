@@ -3,7 +3,7 @@
 Legend of shapes: `T` time, `L` sequence length, `B` environments.
 
 The scan body is thin: the student's forward pass, an action, the environments' step. The teacher is
-in it only if it acts, or if it is recurrent and its next value is read; otherwise it sees the
+in it only if it acts, or if its carry changes and its next value is read; otherwise it sees the
 stacked observations once. What both say at true successors is the matter of `successors.py`.
 """
 
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxkd import successors
 from jaxkd.base import Actors, Batch, Behavior, Context, Env, Outputs, Policy, TimeStep
 from jaxkd.cpu import unrolled
+from jaxkd.keys import scan
 
 
 class Needs(NamedTuple):
@@ -46,12 +47,12 @@ def start(rollout: Rollout, key: jax.Array) -> Actors:
     return Actors(
         env_state=env_state,
         obs=obs,
-        reset=jnp.ones(env.num_envs),
+        reset=jnp.ones(env.num_envs, jnp.float32),
         carry=rollout.student.initial_carry(env.num_envs),
         teacher_carry=rollout.teacher.initial_carry(env.num_envs) if rollout.teacher else (),
-        episode_return=jnp.zeros(env.num_envs),
+        episode_return=jnp.zeros(env.num_envs, jnp.float32),
         episode_step=jnp.zeros(env.num_envs, jnp.int32),
-        last_return=jnp.full(env.num_envs, jnp.nan, jnp.float32),
+        last_return=jnp.full(env.num_envs, -jnp.inf, jnp.float32),
     )
 
 
@@ -70,22 +71,22 @@ def act(
         Outputs [B] at the last observation (() unless its successors are needed).
     """
     env, student, teacher = rollout.env, rollout.student, rollout.teacher
-    walks_along = teacher is not None and _walks_along(rollout, needs, actors)
+    walks_along = teacher is not None and _walks_along(rollout, needs, teacher_params, actors)
     speakers = _speakers(rollout, needs, params, teacher_params)
     rule = successors.rule(env, rollout.unroll_length, speakers, actors)
 
     def body(state, keys):
         before, cuts = state
         key_act, key_env = keys
-        carry, ours = student.step(params, before.carry, before.obs, before.reset)
+        seen = before.obs, before.reset
+        carry, ours = student.step(params, before.carry, *seen)
         teacher_carry, theirs = before.teacher_carry, ()
         if teacher is not None and walks_along:
-            teacher_carry, theirs = teacher.step(
-                teacher_params, teacher_carry, before.obs, before.reset
-            )
+            teacher_carry, theirs = teacher.step(teacher_params, teacher_carry, *seen)
         acting = context._replace(episode_step=before.episode_step)
         action = rollout.behavior.act(key_act, ours, theirs, acting)
         env_state, step = env.step(key_env, before.env_state, action)
+        step = _in_float32(step)
         after = before._replace(env_state=env_state, carry=carry, teacher_carry=teacher_carry)
         after = _advance(after, step)
         cuts, left = rule.record(cuts, step, after)
@@ -117,10 +118,13 @@ def _listen(
     return actors._replace(teacher_carry=carry), batch._replace(teacher=said)
 
 
-def _walks_along(rollout: Rollout, needs: Needs, actors: Actors) -> bool:
+def _walks_along(rollout: Rollout, needs: Needs, teacher_params: Any, actors: Actors) -> bool:
     """Whether the teacher is in the scan."""
-    recurrent = bool(jax.tree.leaves(actors.teacher_carry))
-    return rollout.behavior.needs_teacher or (needs.teacher_next and recurrent)
+    if rollout.behavior.needs_teacher:
+        return True
+    teacher: Any = rollout.teacher
+    carry = actors.teacher_carry
+    return needs.teacher_next and successors.remembers(teacher, teacher_params, carry, actors)
 
 
 def _speakers(
@@ -163,27 +167,35 @@ def _scan(rollout: Rollout, body: Callable, state: Any, keys: jax.Array) -> tupl
     recurrent = bool(jax.tree.leaves(state[0].carry))
     if length == rollout.unroll_length or not recurrent:
         begins = jax.tree.map(lambda x: x[None], state[0].carry)
-        state, rows = jax.lax.scan(body, state, keys)
+        state, rows = scan(body, state, keys)
         return state, rows, begins
 
     def block(state, keys):
         began = state[0].carry
-        state, rows = jax.lax.scan(body, state, keys)
+        state, rows = scan(body, state, keys)
         return state, (rows, began)
 
     blocks = keys.reshape((-1, length, *keys.shape[1:]))
-    state, (rows, begins) = jax.lax.scan(block, state, blocks)
+    state, (rows, begins) = scan(block, state, blocks)
     return state, jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), rows), begins
+
+
+def _in_float32(step: TimeStep) -> TimeStep:
+    """An Env by hand may give bools, or numbers of 64 bits."""
+    fields = ("reward", "terminated", "truncated")
+    return step._replace(**{name: getattr(step, name).astype(jnp.float32) for name in fields})
 
 
 def _advance(actors: Actors, step: TimeStep) -> Actors:
     """Bookkeeping of one step."""
     done = step.terminated + step.truncated
     episode_return = actors.episode_return + step.reward
+    # inf says that an episode's return was no number, which is told apart from "none yet"
+    shown = jnp.where(jnp.isfinite(episode_return), episode_return, jnp.inf)
     return actors._replace(
         obs=step.obs,
         reset=done,
-        episode_return=episode_return * (1 - done),
+        episode_return=jnp.where(done > 0, 0.0, episode_return),  # 0 times nan would stay nan
         episode_step=(actors.episode_step + 1) * (1 - done).astype(jnp.int32),
-        last_return=jnp.where(done > 0, episode_return, actors.last_return),
+        last_return=jnp.where(done > 0, shown, actors.last_return),
     )

@@ -21,6 +21,10 @@ def seeds(seed: int, n: int) -> jax.Array:
     (16,)
     """
     check.count("n", n)
+    if not isinstance(seed, jax.Array) and (type(seed) is bool or not hasattr(seed, "__index__")):
+        raise UsageError(f"seed must be an int, got {seed!r}.")
+    if not isinstance(seed, jax.Array) and not 0 <= seed < 2**32:
+        raise UsageError(f"seed must be in [0, 2**32), got {seed}: beyond it seeds repeat.")
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(n))
 
 
@@ -95,7 +99,11 @@ def stream(
     """
     _check_call(algorithm, num_updates)
     check.count("chunk_size", chunk_size)
-    state = _start(algorithm, key) if state is None else state
+    if state is None:
+        state = _start(algorithm, key)
+    else:
+        _check_state(algorithm, key, state)
+        inputs = _apart(inputs, state)
     for done in range(0, num_updates, chunk_size):
         state, metrics = _advance_donated(
             algorithm, state, min(chunk_size, num_updates - done), *inputs
@@ -121,11 +129,16 @@ def lanes(algorithm: Algorithm, *, shared: bool = True, at_once: int | None = No
     >>> metrics["return"].shape
     (2, 3)
     """
-
+    check.kind("algorithm", algorithm, Algorithm, "an Algorithm (jaxkd.ppo, jaxkd.distill)")
     if at_once is not None:
         check.count("at_once", at_once)
 
+    def init(keys):
+        return jax.vmap(algorithm.init)(check.key(keys, many=True))
+
     def step(state, *inputs):
+        if not shared:
+            _check_leading(inputs, jax.tree.leaves(state)[0].shape[0])
         if at_once is None:
             axes = (0, *[None if shared else 0 for _ in inputs])
             return jax.vmap(algorithm.step, axes)(state, *inputs)
@@ -134,10 +147,23 @@ def lanes(algorithm: Algorithm, *, shared: bool = True, at_once: int | None = No
             return jax.lax.map(one, state, batch_size=at_once)
         return jax.lax.map(lambda row: algorithm.step(*row), (state, *inputs), batch_size=at_once)
 
-    return Algorithm(jax.vmap(algorithm.init), step, algorithm.description)
+    return Algorithm(init, step, algorithm.description)
 
 
-def memory_needed(algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any) -> int:
+def _check_leading(inputs: tuple, n: int) -> None:
+    """Raises unless every array leads with [n], one row for each lane."""
+    for path, x in jax.tree_util.tree_flatten_with_path(inputs)[0]:
+        if x.shape[:1] != (n,):
+            where = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+            raise UsageError(
+                f"lanes(shared=False) of {n} keys take inputs that lead with [{n}], such as a "
+                f"teacher for each; {where!r} has shape {x.shape}. One teacher of all: shared=True."
+            )
+
+
+def memory_needed(
+    algorithm: Algorithm, key: jax.Array, num_updates: int, *inputs: Any, streamed: bool = False
+) -> int:
     """Bytes that `run` with these arguments will take on a device, before anything runs.
 
     Known by compiling it: inputs, outputs and what lies between, of one device of a mesh; the
@@ -145,6 +171,7 @@ def memory_needed(algorithm: Algorithm, key: jax.Array, num_updates: int, *input
 
     Args:
         key, inputs: as in `run`, or their shapes.
+        streamed: of `stream` with chunks of `num_updates` instead, which reuses its state's memory.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
@@ -153,7 +180,8 @@ def memory_needed(algorithm: Algorithm, key: jax.Array, num_updates: int, *input
     """
     _check_call(algorithm, num_updates)
     state = jax.eval_shape(algorithm.init, key)
-    needed: Any = _advance.lower(algorithm, state, num_updates, *inputs).compile().memory_analysis()
+    advance = _advance_donated if streamed else _advance
+    needed: Any = advance.lower(algorithm, state, num_updates, *inputs).compile().memory_analysis()
     return (
         needed.argument_size_in_bytes
         + needed.output_size_in_bytes
@@ -176,6 +204,29 @@ _advance_deterministic = jax.jit(
     _updates, static_argnums=(0, 2), compiler_options={"xla_gpu_deterministic_ops": True}
 )
 _advance_donated = jax.jit(_updates, static_argnums=(0, 2), donate_argnums=1)
+
+
+def _check_state(algorithm: Algorithm, key: Any, state: Any) -> None:
+    """Raises unless `state` is one of this algorithm's, for as many keys; None says nothing."""
+    if key is None:
+        return
+    expected = jax.eval_shape(algorithm.init, key)
+    if jax.tree.structure(expected) == jax.tree.structure(state):
+        different = check.difference(check.shapes(expected), check.shapes(state))
+        if not different:
+            return
+    else:
+        different = f"a {type(state).__name__} of another structure"
+    raise UsageError(
+        f"state is none of this algorithm's: {different}. Give what stream or run of this very "
+        f"algorithm returned, and as many keys."
+    )
+
+
+def _apart(inputs: tuple, state: Any) -> tuple:
+    """`inputs`, copied where they are arrays of the state, whose memory is donated."""
+    donated = {id(x) for x in jax.tree.leaves(state)}
+    return jax.tree.map(lambda x: jnp.copy(x) if id(x) in donated else x, inputs)
 
 
 def _check_call(algorithm: Any, num_updates: Any) -> None:

@@ -42,6 +42,16 @@ class Rule(NamedTuple):
     answer: Callable  # (speaker, cuts, left [T], actors, batch) -> ([B] at the last, [T, B] at all)
 
 
+def remembers(policy: Policy, params: Any, carry: Any, actors: Actors) -> bool:
+    """Whether a step changes the carry; that of `networks.per_env` only says whose a row is."""
+
+    def after(carry):
+        return policy.step(params, carry, actors.obs, actors.reset)[0]
+
+    traced = jax.make_jaxpr(after)(carry).jaxpr
+    return traced.invars != traced.outvars
+
+
 def rule(env: Env, unroll_length: int, speakers: Sequence[Speaker], actors: Actors) -> Rule:
     """The rule that holds for an environment and the carries of these speakers."""
     carries = [getattr(actors, speaker.carry) for speaker in speakers]
@@ -97,16 +107,18 @@ def _from_slots(
     speaker: Speaker, slots: _Slots, left: Any, actors: Actors, batch: Batch
 ) -> tuple[Outputs, Outputs]:
     number, num_envs = _number(slots), batch.truncated.shape[1]
-
-    def flat(held, last):
-        """[K, B] and [B] as [(K + 1) B]: the layout of rows that `networks.per_env` knows."""
-        join = lambda a, b: jnp.concatenate([a, b[None]]).reshape((-1, *b.shape[1:]))
-        return jax.tree.map(join, held, last)
-
-    reset = flat(jnp.zeros((number, num_envs)), actors.reset)
-    carry = flat(slots.carries[speaker.carry], getattr(actors, speaker.carry))
-    out = speaker.policy.step(speaker.params, carry, flat(slots.obs, actors.obs), reset)[1]
-    out = jax.tree.map(lambda x: x.reshape((number + 1, num_envs, *x.shape[1:])), out)
+    join = lambda held, last: jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), held, last)
+    obs = join(slots.obs, actors.obs)  # [K + 1, B, ...]
+    reset = join(jnp.zeros((number, num_envs), jnp.float32), actors.reset)
+    carry = getattr(actors, speaker.carry)
+    if jax.tree.leaves(carry) and not remembers(speaker.policy, speaker.params, carry, actors):
+        # Rows of one environment are as good as a sequence: one copy of what is its own.
+        out = speaker.policy.unroll(speaker.params, carry, obs, reset)[1]
+    else:
+        carries = join(slots.carries[speaker.carry], carry)
+        flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), (carries, obs, reset))
+        out = speaker.policy.step(speaker.params, *flat)[1]
+        out = jax.tree.map(lambda x: x.reshape((number + 1, num_envs, *x.shape[1:])), out)
     latest = jnp.cumsum(batch.truncated, axis=0).astype(jnp.int32) - 1  # [T, B], the slot of a cut
     latest = jnp.clip(latest, 0, max(number - 1, 0))
 

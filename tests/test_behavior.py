@@ -161,11 +161,11 @@ def test_the_guide_leaves_at_the_exact_step(horizon, steps):
     np.testing.assert_array_equal(actions, np.arange(N) % 20 < steps)
 
 
-def test_before_the_first_episode_the_return_is_nan():
+def test_before_the_first_episode_the_return_is_below_any():
     """A horizon that compares with it must say what that means; where it is used bare, nothing is
-    below nan: the student acts.
+    below -inf: the student acts.
     """
-    now = context(episode_return=np.nan)
+    now = context(episode_return=-np.inf)
     assert np.all(
         act(
             behavior.guide_then_student(lambda update, episode_return: episode_return),

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import distill, envs, evaluate, networks
+from jaxkd import behavior, distill, envs, evaluate, lanes, networks, rollout, seeds, successors
 from jaxkd.base import Box, Discrete, Memory, Outputs, Policy, UsageError
 from jaxkd.description import Spec
 from jaxkd.distributions import Categorical, Normal
@@ -45,7 +45,7 @@ def assert_near(one, other, atol=1e-5):
 def alone(policy, params, env, obs, reset):
     """[T, ...] of one environment, by its own params in a batch of one."""
     own = jax.tree.map(lambda x: x[env], params)
-    return policy.unroll(own, policy.initial_carry(1), obs[:, None], reset[:, None])[1]
+    return jax.jit(policy.unroll)(own, policy.initial_carry(1), obs[:, None], reset[:, None])[1]
 
 
 # --- a policy an environment --------------------------------------------------------------------
@@ -104,14 +104,14 @@ def test_per_env_draws_and_observes_for_each(key):
 
 
 @each_inside
-def test_per_env_teachers_in_the_learner(name, key):
-    """One update with cut-off episodes.
+def test_per_env_teachers_in_the_learner(name):
+    """One update with cut-off episodes, of the second of two lanes, rows of all environments mixed.
 
     Labels, and opinions at true successors, of each environment's own teacher alone.
     """
     env = envs.make("CartPole-v1", B, max_steps=3)
     inside = INSIDE[name]
-    teacher, student = networks.per_env(inside, B), networks.mlp(env, (6,))
+    teacher, student = networks.per_env(inside, B), networks.feedforward(env, nn.Dense(2))
     params = weights(teacher)
 
     def loss(student, batch):
@@ -124,12 +124,14 @@ def test_per_env_teachers_in_the_learner(name, key):
         teacher,
         losses={"loss": loss},
         memory=RECORD,
-        unroll_length=T,
-        num_minibatches=1,
+        unroll_length=6,
+        num_minibatches=2,
+        shuffle="full",
         optimizer=optax.sgd(0.0),
     )
-    state = jax.jit(algorithm.init)(key)
-    after, metrics = jax.jit(algorithm.step)(state, params)
+    many = lanes(algorithm)
+    state = jax.jit(many.init)(seeds(0, 2))
+    state, (after, metrics) = rows((state, jax.jit(many.step)(state, params)), 1)
     batch = after.memory
     assert batch.truncated.sum() >= 2 * B  # at t = 2 and 5
     ours = student.unroll(state.params, (), batch.obs, batch.reset)[1]
@@ -137,7 +139,7 @@ def test_per_env_teachers_in_the_learner(name, key):
     for b in range(B):
         out = alone(inside, params, b, batch.obs[:, b], batch.reset[:, b])
         assert_near(rows(batch.teacher.policy.logits, slice(None), b), out.policy.logits[:, 0])
-        for t in range(T):  # the history of each successor, then the successor itself
+        for t in range(6):  # the history of each successor, then the successor itself
             start = t - int(np.argmax(np.asarray(batch.reset[: t + 1, b])[::-1]))
             history = jnp.concatenate([batch.obs[start : t + 1, b], batch.next_obs[t : t + 1, b]])
             reset = jnp.zeros(len(history)).at[0].set(1.0)
@@ -147,7 +149,22 @@ def test_per_env_teachers_in_the_learner(name, key):
         kl = out.policy.kl(Categorical(ours.policy.logits[:, b : b + 1]))[:, 0]
         weight = 1 + batch.truncated[:, b]
         total += jnp.sum(kl + jnp.abs(batch.teacher_next.value[:, b]) * weight)
-    np.testing.assert_allclose(metrics["loss/loss"], total / (T * B), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss/loss"], total / (6 * B), rtol=1e-5)
+
+
+@each_inside
+def test_a_carry_that_never_changes_is_no_memory(name):
+    """Only a teacher that remembers has to walk along in the scan for its successors' sake."""
+    policy, env = networks.per_env(INSIDE[name], B), envs.make("CartPole-v1", B)
+    given = rollout.Rollout(env, policy, policy, behavior.student_acts(), T, T)
+    found = []
+
+    def look(params, key):
+        actors = rollout.start(given, key)
+        found.append(successors.remembers(policy, params, actors.teacher_carry, actors))
+
+    jax.eval_shape(look, weights(policy), jax.random.key(0))
+    assert found == [name == "lstm"]
 
 
 @pytest.mark.parametrize("shuffle", ["env", "full"])
@@ -234,6 +251,20 @@ def test_a_mixture_of_categoricals_by_hand(lead):
     np.testing.assert_allclose(jnp.exp(alone.policy.logits[..., 0]), 0.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mask", [-1e9, -jnp.inf])
+def test_what_all_mask_stays_masked_in_a_mixture(mask):
+    """With -inf the gradient was nan, in every logit."""
+
+    def entropy(logits):
+        both = [fixed(Categorical(logits)), fixed(Categorical(jnp.array([0.0, 2.0, mask])))]
+        return said(networks.mixture(both, (0.5, 0.5))).policy.entropy()[0]
+
+    value, slope = jax.value_and_grad(entropy)(jnp.array([0.0, 1.0, mask]))
+    p = (1 / (1 + np.exp(1)) + 1 / (1 + np.exp(2))) / 2
+    np.testing.assert_allclose(value, -p * np.log(p) - (1 - p) * np.log(1 - p), rtol=1e-6)
+    assert np.isfinite(slope).all() and slope[1] != 0 and slope[2] == 0
+
+
 def test_a_mixture_of_normals_by_hand():
     """Half N(0, 1), half N(2, 3^2): mean 1, variance (1 + 9) / 2 + 1 = 6."""
     one = Normal(jnp.array([0.0, 5.0]), jnp.zeros(2))
@@ -260,7 +291,8 @@ def test_a_function_weighs_each_row(key):
         log_probs = jax.nn.log_softmax(expected.policy.logits)
         np.testing.assert_allclose(out.policy.logits[row], log_probs[row], atol=1e-6)
         np.testing.assert_allclose(out.value[row], expected.value[row], atol=1e-6)
-    assert jax.tree.structure(carry) == jax.tree.structure(policy.initial_carry(2))
+    unrolled = policy.unroll(params, policy.initial_carry(2), obs[None], jnp.ones((1, 2)))
+    assert_near((unrolled[0], rows(unrolled[1], 0)), (carry, out))
 
     def score(params):
         return policy.step(params, policy.initial_carry(2), obs, jnp.ones(2))[1].policy.logits[0, 0]

@@ -253,3 +253,74 @@ def test_a_logit_is_a_mask_by_its_distance_to_the_largest():
         legal(jnp.array([1e6, 1e6 - 1e9, -jnp.inf])), [True, False, False]
     )
     assert np.isfinite(Categorical(jnp.full(3, -jnp.inf)).entropy())  # nothing may be done: no nan
+
+
+@pytest.mark.parametrize("temperature", [1.0, 30.0, 1000.0])
+def test_the_kl_of_nearly_equal_policies(temperature):
+    """E6: at T = 1000 the float32 KL times T^2 was .2261, right .1728."""
+    p, q = Categorical(jnp.asarray(LOGITS)), Categorical(jnp.asarray(OTHER_LOGITS))
+    for a, b, x, y in ((p, q, LOGITS, OTHER_LOGITS), (q, p, OTHER_LOGITS, LOGITS)):
+        log_a, log_b = (log_softmax(np.float64(z) / temperature) for z in (x, y))
+        exact = (np.exp(log_a) * (log_a - log_b)).sum(-1)
+        tempered = a.temper(temperature), b.temper(temperature)
+        np.testing.assert_allclose(tempered[0].kl(tempered[1]), exact, rtol=2e-3)
+    p = Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD))
+    q = Normal(p.mean, p.log_std + 0.01 / temperature**0.5)
+    apart = np.float64(p.log_std) - np.float64(q.log_std)
+    exact = 0.5 * (np.expm1(2 * apart) - 2 * apart).sum(-1)
+    np.testing.assert_allclose(p.kl(q), exact, rtol=2e-3)
+
+
+def test_deviations_too_small_or_large_for_float32():
+    """A12: log_prob of Normal(0, e^-110) at 0 was nan, and so were its gradients."""
+    action = jnp.array([0.0, 1e-3])
+
+    @jax.jit
+    def everything(p, q):
+        def found(p):
+            return jnp.stack([p.log_prob(action), p.entropy(), p.kl(q), q.kl(p)])
+
+        return found(p), jax.jacrev(found)(p), p.sample(jax.random.key(0))
+
+    for log_std, counts in ((-110.0, -10.0), (-10.5, -10.0), (90.0, 10.0), (-3.0, -3.0)):
+        p, same = (Normal(jnp.zeros(2), jnp.full(2, x)) for x in (log_std, counts))
+        q = Normal(jnp.ones(2), jnp.full(2, -log_std))
+        values, slopes, sample = everything(p, q)
+        np.testing.assert_array_equal(values, everything(same, q)[0])
+        assert all(np.isfinite(x).all() for x in (values, *slopes, sample))
+        assert (np.abs(slopes.log_std).max() > 0) == (log_std == counts)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_computed_in_full(dtype):
+    """bfloat16 gave 3.81 for an entropy of 3.83, float16 nan with a mask of -1e9 or -inf."""
+    z, w = (np.random.default_rng(0).normal(size=(2, 4, 1000)) * 3).astype(np.float32)
+    p, q = Categorical(jnp.asarray(z, dtype)), Categorical(jnp.asarray(w, dtype))
+    log_p, log_q = (log_softmax(np.asarray(x.logits, np.float32)) for x in (p, q))
+    action = jnp.arange(4)
+    exact = [
+        -(np.exp(log_p) * log_p).sum(-1),
+        (np.exp(log_p) * (log_p - log_q)).sum(-1),
+        log_p[np.arange(4), np.arange(4)],
+    ]
+    for found, wanted in zip((p.entropy(), p.kl(q), p.log_prob(action)), exact, strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    masked = Categorical(jnp.array([0.0, 1.0, -np.inf], dtype))
+    np.testing.assert_allclose(masked.entropy(), 0.5822, atol=1e-4)
+    np.testing.assert_array_equal(legal(masked.logits), [True, True, False])
+    a, b = (Normal(jnp.asarray(x, dtype), jnp.asarray(x / 3, dtype)) for x in (z[:, :4], w[:, :4]))
+    exact = [jax.tree.map(lambda x: x.astype(jnp.float32), p) for p in (a, b)]
+    np.testing.assert_array_equal(a.kl(b), exact[0].kl(exact[1]))
+    np.testing.assert_array_equal(a.sample(jax.random.key(0)), exact[0].sample(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("action", [-1, 3, 1000])
+def test_what_is_no_action_has_the_log_prob_of_a_mask(action):
+    """It was 0, a probability of 1: a label of another game, or padding, cost nothing."""
+    p = Categorical(jnp.array([0.0, 1.0, 2.0]))
+    value, slope = jax.value_and_grad(lambda z: Categorical(z).log_prob(jnp.int32(action)))(
+        p.logits
+    )
+    assert value == np.float32(-1e9)
+    np.testing.assert_array_equal(slope, 0)

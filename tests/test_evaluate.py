@@ -190,6 +190,17 @@ def test_a_return_that_is_not_finite_is_of_its_own_episode_alone(key):
     np.testing.assert_array_equal(result.returns, np.where(result.lengths == 2, np.nan, 36.0))
 
 
+def test_params_of_nan_have_no_score(key):
+    """They took the first action and scored like a policy that means to; other lanes are theirs."""
+    env, policy = envs.make(Coin(), 4), constant(1.0, 0.0)
+    params = policy.init(key)
+    lanes = jax.tree.map(lambda x: jnp.stack([x, x.at[..., -1].set(jnp.nan)]), params)
+    result = jax.vmap(lambda p: evaluate(env, policy, p, key, num_episodes=4))(lanes)
+    for returns in (result.returns, result.discounted_returns):
+        assert np.isfinite(returns[0]).all() and np.isnan(returns[1]).all()
+    np.testing.assert_array_equal(result.lengths[0], result.lengths[1])
+
+
 # --- statistics ---------------------------------------------------------------------------------
 
 

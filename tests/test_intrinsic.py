@@ -90,6 +90,14 @@ def test_bonuses_by_hand():
     wanted = np.var(np.asarray(apply_each(state["params"], x)), axis=0).mean(-1).reshape(T, B)
     np.testing.assert_allclose(paid, wanted, rtol=1e-4)
 
+    state, paid = first(rewards.rnd(predictor=SMALL, norm=True), reward=0 * REWARD)
+    apart = apply_layers(state["params"], x) - apply_layers(state["fixed"], x)
+    wanted = np.linalg.norm(np.asarray(apart), axis=-1).reshape(T, B)
+    np.testing.assert_allclose(paid, wanted, rtol=1e-4)
+    state, paid = first(rewards.drnd(alpha=1.0, predictor=SMALL, summed=True), reward=0 * REWARD)
+    apart = apply_layers(state["params"], x) - apply_each(state["fixed"], x).mean(0)
+    np.testing.assert_allclose(paid, (apart**2).sum(-1).reshape(T, B), rtol=1e-4)
+
 
 def _drnd_by_hand(targets, f):
     mu, square = targets.mean(0), (targets**2).mean(0)

@@ -443,7 +443,7 @@ def test_rewards_chain_and_advantages_add(key):
         {f"loss/{name}" for name in terms},
         {f"reward/{name}" for name in transforms},
     )
-    assert set(metrics) == {"return", "episodes"} | losses_ | rewards_
+    assert set(metrics) == {"return", "episodes", "not_finite"} | losses_ | rewards_
     assert all(x.shape == () for x in metrics.values())
 
 

@@ -113,6 +113,12 @@ def test_kl_of_normals_goes_in_its_direction():
     np.testing.assert_allclose(
         loss_of(losses.reverse_kl(), Outputs(narrow), data), np.log(2) + 1 / 8 - 0.5, rtol=1e-5
     )
+    # E6: the gradient in the mean grows as T, that in log_std as T^2
+    near = batch(teacher=Outputs(Normal(narrow.mean + 0.1, wide.log_std)))
+    total = lambda p, t: jnp.sum(loss_of(losses.forward_kl(t), Outputs(p), near))
+    slopes = [jax.grad(total)(narrow, t) for t in (1.0, 2.0)]
+    np.testing.assert_allclose(slopes[1].mean, 2 * slopes[0].mean, rtol=1e-5)
+    np.testing.assert_allclose(slopes[1].log_std, 4 * slopes[0].log_std, rtol=0.02)
     # Temper at T doubles both variances: the KL of normals with one mean stays, times T^2.
     np.testing.assert_allclose(
         loss_of(losses.forward_kl(2.0), Outputs(narrow), data),
@@ -341,8 +347,8 @@ def test_divergences_as_scipy_and_rlax_and_distrax():
 
 
 def test_jsd_fades_to_the_kl_and_the_normalised_one_is_continuous():
-    """In float64: JSD(b) / b is the forward KL within 1 % at b = 1e-4, the normalised one meets its
-    limits where they take over.
+    """In float64: JSD(b) / b is the forward KL within 1 % at b = 1e-4, the normalised one runs to
+    its limits.
     """
     with jax.enable_x64(True):
         z, v = jnp.asarray(Z / 2, jnp.float64), jnp.asarray(V / 2, jnp.float64)
@@ -358,13 +364,44 @@ def test_jsd_fades_to_the_kl_and_the_normalised_one_is_continuous():
         b = 1e-4
         np.testing.assert_allclose(both(b)[0] / b, forward, rtol=0.01)
         np.testing.assert_allclose(both(1 - b)[0] / b, reverse, rtol=0.01)
-        for edge, limit in ((1e-3, forward), (1 - 1e-3, reverse)):
-            inward = edge + np.sign(0.5 - edge) * 1e-9
-            outward = edge - np.sign(0.5 - edge) * 1e-9
-            np.testing.assert_allclose(both(outward)[1], limit, rtol=1e-9)
-            np.testing.assert_allclose(both(inward)[1], limit, rtol=0.02)
+        for edge, limit in ((0.0, forward), (1.0, reverse)):
+            np.testing.assert_allclose(both(edge)[1], limit, rtol=1e-9)
+            np.testing.assert_allclose(both(abs(edge - 1e-9))[1], limit, rtol=1e-6)
         slopes = jax.jit(jax.jacrev(lambda b: jnp.stack([x.sum() for x in both(b)])))
         assert np.isfinite(slopes(0.0)).all() and np.isfinite(slopes(1.0)).all()
+
+
+@pytest.mark.parametrize("z, v", [([0, 0, 0], [10, -10, 0]), ([10, 0, -10], [-10, 0, 10])])
+def test_the_normalised_jsd_has_no_jump(z, v):
+    """E5: at a deviation of 20 it leapt from 7.91 at b = .001 to the forward KL, 20, at .00099."""
+    data = batch(shape=(1, 1), teacher=Outputs(Categorical(jnp.array([[v]], jnp.float32))))
+    student = Outputs(Categorical(jnp.array([[z]], jnp.float32)))
+    at = jax.jit(lambda b: loss_of(losses.jsd(b, normalise=True), student, data)[0, 0])
+    p, q = softmax(v), softmax(z)
+    for b in (1e-6, 1e-4, 0.00099, 0.00101, 0.3, 0.9989, 0.9991, 1 - 2**-20):
+        b = float(np.float32(b))
+        exact = jensen_shannon(p, q, b) / (b * (1 - b))
+        np.testing.assert_allclose(at(b), exact, rtol=2e-5)
+    np.testing.assert_allclose([at(0.0), at(1.0)], [kl(p, q), kl(q, p)], rtol=1e-5)
+
+
+def test_a_skewed_kl_without_skew_is_the_kl():
+    """E5: skew_kl(0) was 87.3 without a gradient where the forward KL is 200."""
+    z, v = jnp.array([[[200.0, 0.0]]]), jnp.array([[[0.0, 200.0]]])
+    data = batch(shape=(1, 1), teacher=Outputs(Categorical(v)))
+    pairs = {
+        losses.skew_kl(0.0): losses.forward_kl(),
+        losses.skew_reverse_kl(0.0): losses.reverse_kl(),
+        losses.jsd(0.0, normalise=True): losses.forward_kl(),
+        losses.jsd(1.0, normalise=True): losses.reverse_kl(),
+    }
+    for skewed_, plain in pairs.items():
+        total = lambda z, term: jnp.sum(loss_of(term, Outputs(Categorical(z)), data))
+        (one, slope), (other, wanted) = (
+            jax.value_and_grad(total)(z, term) for term in (skewed_, plain)
+        )
+        assert one == other == 200
+        np.testing.assert_allclose(slope, wanted, atol=1e-6)
 
 
 def test_standardised_kl_with_two_actions():
@@ -450,6 +487,32 @@ def test_normals_have_a_hard_label_and_cross_entropies():
 
 
 # --- values and features -------------------------------------------------------------------------
+
+
+def test_actions_are_cloned_by_their_means():
+    """As torch's mse_loss and huber_loss of the means, which rsl_rl distils with; by hand."""
+    ours, theirs = jnp.array([[[0.5, 3.0]]]), jnp.array([[[0.0, 0.0]]])
+    log_std = jnp.full((1, 1, 2), -1.0)
+    data = batch(shape=(1, 1), teacher=Outputs(Normal(theirs, log_std)))
+
+    def value(mean, log_std, delta):
+        student = Outputs(Normal(mean, log_std))
+        return loss_of(losses.action_mse(delta), student, data)[0, 0]
+
+    for delta, loss, slope in (
+        (None, (0.25 + 9) / 2, [0.5, 3.0]),
+        (1.0, (0.125 + 2.5) / 2, [0.25, 0.5]),
+        (2.0, (0.125 + 4.0) / 2, [0.25, 1.0]),
+    ):
+        found, slopes = jax.value_and_grad(value, argnums=(0, 1))(ours, log_std, delta)
+        np.testing.assert_allclose(found, loss, rtol=1e-6)
+        np.testing.assert_allclose(slopes[0][0, 0], slope, rtol=1e-6)
+        np.testing.assert_array_equal(slopes[1], 0)
+        if delta is not None:
+            np.testing.assert_allclose(found, optax.huber_loss(ours, theirs, delta=delta).mean())
+    discrete = Outputs(Categorical(jnp.zeros((1, 1, 2))))
+    with pytest.raises(UsageError, match=r"continuous actions, but the student.*Use nll"):
+        loss_of(losses.action_mse(), discrete, data)
 
 
 def test_value_mse_in_units_of_the_teachers_spread():
@@ -661,6 +724,26 @@ def test_ppo_clip_by_hand():
     np.testing.assert_array_equal(moves, [[False, True, True, False]])
 
 
+def test_ppo_clip_higher():
+    """Ratios 1.5 and 0.5: up to 1 + .4 where the advantage is positive, down to 1 - .2 as before."""
+    probability = jnp.array([[0.75, 0.75, 0.25, 0.25]])
+    student = Outputs(Categorical(jnp.log(jnp.stack([probability, 1 - probability], -1))))
+    acting = Outputs(Categorical(jnp.zeros((1, 4, 2))))
+    data = batch(shape=(1, 4), acting=acting, advantage=[[2, -2, 2, -2]])
+    term = losses.ppo_clip(0.2, epsilon_high=0.4, normalise=False)
+    np.testing.assert_allclose(loss_of(term, student, data), [[-2.8, 3.0, -1.0, 1.6]], rtol=1e-5)
+
+
+def test_target_kl_rests_once_the_policy_has_moved():
+    """KL of (.5, .5) to (.75, .25) is .1438, to itself 0; the row of weight 0 is left out."""
+    moved = jnp.log(jnp.array([[[0.75, 0.25], [0.5, 0.5], [1e-6, 1.0]]]))
+    acting = Outputs(Categorical(jnp.zeros((1, 3, 2))))
+    data = batch(shape=(1, 3), acting=acting, weight=[[1, 1, 0]])
+    for limit, expected in ((0.0720, 1), (0.0718, 0), (lambda update: 0.07 + update, 0)):
+        weight = losses.target_kl(limit)(Outputs(Categorical(moved)), data, context())
+        assert weight == expected and weight.shape == ()
+
+
 def test_ppo_clip_normalises_over_what_counts():
     """Advantages 1 and 3 become -1 and 1; a third one of weight 0 changes nothing. At ratio 1 the
     loss is -A.
@@ -673,6 +756,15 @@ def test_ppo_clip_normalises_over_what_counts():
     np.testing.assert_allclose(
         loss_of(losses.ppo_clip(0.2), Outputs(policy), constant), 0, atol=1e-6
     )
+
+
+def test_a_minibatch_of_one_row_cannot_be_normalised():
+    """Its advantage is its mean: the policy learnt nothing, without a word."""
+    env = jaxkd.envs.make("CartPole-v1", 2)
+    student, keywords = networks.mlp(env, (4,)), dict(unroll_length=2, shuffle="full")
+    with pytest.raises(UsageError, match=r"loss 'policy'.*one row.*normalise=False"):
+        jaxkd.ppo(env, student, num_minibatches=4, **keywords)
+    jaxkd.ppo(env, student, num_minibatches=2, **keywords)
 
 
 def test_ppo_clip_as_rlax():
@@ -902,7 +994,7 @@ def test_weights_in_float64():
 
 @pytest.mark.parametrize(
     "student, expected",
-    [(-500.0, 1.0), (-290.0, 0.5), (-80.0, 0.0), (-900.0, 1.0), (20.0, 0.0), (np.nan, 1.0)],
+    [(-500.0, 1.0), (-290.0, 0.5), (-80.0, 0.0), (-900.0, 1.0), (20.0, 0.0), (-np.inf, 1.0)],
     ids=[
         "as random",
         "half way",
@@ -1235,6 +1327,32 @@ def test_small_differences_of_large_advantages_are_kept():
     np.testing.assert_allclose(loss, [[1, -1]], rtol=0.01)
 
 
+@pytest.mark.parametrize("large", [1000.0, 1.0, -3e5])
+def test_the_unit_of_nearly_constant_values(large):
+    """E6: 1000 +- .005 counted as constant, and its unit was 1 where the variance is 2.5e-5."""
+    spread = np.float32(large) + abs(large) * np.float32([5e-6, -5e-6, 5e-6, -5e-6])
+    values, data = jnp.asarray(spread)[None], dict(shape=(1, 4))
+    wrong = Outputs(Categorical(jnp.zeros((1, 4, 2))), values + 1)
+    var = np.var(np.float64(spread))
+    term = losses.value_mse(normalise=True)
+    error = np.square(np.float64(wrong.value) - values)[0]
+    loss = loss_of(term, wrong, batch(**data, teacher=Outputs((), values)))
+    np.testing.assert_allclose(loss[0], error / var, rtol=1e-3)
+    acting = Outputs(wrong.policy)
+    loss = loss_of(losses.ppo_clip(), acting, batch(**data, acting=acting, advantage=values))
+    np.testing.assert_allclose(loss[0], [-1, 1, -1, 1], rtol=0.01)
+    constant = batch(**data, teacher=Outputs((), jnp.full((1, 4), large)))
+    error = np.square(np.float64(wrong.value) - large)
+    np.testing.assert_allclose(loss_of(term, wrong, constant), error, rtol=1e-3)
+
+
+def test_an_advantage_of_nan_is_seen():
+    """It made all others look constant, and the loss was 0."""
+    policy = Categorical(jnp.zeros((1, 3, 2)))
+    data = batch(shape=(1, 3), acting=Outputs(policy), advantage=[[1, 2, np.nan]])
+    assert np.isnan(loss_of(losses.ppo_clip(), Outputs(policy), data)).all()
+
+
 def test_what_does_not_count_is_not_normalised_by():
     policy = Categorical(jnp.zeros((1, 4, 2)))
     rows = dict(shape=(1, 4), acting=Outputs(policy), advantage=[[1, 3, np.nan, np.inf]])
@@ -1258,6 +1376,17 @@ def test_a_ratio_that_overflows_leaves_no_nan():
         fn = lambda z, term=term: loss_of(term, Outputs(Categorical(z)), data)[0, 0]
         loss, slope = jax.value_and_grad(fn)(student.logits)
         assert loss == 0 and np.isfinite(slope).all()
+
+
+def test_nan_behind_a_closed_gate_reaches_no_gradient():
+    """Also of a norm, whose gradient at zeros is nan: the row shows another one, not zeros."""
+    here = jnp.array([[0.0, 1.0, 0.5]])
+    term = losses.gate(lambda *_: here, lambda s, b: jnp.linalg.norm(s.features, axis=-1))
+    features = jnp.array([[[jnp.nan, 1.0], [3.0, 4.0], [0.0, 2.0]]])
+    fn = lambda x: loss_of(term, Outputs((), features=x), batch(shape=(1, 3)))
+    np.testing.assert_allclose(fn(features), [[0, 5, 1]], rtol=1e-6)
+    slope = jax.grad(lambda x: fn(x).sum())(features)
+    np.testing.assert_allclose(slope, [[[0, 0], [0.6, 0.8], [0, 0.5]]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("where", ["student", "teacher", "target"])

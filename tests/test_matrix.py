@@ -56,6 +56,8 @@ LOSSES = {
     "standardised_kl": lambda x: losses.standardised_kl(x),
     "total_variation": losses.total_variation(),
     "nll": losses.nll(),
+    "action_mse": losses.action_mse(),
+    "action_mse delta": lambda x: losses.action_mse(x),
     "cross_entropy": losses.cross_entropy(),
     "reverse_cross_entropy": losses.reverse_cross_entropy(),
     "ce_kd": lambda x: losses.ce_kd(x),
@@ -71,6 +73,7 @@ LOSSES = {
     "policy_gradient": losses.policy_gradient(),
     "ppo_clip": lambda x: losses.ppo_clip(x),
     "ppo_clip raw": lambda x: losses.ppo_clip(x, normalise=False),
+    "ppo_clip high": lambda x: losses.ppo_clip(0.1, epsilon_high=x),
     "td_mse": losses.td_mse(),
     "td_mse clip": lambda x: losses.td_mse(clip=x),
     "entropy": losses.entropy(),
@@ -81,6 +84,7 @@ LOSSES = {
     "performance_gate": lambda x: losses.gate(
         losses.performance_gate(teacher_return=5 + 10 * x, random_return=-5.0), KL
     ),
+    "target_kl": losses.gate(losses.target_kl(1.0), KL),
     "agreement": lambda x: losses.gate(losses.agreement(x), KL),
     "one_minus": lambda x: losses.gate(losses.one_minus(losses.agreement(x)), KL),
     "action_gap": losses.gate(losses.action_gap(), losses.nll()),
@@ -119,10 +123,13 @@ RETURNS = {  # the first is of the environment's stream
     "gae gamma": lambda x: returns.gae(x),
     "gae continuing": lambda x: returns.gae(x, episodic=False),
     "q_lambda": lambda x: returns.q_lambda(0.9, x),
+    "q_lambda watkins": lambda x: returns.q_lambda(0.9, x, watkins=True),
     "monte_carlo": lambda x: returns.monte_carlo(x),
     "scale": lambda x: returns.scale(x, returns.gae()),
     "group_relative": returns.group_relative(2),
-    "group_relative rloo": returns.group_relative(2, standardise=False, leave_one_out=True),
+    "group_relative rloo": returns.group_relative(
+        2, standardise=False, leave_one_out=True, rows="sum"
+    ),
 }
 
 # chained in this order: what is before `replace` is lost, and `normalise` undoes a mere scale
@@ -170,13 +177,15 @@ DISCRETE = (  # it compares logits, which continuous actions do not have
     "jsd, jsd temperature, jsd normalise, skew_kl, skew_reverse_kl, standardised_kl, total_variation, logit_mse, q_mse, "
     "advantage_mse, advantage_mse raw, advantage_kl, action_gap, confidence"
 ).split(", ")
+CONTINUOUS = ["action_mse", "action_mse delta"]  # it compares means, which logits do not have
 SEQUENCES = ["burn_in"]  # a feed-forward student's sequences have one row
-EARNING = "policy_gradient, ppo_clip, ppo_clip raw, td_mse, td_mse clip, q_mse".split(
-    ", "
+EARNING = (
+    "policy_gradient, ppo_clip, ppo_clip raw, ppo_clip high, td_mse, td_mse clip, q_mse".split(", ")
 )  # without one a reward has no effect
 WHO_ACTED = [
     *EARNING,
     "proximal",
+    "target_kl",
 ]  # an older rollout has no advantage, no target, and not the policy that acted
 # What the learner computes, or a memory keeps, only for a loss that reads it.
 CHOSEN = frozenset(
@@ -193,9 +202,10 @@ class Cell(NamedTuple):
 
     def refused(self) -> dict[str, str]:
         """The losses that do not exist here, with the words of the error."""
-        here = dict.fromkeys(
-            DISCRETE if isinstance(self.space, Box) else (), "is for discrete actions"
-        )
+        if isinstance(self.space, Box):
+            here = dict.fromkeys(DISCRETE, "is for discrete actions")
+        else:
+            here = dict.fromkeys(CONTINUOUS, "is for continuous actions")
         return here | dict.fromkeys(
             () if self.recurrent else SEQUENCES, "leaves no row of a sequence"
         )
@@ -203,6 +213,11 @@ class Cell(NamedTuple):
     def losses(self) -> dict:
         """The rows that do exist here."""
         return {name: row for name, row in LOSSES.items() if name not in self.refused()}
+
+    def returns(self) -> dict:
+        """The rows that do exist here: a greedy action is a discrete one."""
+        discrete = isinstance(self.space, Discrete)
+        return {name: row for name, row in RETURNS.items() if discrete or "watkins" not in name}
 
 
 CELLS = {
@@ -339,7 +354,7 @@ def test_the_tables_are_complete(module):
 
 
 def test_the_refused_are_rows():
-    assert set(DISCRETE + SEQUENCES + WHO_ACTED) <= set(LOSSES)
+    assert set(DISCRETE + CONTINUOUS + SEQUENCES + WHO_ACTED) <= set(LOSSES)
 
 
 # --- all at once, compiled -----------------------------------------------------------------------
@@ -395,7 +410,7 @@ def test_all_losses_rewards_and_returns_in_one_learner(cell, key):
     """
     tables = {
         "losses": cell.losses(),
-        "returns": {name: RETURNS[name] for name, r in made(RETURNS, X).items() if not r.fresh},
+        "returns": {k: row for k, row in cell.returns().items() if not made(RETURNS, X)[k].fresh},
     }
     tables |= {"rewards": REWARDS}
     rows, x = one_float_a_lane(tables)

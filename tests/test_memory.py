@@ -148,7 +148,6 @@ def test_only_what_a_loss_reads_is_stored():
     always = {
         "obs": ((B, C, T, 2, 2), "int8"),
         "reset": ((B, C, T), "float32"),
-        "weight": ((B, C, T), "float32"),
     }
     logits = {"teacher.policy.logits": ((B, C, T, 2), "float32")}
     made = partial(jax.eval_shape, key=jax.random.key(0))
@@ -202,7 +201,7 @@ def test_the_aggregate_bit_for_bit():
         assert stored(state) == shapes and state.memory.added == update + 1
         newest = {i % C: rollouts[i] for i in range(update + 1)}  # the oldest makes room
         for slot in range(C):
-            for field in ("obs", "reset", "weight"):
+            for field in ("obs", "reset"):
                 there = np.asarray(getattr(state.memory.actors, field)[:, slot])
                 expected = (
                     np.asarray(getattr(newest[slot], field)).swapaxes(0, 1)
@@ -231,9 +230,8 @@ def numbered(rollout, num_envs):
     return Batch(
         **none,
         obs={"a": jnp.asarray(rows), "b": carry[:, :, 0].repeat(2, 0)},
-        reset=(),
+        reset=jnp.ones((T, num_envs)),
         carry=carry,
-        weight=jnp.ones((T, num_envs)),
     )
 
 
@@ -403,7 +401,9 @@ def test_a_memory_of_ones_own_gets_and_gives_what_is_recorded(key):
     """One that replays the rollout before, with half of its rows weighing nothing."""
 
     def sample(key, buffer, batch):
-        return buffer[1]._replace(weight=buffer[1].weight.at[: T // 2].set(0.0))
+        something = jnp.any(buffer[1].obs != 0).astype(jnp.float32)
+        weight = something * jnp.ones(batch.reset.shape).at[: T // 2].set(0.0)
+        return buffer[1]._replace(weight=weight)
 
     empty = lambda spec: (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spec),) * 2
     mine = Memory(empty, lambda buffer, batch: (batch, buffer[0]), sample, replays=True)

@@ -1,7 +1,6 @@
 """The recipes named after papers: each runs with the preset's settings, and is what it says."""
 
 import re
-from pathlib import Path
 
 import chex
 import jax
@@ -92,12 +91,6 @@ def test_the_command_lists_every_method(capsys):
     assert all(name in printed for name in presets.METHODS) and "Schmitt" in printed
 
 
-def test_the_readme_lists_every_method():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for name, method in presets.METHODS.items():
-        assert f"| `{name}` | {method.paper} | {method.needs} |" in readme
-
-
 def test_a_preset_without_an_expected_return_is_refused():
     env = jaxkd.envs.make("Asterix-MinAtar", 8, max_steps=12)
     with pytest.raises(jaxkd.UsageError, match="qdagger needs an expected return"):
@@ -165,8 +158,8 @@ def test_a_teacher_that_is_still_learning():
         after, metrics = jaxkd.run(both, key, n)
         chex.assert_trees_all_close(after.teacher.params, expected[-1], atol=1e-5)
         np.testing.assert_allclose(metrics["teacher/return"], returns, rtol=1e-5)
-        row = 1 + int(np.nanargmax(returns)) if best_so_far else n
+        row = 1 + int(np.argmax(returns)) if best_so_far else n
         chex.assert_trees_all_close(after.teaching, expected[row], atol=1e-5)
-        assert after.best == pytest.approx(np.nanmax(returns)) and (metrics["loss/kl"] > 0).all()
+        assert after.best == pytest.approx(max(returns)) and (metrics["loss/kl"] > 0).all()
         assert after.params is after.student.params
-    assert 1 + int(np.nanargmax(returns)) != n  # so that the two differ
+    assert 1 + int(np.argmax(returns)) != n  # so that the two differ

@@ -141,6 +141,7 @@ KINDS = {
         mlp(Spec(Cameras(VECTOR, VECTOR), Discrete(2)), normalise=True),
         Cameras(VECTOR, VECTOR),
     ),
+    "list": (mlp(Spec([VECTOR, VECTOR], Discrete(2)), normalise=True), [VECTOR, VECTOR]),
     "slashes": (mlp(NESTED, normalise=True), NESTED.obs_spec),
 }
 

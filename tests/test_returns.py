@@ -169,6 +169,35 @@ def test_q_lambda_by_hand():
     np.testing.assert_allclose(target, column(16.25, 51, 1, 21), rtol=1e-6)
 
 
+def test_watkins_q_lambda_as_rlax():
+    """Retrace with the coefficient lambda where the action is the greedy one, else 0, and a greedy
+    target policy; Peng's where every action is greedy.
+    """
+    q = RNG.normal(size=(T + 1, B, 3)).astype(np.float32)
+    action = RNG.integers(3, size=(T + 1, B))
+    action[2:4] = q.argmax(-1)[2:4]
+    value, acting = q.max(-1), Outputs(Categorical(jnp.asarray(q[:-1])))
+    data = batch(truncated=0 * TRUNCATED, acting=acting, action=jnp.asarray(action[:-1]))
+    made = returns.q_lambda(0.9, 0.8, watkins=True)
+    target = evaluate(made, value=value, following=value[1:], data=data)[1]
+    greedy = (q.argmax(-1) == action).astype(np.float32)
+    assert 0 < greedy[1:T].sum() < greedy[1:T].size
+    for env in range(B):
+        theirs = rlax.general_off_policy_returns_from_action_values(
+            q[1:, env],
+            action[1:, env],
+            REWARD[:, env],
+            0.9 * (1 - TERMINATED[:, env]),
+            0.8 * greedy[1:, env],
+            jax.nn.one_hot(q[1:, env].argmax(-1), 3),
+        )
+        np.testing.assert_allclose(target[:, env], theirs, rtol=1e-5, atol=1e-5)
+    best = data._replace(action=jnp.asarray(q[:-1].argmax(-1)))
+    all_greedy = evaluate(made, value=value, following=value[1:], data=best)
+    peng = evaluate(returns.q_lambda(0.9, 0.8), value=value, following=value[1:], data=best)
+    np.testing.assert_allclose(all_greedy[1], peng[1], rtol=1e-6)
+
+
 def test_monte_carlo_is_gae_of_lambda_one():
     for ours, theirs in zip(
         evaluate(returns.monte_carlo(0.9)), evaluate(returns.gae(0.9, 1.0)), strict=True
@@ -192,123 +221,172 @@ def ended(*columns) -> Batch:
 
 
 def compare(made, reward, data):
-    return jax.jit(lambda reward: made.evaluate(reward, (), (), data, CONTEXT))(
-        jnp.asarray(reward, jnp.float32)
-    )
+    return jax.jit(made.evaluate)(jnp.asarray(reward, jnp.float32), (), (), data, CONTEXT)
 
 
 def test_groups_by_hand():
-    """Two groups of two, six steps.
+    """Two groups of two, six steps; what follows a first episode does not count.
 
-    Group 0: env 0 has episodes of returns 3 (two steps), 2 (one), then an unfinished one; env 1 of
-      1 (three steps, cut), 8 (three). 1st: mean 2, std 1, A = +-1 / (1 + 1e-6); 2nd: 2 against 8,
-      mean 5, std 3, A = -+1; the 3rd of env 0 is unfinished: weight 0.
-    Group 1: env 2 finishes 5, then -1 (one step), then 7; env 3 finishes 5, then nothing: equal
-    returns, and twice nobody to compare with.
+    Group 0: returns 3 (three steps) and 1 (two, cut): mean 2, deviation 1, A = +-1 / (1 + 1e-6).
+    Group 1: returns 5 (one step), and 5 for one that outlives the rollout: equal.
     """
-    data = ended(".tt...", "..c..t", "..tt.t", "...c..")
+    data = ended("..tt..", ".c.t..", "tt....", "......")
     reward = np.array(
-        [[1, 2, 2, 9, 9, 9], [1, -3, 3, 8, 1, -1], [5, 0, 0, -1, 3, 4], [1, 1, 1, 2, 6, 6]],
+        [[1, 2, 0, 9, 9, 9], [1, 0, 8, 8, 8, 8], [5, 7, 7, 7, 7, 7], [0, 0, 5, 1, -1, 0]],
         np.float32,
     ).T
     advantage, target, weight = compare(returns.group_relative(2), reward, data)
     one = 1 / (1 + 1e-6)
+    third = 1 / 3
     np.testing.assert_allclose(
-        weight.T * 6,
-        [[3, 3, 6, 0, 0, 0], [2] * 6, [2, 2, 2, 0, 0, 0], [1.5] * 4 + [0, 0]],
-        rtol=1e-6,
+        weight.T, [[third] * 3 + [0] * 3, [0.5] * 2 + [0] * 4, [1] + [0] * 5, [1 / 6] * 6]
     )
-    np.testing.assert_allclose(advantage[:, 0], [one, one, -1, 0, 0, 0], rtol=1e-5)
-    np.testing.assert_allclose(advantage[:, 1], [-one] * 3 + [1] * 3, rtol=1e-5)
+    np.testing.assert_allclose(advantage[:, 0], [one] * 3 + [0] * 3, rtol=1e-5)
+    np.testing.assert_allclose(advantage[:, 1], [-one] * 2 + [0] * 4, rtol=1e-5)
     np.testing.assert_array_equal(advantage[:, 2:], 0)
-    np.testing.assert_allclose(
-        target.T,
-        [[2, 2, 5, 0, 0, 0], [2] * 3 + [5] * 3, [5] * 3 + [-1] + [7] * 2, [5] * 4 + [-1] * 2],
-        rtol=1e-6,
-    )
+    np.testing.assert_allclose(target.T, [[2] * 6, [2] * 6, [5] * 6, [5] * 6], rtol=1e-6)
+
+
+VARIANTS = [  # standardise, leave_one_out, rows
+    (True, False, "mean"),
+    (False, False, "constant"),
+    (False, True, "sum"),
+    (True, True, "all"),
+]
 
 
 def test_groups_are_a_python_loop():
-    """Episodes of random lengths in groups of three, all variants, by a loop over envs and the n-th
-    episodes.
+    """Episodes of random lengths in groups of three, all variants, by a loop over environments: the
+    coefficient of every row's log-probability, A w / sum w.
     """
     length, size, rng = 24, 3, np.random.default_rng(5)
-    rows = rng.choice(list("......tc"), (length, 6))
-    rows[:, 5] = "."  # nothing ends
-    data, reward = ended(*rows.T), rng.normal(size=(length, 6)).astype(np.float32)
-    episodes = {}  # (env, n) -> rows
-    for env in range(6):
-        edges = [0, *(np.flatnonzero(rows[:, env] != ".") + 1)]
-        episodes |= {
-            (env, n): slice(*pair) for n, pair in enumerate(zip(edges, edges[1:], strict=False))
-        }
-    totals = {who: reward[where, who[0]].sum() for who, where in episodes.items()}
-    for standardise, leave_one_out, per_episode in [(1, 0, 1), (0, 0, 0), (0, 1, 0), (1, 1, 1)]:
-        expected = np.zeros((3, length, 6))
-        for (env, n), where in episodes.items():
-            group = [
-                totals[i, n]
-                for i in range(env // size * size, (env // size + 1) * size)
-                if (i, n) in totals
-            ]
-            gain = totals[env, n] - np.mean(group)
+    ends = rng.choice(list("......tc"), (length, 6))
+    ends[:, 5] = "."  # nothing ends
+    data, reward = ended(*ends.T), rng.normal(size=(length, 6)).astype(np.float32)
+    last = [next((t + 1 for t in range(length) if e[t] != "."), length) for e in ends.T]
+    earned = np.array([reward[: last[i], i].sum() for i in range(6)])
+    for standardise, leave_one_out, rows in VARIANTS:
+        expected, mean = np.zeros((length, 6)), np.zeros(6)
+        for i in range(6):
+            group = earned[i // size * size : (i // size + 1) * size]
+            gain, mean[i] = earned[i] - group.mean(), group.mean()
+            if leave_one_out:
+                gain = earned[i] - (group.sum() - earned[i]) / (size - 1)
             gain = gain / (np.std(group) + 1e-6) if standardise else gain
-            gain = (
-                gain * len(group) / (len(group) - 1) if leave_one_out and len(group) > 1 else gain
-            )
-            share = (len(group) > 1) / ((where.stop - where.start) if per_episode else 1)
-            expected[:, where, env] = np.array([gain, np.mean(group), share])[:, None]
+            # TRL's loss types: a mean over rows, their sum, their sum over a constant, bnpo
+            divisor = {"mean": last[i] * 6, "sum": 6, "constant": length * 6, "all": sum(last)}
+            expected[: last[i], i] = gain / divisor[rows]
         made = returns.group_relative(
-            size, standardise=standardise, leave_one_out=leave_one_out, per_episode=per_episode
+            size, standardise=standardise, leave_one_out=leave_one_out, rows=rows
         )
         advantage, target, weight = compare(made, reward, data)
-        np.testing.assert_allclose(weight, expected[2], rtol=1e-6)
-        counted = expected[2] > 0
-        assert 0 < counted.sum() < counted.size and not counted[:, 5].any()
         np.testing.assert_allclose(
-            np.asarray(advantage)[counted], expected[0][counted], rtol=1e-4, atol=1e-5
+            advantage * weight / weight.sum(), expected, rtol=1e-4, atol=1e-6
         )
-        np.testing.assert_allclose(
-            np.asarray(target)[counted], expected[1][counted], rtol=1e-4, atol=1e-5
-        )
-        assert np.all(np.isfinite(advantage)) and np.all(np.isfinite(target))
+        np.testing.assert_allclose(target, np.broadcast_to(mean, (length, 6)), rtol=1e-4, atol=1e-5)
+        assert (np.asarray(weight) > 0).sum() == sum(last) < 0.8 * weight.size
 
 
-@pytest.mark.parametrize("total", [0.1, -77.7, 1e4])
-def test_equal_returns_give_no_advantage(total):
-    """Exactly 0, however the mean of three rounds: what divides is 1e-6."""
-    data = ended("..t..t", ".....t", "t....t")
-    reward = np.zeros((6, 3), np.float32)
-    reward[[5, 5, 0], [0, 1, 2]] = reward[[2, 0, 5], [0, 1, 2]] = total
-    reward[0, 1] = reward[5, 2] = reward[5, 0] = 0
-    advantage, _, weight = compare(returns.group_relative(3), reward, data)
-    np.testing.assert_array_equal(np.asarray(advantage)[:3], 0)
-    assert np.all(np.asarray(weight)[:1] > 0)
+def test_rows_of_an_episode_as_trl():
+    """E1: lengths 1 and 3, R = (1, 0): RLOO's coefficients are .5 and -.5, also in a minibatch of
+    other lengths; Dr. GRPO's divisor does not depend on them.
+    """
+    rloo = returns.group_relative(2, standardise=False, leave_one_out=True, rows="sum")
+    dr_grpo = returns.group_relative(2, standardise=False, rows="constant")
+    for columns in (("t..", "..t"), ("t..", ".t."), ("..t", "t..")):
+        reward = np.array([[1, 0, 0], [0, 0, 0]], np.float32).T
+        for made, one in ((rloo, 0.5), (dr_grpo, 0.5 / (2 * 3))):
+            advantage, _, weight = compare(made, reward, ended(*columns))
+            found = advantage * weight / weight.sum()
+            for i, sign in enumerate((1, -1)):
+                rows = columns[i].index("t") + 1
+                np.testing.assert_allclose(found[:rows, i], sign * one, rtol=1e-6)
+                np.testing.assert_array_equal(found[rows:, i], 0)
+    with pytest.raises(UsageError, match="rows must be one of 'mean', 'sum'.*got 'median'"):
+        returns.group_relative(2, rows="median")
+
+
+def test_groups_do_not_favour_short_episodes():
+    """E2: one state, p(continue) = .8, limit 8, a reward a step and one at the limit: the gradient
+    of E R in closed form. Later episodes that fit into the rollout had another one, even another
+    sign.
+    """
+    p, limit, number, rng = 0.8, 8, 2**15, np.random.default_rng(0)
+    goes_on = rng.random((limit, number)) < p
+    clock, ends = np.zeros(number, int), np.zeros_like(goes_on)
+    at_limit = np.zeros_like(goes_on)
+    for t in range(limit):
+        clock += 1
+        at_limit[t] = clock == limit
+        ends[t] = ~goes_on[t] | at_limit[t]
+        clock[ends[t]] = 0
+    data = ended(*np.where(ends, "t", ".").T)
+    made = returns.group_relative(8, standardise=False, leave_one_out=True, rows="sum")
+    episodes = [(n, False, p ** (n - 1) * (1 - p)) for n in range(1, limit + 1)]
+    episodes += [(limit, True, p**limit)]  # steps, whether the last went on, probability
+    for step, bonus in ((1.0, 0.0), (-1.0, 20.0), (-1.0, 0.0)):
+        advantage, _, weight = compare(made, step + bonus * (at_limit & goes_on), data)
+        # of the logit of going on: d log pi = 1 - p where it went on, else -p
+        by_env = (np.where(goes_on, 1 - p, -p) * np.asarray(advantage * weight)).sum(0)
+        exact = sum(
+            chance * (n * (1 - p) - (not full)) * (step * n + bonus * full)
+            for n, full, chance in episodes
+        )
+        error = by_env.std() / np.sqrt(number)
+        assert abs(by_env.mean() - exact) < 4 * error < 0.2 * abs(exact)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ([1000, 0.1, -1000], [0.1, 1000, -1000]),
+        ([0.1] * 200, [0.3] * 66 + [0.2] + [0] * 133),
+        ([0.7] * 1000, [7.0] * 100 + [0] * 900),
+        ([0.1, 0, 0, 0], [0, 0, 0, 0.1]),
+    ],
+    ids=["order", "steps", "thousand", "place"],
+)
+def test_equal_returns_give_no_advantage(one, other):
+    """A8: exactly 0 whatever was rounded; the residue was divided by itself."""
+    data = ended(*["." * (len(one) - 1) + "t"] * 3)
+    reward = np.array([one, other, one], np.float32).T
+    for standardise, leave_one_out, rows in VARIANTS:
+        made = returns.group_relative(
+            3, standardise=standardise, leave_one_out=leave_one_out, rows=rows
+        )
+        np.testing.assert_array_equal(compare(made, reward, data)[0], 0)
+
+
+def test_small_differences_of_large_returns_are_kept():
+    """1000 and 1000.01 differ beyond rounding: one part in a hundred thousand."""
+    data = ended(".....t", ".....t")
+    reward = np.array([[200] * 5 + [0], [200] * 5 + [0.01]], np.float32).T
+    advantage = compare(returns.group_relative(2), reward, data)[0]
+    np.testing.assert_allclose(advantage, [[-1, 1]] * 6, rtol=0.02)
 
 
 def test_what_changes_when_rewards_are_scaled_and_shifted():
     """Equal lengths, so that r -> 3 r + 2 is R -> 3 R + const: GRPO stays, Dr. GRPO is three times
-    as large, RLOO is Dr. GRPO G / (G - 1).
+    as large, RLOO is Dr. GRPO times T G / (G - 1).
     """
     data, size = ended(*[".....t"] * 4), 4
     reward = RNG.normal(size=(6, 4)).astype(np.float32)
     grpo, dr_grpo = (
         returns.group_relative(size),
-        returns.group_relative(size, standardise=False, per_episode=False),
+        returns.group_relative(size, standardise=False, rows="constant"),
     )
-    rloo = returns.group_relative(size, standardise=False, leave_one_out=True)
+    rloo = returns.group_relative(size, standardise=False, leave_one_out=True, rows="sum")
     before, after = (compare(grpo, r, data)[0] for r in (reward, 3 * reward + 2))
     np.testing.assert_allclose(before, after, rtol=1e-4)
     np.testing.assert_allclose(np.std(before, axis=1), 1, rtol=1e-4)
     before, after = (compare(dr_grpo, r, data)[0] for r in (reward, 3 * reward + 2))
     np.testing.assert_allclose(3 * before, after, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
-        compare(rloo, reward, data)[0], before * size / (size - 1), rtol=1e-5, atol=1e-6
+        compare(rloo, reward, data)[0], before * 6 * size / (size - 1), rtol=1e-5, atol=1e-5
     )
-    np.testing.assert_array_equal(compare(dr_grpo, reward, data)[2], 1)
     totals = reward.sum(0)
     np.testing.assert_allclose(
-        compare(rloo, reward, data)[0][0, 0], totals[0] - totals[1:].mean(), rtol=1e-4
+        compare(rloo, reward, data)[0][0, 0], 6 * (totals[0] - totals[1:].mean()), rtol=1e-4
     )
 
 
@@ -366,8 +444,8 @@ def reinforce(params, data, weight, advantage):
 
 
 def test_on_policy_the_gradient_is_reinforce_with_the_groups_mean(key):
-    """One step of SGD at ratio 1 against the gradient of sum w A log pi / sum w, A from a loop; the
-    student has no value head.
+    """One step of SGD at ratio 1 against the gradient of sum w A log pi / sum w over the first
+    episodes, A from a loop; the student has no value head.
 
     Twice: every update begins with a reset, and the successors' values are not computed.
     """
@@ -383,19 +461,12 @@ def test_on_policy_the_gradient_is_reinforce_with_the_groups_mean(key):
         np.testing.assert_array_equal(data.reset[0], 1)
         done = np.asarray(data.terminated + data.truncated)
         advantage, weight = np.zeros((6, 8)), np.zeros((6, 8))
-        rows, totals, begun = {}, {}, {}
+        lengths = [np.flatnonzero(done[:, i])[0] + 1 for i in range(8)]
+        totals = np.array([np.sum(data.reward[: lengths[i], i]) for i in range(8)])
         for i in range(8):
-            edges = [0, *(np.flatnonzero(done[:, i]) + 1)]
-            for n, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
-                rows[i, n], totals[i, n] = slice(a, b), float(np.sum(data.reward[a:b, i]))
-                np.testing.assert_array_equal(
-                    data.obs[a, i], begun.setdefault((i // 4, n), data.obs[a, i])
-                )
-        for (i, n), where in rows.items():
-            group = [totals[j, n] for j in range(i // 4 * 4, i // 4 * 4 + 4) if (j, n) in totals]
-            if len(group) > 1:
-                advantage[where, i] = totals[i, n] - np.mean(group)
-                weight[where, i] = 1 / (where.stop - where.start)
+            np.testing.assert_array_equal(data.obs[0, i], data.obs[0, i // 4 * 4])
+            advantage[: lengths[i], i] = totals[i] - totals[i // 4 * 4 : i // 4 * 4 + 4].mean()
+            weight[: lengths[i], i] = 1 / lengths[i]
         expected = jax.grad(reinforce)(before, data, weight, advantage)
         assert np.abs(expected).max() > 1e-3
         np.testing.assert_allclose(state.params - before, expected, rtol=1e-4, atol=1e-5)
@@ -506,6 +577,32 @@ def test_moments_of_all_batches_together():
         np.testing.assert_allclose(running.var[name], everything.var(0), rtol=1e-4)
 
 
+@pytest.mark.parametrize("constant", [1000.1, -0.3, 1e6 + 0.5])
+def test_moments_of_a_constant_are_itself(constant):
+    """A13: the float32 mean of 2048 times 1000.1 is 1000.11, and 1000.1 became -1."""
+    samples, weight = jnp.full((32, 64), constant), jnp.ones((32, 64)).at[0, 0].set(0.0)
+    spoilt = samples.at[0, 0].set(jnp.nan)
+    for more in ((samples,), (spoilt, weight)):
+        seen = moments.update(moments.update(moments.empty(jnp.zeros(())), *more), *more)
+        assert seen.mean == jnp.float32(constant) and seen.var == 0
+        np.testing.assert_array_equal(moments.standardise(seen, samples, 10.0), 0)
+
+
+def test_moments_of_large_numbers_and_of_an_outlier():
+    """As numpy in float64, also where the first sample lies far from all others, and where the
+    variance times the count is beyond float32.
+    """
+    x = RNG.normal(size=(32, 64, 3)).astype(np.float32) * np.float32([1e-2, 1, 50]) + 1000
+    x[0, 0] = 1e5
+    seen = moments.update(moments.empty(jnp.zeros(3)), jnp.asarray(x))
+    y = np.float64(x)
+    np.testing.assert_allclose(seen.mean, y.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(seen.var, y.var((0, 1)), rtol=1e-5)
+    huge = moments.update(moments.empty(jnp.zeros(3)), jnp.asarray(x * 1e13))
+    huge = moments.update(huge._replace(count=jnp.float32(1e9)), jnp.asarray(x * 1e13))
+    np.testing.assert_allclose(huge.var / np.float32(1e26), y.var((0, 1)), rtol=1e-5)
+
+
 def test_standardise_by_hand():
     seen = moments.Moments(jnp.float32(10), jnp.array([1.0, 2.0]), jnp.array([4.0, 0.25]))
     np.testing.assert_allclose(
@@ -612,6 +709,12 @@ def test_groups_earn_in_every_row_and_learn_in_those_that_count():
     np.testing.assert_allclose(advantage, [[0, -1], [1, -1], [1, -1]], rtol=1e-5)
     np.testing.assert_allclose(share, [[0, 1 / 3], [1 / 2, 1 / 3], [1 / 2, 1 / 3]], rtol=1e-6)
     np.testing.assert_array_equal(target, jnp.full((3, 2), 2.0))
+    # Weights of 1/2 halve |o|; the learner multiplies by them, so they are not in the share.
+    half = returns.group_relative(2).evaluate(
+        reward, (), (), data._replace(weight=weight / 2), CONTEXT
+    )
+    np.testing.assert_allclose(half[2], 2 * share, rtol=1e-6)
+    np.testing.assert_allclose(half[0], advantage, rtol=1e-6)
 
 
 def test_moments_of_what_counts():

@@ -332,7 +332,7 @@ def exact_objective(z, transition, measure, teacher):
     return total
 
 
-def estimated_gradient(z, transition, measure, term, teacher, *, with_reward):
+def estimated_gradient(z, transition, measure, term, teacher, *, transforms):
     """The same from the library's parts on every trajectory, each as often as the student meets it."""
     state, action, terminated, alive, following, probability = trajectories(
         transition, np.asarray(jax.nn.softmax(z))
@@ -349,11 +349,9 @@ def estimated_gradient(z, transition, measure, term, teacher, *, with_reward):
         acting_next=out(z, following),
         teacher_next=out(teacher, following),
     )
-    reward = (
-        paid(rewards.successor(measure, gamma=GAMMA), data.reward, data)
-        if with_reward
-        else data.reward
-    )
+    reward = data.reward
+    for transform in transforms:
+        reward = paid(transform, reward, data)
     zero = jnp.zeros((HORIZON + 1, state.shape[1]))
     advantage, _ = returns.gae(GAMMA, 1.0).evaluate(reward, zero, zero[1:], data, CONTEXT)
     data = data._replace(advantage=advantage)
@@ -373,32 +371,38 @@ def estimated_gradient(z, transition, measure, term, teacher, *, with_reward):
     return jax.jit(jax.grad(loss))(z)
 
 
+CROSS = lambda student, teacher: teacher.policy.cross_entropy(student.policy)
+REVERSE = lambda student, teacher: student.policy.cross_entropy(teacher.policy)
+NEGENTROPY = lambda student, teacher: -student.policy.entropy()
+
+
 @pytest.mark.parametrize(
-    "measure, term",
+    "measure, term, lacking, others",
     [
+        (CROSS, losses.cross_entropy(), CROSS, ()),
+        (REVERSE, losses.reverse_cross_entropy(), REVERSE, ()),
         (
-            lambda student, teacher: teacher.policy.cross_entropy(student.policy),
-            losses.cross_entropy(),
-        ),
-        (
-            lambda student, teacher: student.policy.cross_entropy(teacher.policy),
-            losses.reverse_cross_entropy(),
+            lambda student, teacher: student.policy.kl(teacher.policy),
+            losses.entropy(),
+            NEGENTROPY,
+            (rewards.teacher_reward(),),
         ),
     ],
-    ids=["N-distill", "expected entropy regularised"],
+    ids=["N-distill", "expected entropy regularised", "entropy regularised"],
 )
-def test_the_successor_reward_makes_distillation_a_gradient(measure, term):
+def test_the_successor_reward_makes_distillation_a_gradient(measure, term, lacking, others):
     """Theorem 2 by enumeration in float64: lambda = 1, weights gamma^t, no normalisation, zero at
-    the end. Without the reward it is no gradient.
+    the end. Without the reward it is no gradient, nor is `teacher_reward` with the entropy (E3).
     """
     rng = np.random.default_rng(0)
     transition = rng.dirichlet(np.ones(STATES + 1), size=(STATES, ACTIONS))
     with jax.enable_x64(True):
         z, teacher = (jnp.asarray(rng.normal(size=(STATES, ACTIONS))) for _ in range(2))
         exact = jax.jit(jax.grad(lambda z: exact_objective(z, transition, measure, teacher)))(z)
+        reward = rewards.successor(lacking, gamma=GAMMA)
         ours, without = (
-            estimated_gradient(z, transition, measure, term, teacher, with_reward=reward)
-            for reward in (True, False)
+            estimated_gradient(z, transition, measure, term, teacher, transforms=transforms)
+            for transforms in ((*others, reward), others)
         )
         assert exact.dtype == jnp.float64
     np.testing.assert_allclose(ours, exact, atol=1e-6)

@@ -335,7 +335,7 @@ def test_the_mixture_acts_in_the_environment():
 # --- episodes ------------------------------------------------------------------------------------
 
 
-def test_return_is_nan_before_the_first_episode_ends():
+def test_return_is_below_any_before_the_first_episode_ends():
     """No natural ends, a limit of 5, four steps an update: the first ends in the second update, all
     with return 5.
     """
@@ -343,7 +343,7 @@ def test_return_is_nan_before_the_first_episode_ends():
     _, _, batches, metrics = rollouts(
         env, always(0), None, lambda s, b: s.value + b.reward, 3, unroll_length=4
     )
-    assert np.isnan(metrics[0]["return"]) and metrics[0]["episodes"] == 0
+    assert metrics[0]["return"] == -np.inf and metrics[0]["episodes"] == 0
     for update in (1, 2):
         assert metrics[update]["return"] == 5 and metrics[update]["episodes"] == B
     np.testing.assert_array_equal(
@@ -355,11 +355,22 @@ def test_return_is_nan_before_the_first_episode_ends():
     assert not np.any([b.terminated for b in batches])
 
 
-def test_return_is_the_mean_of_each_environments_last_episode():
+class Broken(Clock):
+    """In some episodes the second step pays what is no number."""
+
+    def step_env(self, key, state, action, params):
+        obs, state, reward, done, info = super().step_env(key, state, action, params)
+        what = jnp.select([state["luck"] < 0.2, state["luck"] < 0.4], [jnp.nan, jnp.inf], -jnp.inf)
+        breaks = (state["time"] == 2) & (state["luck"] < 0.6)
+        return obs, state, jnp.where(breaks, what, reward), done, info
+
+
+@pytest.mark.parametrize("made", [Clock, Broken])
+def test_return_is_the_mean_of_each_environments_last_episode(made):
     """As a Python loop over the recorded rewards and ends says, with an episode_step that starts
-    anew with each episode.
+    anew with each episode. A3: one reward of nan was in all later returns of its environment.
     """
-    env, seen = envs.make(Clock(), B), []
+    env, seen = envs.make(made(), B), []
 
     def act(key, student, teacher, context):
         return (context.episode_step % 2).astype(jnp.int32)  # so that the reward tells the step
@@ -368,18 +379,20 @@ def test_return_is_the_mean_of_each_environments_last_episode():
     _, _, batches, metrics = rollouts(
         env, always(0), None, lambda s, b: s.value + b.reward, 3, unroll_length=6, behavior=acts
     )
-    running, last = np.zeros(B), np.full(B, np.nan)
+    running, last, broken = np.zeros(B), np.full(B, np.nan), np.zeros(B, bool)
     for batch, reported in zip(batches, metrics, strict=True):
         np.testing.assert_array_equal(batch.action, batch.obs[..., 0] % 2)
         done = np.asarray(batch.terminated + batch.truncated)
         for t in range(6):
             running += batch.reward[t]
             last = np.where(done[t] > 0, running, last)
-            running *= 1 - done[t]
-        np.testing.assert_allclose(reported["return"], np.nanmean(last), rtol=1e-6)
-        assert reported["episodes"] == done.sum()
-        seen.append(done.sum())
-    assert min(seen) > 0 and len(set(last)) > 1
+            broken = np.where(done[t] > 0, ~np.isfinite(running), broken)
+            running = np.where(done[t] > 0, 0.0, running)
+        finite = last[np.isfinite(last)]
+        np.testing.assert_allclose(reported["return"], finite.mean(), rtol=1e-6)
+        assert reported["episodes"] == done.sum() and reported["not_finite"] == broken.sum()
+        seen.append(broken.sum())
+    assert len(set(last)) > 1 and (max(seen) > min(seen) == 1 if made is Broken else max(seen) == 0)
 
 
 # --- sequences -----------------------------------------------------------------------------------

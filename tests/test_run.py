@@ -79,6 +79,9 @@ def test_a_cache_that_others_may_write_to_is_refused(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def no_cache_after():
+def the_cache_from_before():
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
     yield
-    jax.config.update("jax_compilation_cache_dir", None)
+    for name, value in before.items():
+        jax.config.update(name, value)

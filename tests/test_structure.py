@@ -7,6 +7,7 @@ shows that it can fail.
 
 import ast
 import io
+import pydoc
 import subprocess
 import sys
 import textwrap
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_FUNCTION_LINES, MAX_FILE_LINES, MAX_ARGUMENTS = 40, 300, 14
 
 LAYERS = (
-    ("base",),
+    ("base", "keys"),
     ("description", "distributions", "moments", "cpu"),
     ("envs", "networks", "behavior", "returns", "memory", "check"),
     ("losses", "rewards"),
@@ -35,7 +36,8 @@ LAYERS = (
     ("learner",),
     ("recipes",),
     ("methods",),
-    ("run", "evaluate", "policies", "sharding", "cache", "presets"),
+    ("checkpoint_card",),
+    ("run", "evaluate", "policies", "checkpoint", "sharding", "cache", "presets"),
     ("__init__",),  # what imports `jaxkd` itself imports this
     ("cli", "report"),
     ("__main__",),
@@ -400,6 +402,24 @@ def test_public_gate_can_fail():
         "bare has no docstring",
         "Bare has no docstring",
     ]
+
+
+def test_help_shows_every_field():
+    """Signatures and shapes, as they stand beside the fields, and an example."""
+    from jaxkd import base
+
+    records = [
+        x for x in vars(base).values() if hasattr(x, "_fields") and x.__module__ == base.__name__
+    ]
+    assert len(records) == 17
+    for record in records:
+        for field in record._fields:
+            said = getattr(record, field).__doc__
+            assert field == "description" or not said.startswith("Alias for field"), (record, field)
+        made_of_functions = "description" in record._fields or record is base.Env
+        assert not made_of_functions or ">>> " in str(record.__doc__)
+    text = pydoc.plain(pydoc.render_doc(base.Policy))
+    assert "(params, carry, obs [L, N], reset [L, N]) -> (last carry, Outputs [L, N])" in text
 
 
 # --- warnings ------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Training from end to end: every environment, a grid of hyperparameters, how many matmuls."""
 
-import contextlib
 import re
 from functools import partial
 
@@ -57,29 +56,46 @@ def teach_and_distil(env, keywords, key):
     return tuple(zip(starts, (expert.params, pupil.params), (taught, distilled), strict=True))
 
 
+def learn_with_a_teacher(env, keywords, key):
+    """PPO and distillation in one learner, half of the program -> the same, of the student."""
+    teacher, student = small(env, 8), small(env, 4)
+    terms = {"kl": losses.forward_kl()}
+    algorithm = ppo(env, student, teacher, losses=terms, num_epochs=1, **keywords)
+    key_teacher, key_student = jax.random.split(key)
+    start, taught = algorithm.init(key_student), teacher.init(key_teacher)
+    update = lambda state, _: algorithm.step(state, taught)
+    state, metrics = jax.lax.scan(update, start, length=2)
+    return ((start.params, state.params, metrics),)
+
+
 # Few environments: what compiles fastest. Many: the recipes' own optimizers and shuffled
 # minibatches.
 FEW = 2, dict(unroll_length=8, num_minibatches=1, optimizer=optax.sgd(0.01))
 MANY = 2048, dict(unroll_length=4, num_minibatches=4)
 
 
+UNTRAINED = {learn_with_a_teacher: [()], teach_and_distil: [(), ("value",)]}  # a KL reads no value
+
+
 @pytest.mark.parametrize(
-    "num_envs, keywords",
-    [pytest.param(*FEW, id="2"), pytest.param(*MANY, id="2048", marks=pytest.mark.slow)],
+    "name, program, num_envs, keywords",
+    [
+        *[pytest.param(name, learn_with_a_teacher, *FEW, id=f"{name}-2") for name in envs.ids()],
+        pytest.param("CartPole-v1", teach_and_distil, *FEW, id="CartPole-v1-2-in-turn"),
+        *[
+            pytest.param(name, teach_and_distil, *MANY, id=f"{name}-2048", marks=pytest.mark.slow)
+            for name in envs.ids()
+        ],
+    ],
 )
-@pytest.mark.parametrize("name", envs.ids())
-def test_trains_with_ppo_and_distils_in_one_program(name, num_envs, keywords, key):
+def test_trains_with_ppo_and_distils_in_one_program(name, program, num_envs, keywords, key):
     """All that is trained moves and stays finite.
 
-    The return is nan until the first episode has ended, and only until then.
+    The return is -inf until the first episode has ended, and only until then.
     """
-    # gymnax's Swimmer itself adds arrays of different rank.
-    with jax.numpy_rank_promotion("allow") if name == "Swimmer-misc" else contextlib.nullcontext():
-        env = presets.make_env(name, presets.Preset(num_envs=num_envs))
-        phases = jit(partial(teach_and_distil, env, keywords))(key)
-    for untrained, (before, after, metrics) in zip(
-        ((), ("value",)), phases, strict=True
-    ):  # the KL reads no value
+    env = presets.make_env(name, presets.Preset(num_envs=num_envs))
+    phases = jit(partial(program, env, keywords))(key)
+    for untrained, (before, after, metrics) in zip(UNTRAINED[program], phases, strict=True):
         for (path, old), new in zip(
             jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=True
         ):
@@ -88,6 +104,7 @@ def test_trains_with_ppo_and_distils_in_one_program(name, num_envs, keywords, ke
         for metric, values in metrics.items():
             finite = np.cumsum(metrics["episodes"]) > 0 if metric == "return" else True
             np.testing.assert_array_equal(np.isfinite(values), finite, err_msg=metric)
+            assert not np.any(np.isnan(values))
     assert np.all(metrics["loss/kl"] > 0)
 
 

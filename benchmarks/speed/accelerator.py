@@ -1,23 +1,27 @@
 """This library on one accelerator: is it right there, how fast is it, what would make it faster.
 
-    python benchmarks/speed/accelerator.py [--rows device correct ...] [--size tiny|full]
-                                           [--out FILE] [--minutes 8] [--draw]
+    python benchmarks/speed/accelerator.py [--rows device correct ...] [--minutes 8] [--draw]
 
 Rows run in the order of `ROWS`, the most important first. Every figure is written as soon as it is
 measured: a cut leaves what there was. A row that fails says why and the next one runs; one that has
 used up its minute leaves out the rest of its points. The programs of a row are compiled side by
 side before any of them runs; their compile seconds stand beside them.
+A call goes on with the file that is there, and measures the rows it names again. Writes
+results/speed/accelerator.json.
 accelerator.md tells how to run it on a machine without a network, and how to read what it wrote.
 """
 
+from benchmarks import frame
+
+if __name__ == "__main__":  # before what it needs is imported: --help answers at once
+    GIVEN = frame.start(frame.Accelerator, __doc__, __file__)
+
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Literal
 
 from accelerator_correct import correct, make_reference
 from accelerator_inside import compiling, memory, peaks, print_first_update, profile
@@ -29,16 +33,16 @@ ROWS: dict[str, Callable[[Size], Entries]] = {
     "device": device,
     "correct": correct,
     "distil-CartPole": grid("distillation", "CartPole-v1"),
-    "ppo-CartPole": grid("ppo", "CartPole-v1", seeds_of=3),
+    "ppo-CartPole": grid("ppo", "CartPole-v1"),
     "distil-Breakout": grid("distillation", "Breakout-MinAtar"),
     "seeds": seeds,
     "profile": profile,
-    "ppo-Breakout": grid("ppo", "Breakout-MinAtar", seeds_of=2),
-    "distil-Asterix": grid("distillation", "Asterix-MinAtar", seeds_of=2),
+    "ppo-Breakout": grid("ppo", "Breakout-MinAtar"),
+    "distil-Asterix": grid("distillation", "Asterix-MinAtar"),
     "added": added,
     "compiling": compiling,
     "raw": raw,
-    "ppo-Asterix": grid("ppo", "Asterix-MinAtar", seeds_of=2),
+    "ppo-Asterix": grid("ppo", "Asterix-MinAtar"),
     "memory": memory,
     "levers-distil-CartPole": levers("distillation", "CartPole-v1"),
     "levers-ppo-CartPole": levers("ppo", "CartPole-v1"),
@@ -114,43 +118,23 @@ def run_rows(rows: tuple[str, ...], size: Size, out: Path, minutes: float) -> di
     return result
 
 
-def main(
-    rows: tuple[str, ...] = (),
-    size: Literal["tiny", "full"] = "full",
-    out: Path = Path("runs/benchmarks/accelerator.json"),
-    minutes: float = 8.0,
-    draw: bool = False,
-    first_update: bool = False,
-    write_reference: bool = False,
-) -> None:
-    """Measures this library on this machine's accelerator, row by row.
-
-    Args:
-        rows: which, by name; default all but levers, flags and their like.
-        size: of the points; tiny is for seeing that it runs.
-        out: the JSON that is written, or gone on with.
-        minutes: in which all rows are done.
-        draw: measures nothing; prints the table of the JSON and draws the picture beside it.
-        first_update: prints what a fresh process needs to its first update, and ends.
-        write_reference: makes the committed numbers of row "correct" anew, on a CPU, and ends.
-    """
-    if first_update:
+def main(given: frame.Accelerator) -> None:
+    """Measures the rows, or does the one other thing that was asked for."""
+    out = Path(frame.place().folder) / "accelerator.json"
+    if given.first_update:
         return print_first_update()
-    if write_reference:
+    if given.write_reference:
         return make_reference()
-    if draw:
+    if given.draw:
         from accelerator_draw import picture, table
 
         result = json.loads(out.read_text())
         table(result)
         return picture(result, out.with_suffix(".png"))
-    unknown = set(rows) - set(ROWS)
-    if unknown:
-        sys.exit(f"error: unknown rows {', '.join(sorted(unknown))}. There are: {', '.join(ROWS)}.")
-    run_rows(rows or tuple(name for name in ROWS if name not in ASIDE), SIZES[size], out, minutes)
+    usual = tuple(name for name in ROWS if name not in ASIDE)
+    rows = frame.chosen(given.rows, tuple(ROWS)) if given.rows else usual
+    run_rows(rows, SIZES[given.size], out, given.minutes)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main, prog="benchmarks/speed/accelerator.py")
+    main(GIVEN)

@@ -178,13 +178,13 @@ def compiling(size: Size) -> Entries:
 def in_a_child(row: str, size: Size, **environment: str) -> Entries:
     """The entries of a row that runs in a process of its own, of at most a minute."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "row.json"
         label = next(name for name, value in SIZES.items() if value is size)
-        command = [sys.executable, str(SCRIPT), "--rows", row, "--size", label, "--out", str(out)]
+        command = [sys.executable, str(SCRIPT), "--rows", row, "--size", label, "--out", folder]
         done = subprocess.run(
             command, env=os.environ | SHARED_MEMORY | environment, capture_output=True, text=True
         )
-        entries = json.loads(out.read_text())["rows"][row]["entries"] if out.exists() else []
+        written = list(Path(folder).rglob("accelerator.json"))
+        entries = json.loads(written[0].read_text())["rows"][row]["entries"] if written else []
     yield from entries or [{"skipped": (done.stderr or done.stdout)[-400:]}]
 
 

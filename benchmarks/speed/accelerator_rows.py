@@ -11,6 +11,7 @@ from programs import (
     LATE,
     ROUNDS,
     ROW_SECONDS,
+    TOO_LARGE,
     Entries,
     Size,
     T,
@@ -65,17 +66,17 @@ def device(size: Size) -> Entries:
     yield {"what": "one small kernel, in a loop of 1000", "microseconds": 1e3 * looped}
 
 
-def grid(kind: str, game: str, seeds_of: int = 4) -> Callable[[Size], Entries]:
-    """Steps per second by environments and the first `seeds_of` numbers of seeds.
+def grid(kind: str, game: str) -> Callable[[Size], Entries]:
+    """Steps per second by environments and seeds.
 
     What matters most is compiled and run first: the minute leaves out the others.
     """
 
     def row(size: Size) -> Entries:
         began, algorithms = time.perf_counter(), {}
-        points = [(envs, n) for n in size.seeds[:seeds_of] for envs in size.envs]
-        points = [(envs, n) for envs, n in points if envs * n <= size.most[game]]
+        points = [(envs, n) for n in size.seeds for envs in size.envs]
         points.sort(key=lambda point: (point[0] not in (size.envs[1], size.envs[-1]), point[1]))
+        fitting = [(envs, n) for envs, n in points if envs * n <= size.most[game]]
 
         def source(envs, n):
             if envs not in algorithms:
@@ -83,10 +84,10 @@ def grid(kind: str, game: str, seeds_of: int = 4) -> Callable[[Size], Entries]:
             algorithm, inputs = algorithms[envs]
             return build(algorithm, envs, n, inputs, updates=1 if envs * n > 2**17 else 4)
 
-        sources = {point: lambda point=point: source(*point) for point in points}
+        sources = {point: lambda point=point: source(*point) for point in fitting}
         programs = side_by_side(sources, began + COMPILE_SECONDS)
         for envs, n in points:
-            program = programs.pop((envs, n))
+            program = programs.pop((envs, n), TOO_LARGE)
             late = time.perf_counter() - began > ROW_SECONDS - 5
             yield {"num_envs": envs, "seeds": n} | measured(LATE if late else program, size)
 

@@ -17,6 +17,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 from rich.console import Console
@@ -39,9 +41,10 @@ import json, sys, time
 began = time.perf_counter()
 import jax, jaxkd
 from jaxkd import presets
-name, folder = sys.argv[1:]
+name, folder, size = sys.argv[1:]
 if folder: jaxkd.compile_cache(folder)
-p = presets.preset(name)
+size = json.loads(size)
+p = presets.preset(name)._replace(**size["preset"])
 env = presets.make_env(name, p)
 teacher = presets.teacher_network(env, p)
 student = jaxkd.networks.mlp(env, (44,))
@@ -50,9 +53,10 @@ kd = jaxkd.distill(env, student, teacher, losses={"kl": jaxkd.losses.forward_kl(
 def experiment(key):
     k_teacher, k_student, k_score = jax.random.split(key, 3)
     expert, _ = jaxkd.run(ppo, k_teacher, updates)
-    pupil, metrics = jaxkd.run(kd, k_student, 100, expert.params)
-    return metrics, jaxkd.evaluate(env, student, pupil.params, k_score, num_episodes=64).returns.mean()
-keys = jax.block_until_ready(jaxkd.seeds(0, 4))
+    pupil, metrics = jaxkd.run(kd, k_student, size["updates"], expert.params)
+    score = jaxkd.evaluate(env, student, pupil.params, k_score, num_episodes=size["episodes"])
+    return metrics, score.returns.mean()
+keys = jax.block_until_ready(jaxkd.seeds(0, size["seeds"]))
 start = time.perf_counter()
 lowered = jax.jit(jax.vmap(experiment)).lower(keys)
 traced = time.perf_counter()
@@ -61,22 +65,41 @@ print(json.dumps({"import": start - began, "trace": traced - start, "compile": t
 """
 
 
-def seconds(name: str, folder: str) -> dict[str, float]:
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    games: tuple[str, ...] = GAMES
+    seeds: int = 4
+    updates: int = 100
+    episodes: int = 64
+    preset: dict = {}
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(games=GAMES[:4]),
+    "tiny": Sizes(("CartPole-v1",), 1, 1, 2, protocol.TINY_PRESET),
+}
+
+
+def seconds(name: str, folder: str, size: Sizes) -> dict[str, float]:
     """Of one fresh process."""
     made = subprocess.run(
-        [sys.executable, "-c", CHILD, name, folder], capture_output=True, text=True
+        [sys.executable, "-c", CHILD, name, folder, json.dumps(size._asdict())],
+        capture_output=True,
+        text=True,
     )
     if made.returncode:
         raise SystemExit(f"{name}: {made.stderr[-2000:]}")
     return json.loads(made.stdout.splitlines()[-1])
 
 
-def row(name: str) -> dict[str, dict[str, float]]:
+def row(name: str, size: Sizes) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         return {
-            "nothing": seconds(name, ""),
-            "filling": seconds(name, folder),
-            "cached": seconds(name, folder),
+            "nothing": seconds(name, "", size),
+            "filling": seconds(name, folder, size),
+            "cached": seconds(name, folder, size),
         }
 
 
@@ -118,34 +141,23 @@ def draw(rows: dict):
     return figure
 
 
-def main(names: list[str]) -> int:
-    rows, table = (
-        {},
-        Table("program", "trace", "compile", "from the cache: trace", "load", "import"),
-    )
-    for name in names or GAMES:
-        rows[name] = row(name)
-        fresh, cached = rows[name]["nothing"], rows[name]["cached"]
-        table.add_row(
-            name,
-            *(
-                f"{x:.1f}"
-                for x in (
-                    fresh["trace"],
-                    fresh["compile"],
-                    cached["trace"],
-                    cached["compile"],
-                    fresh["import"],
-                )
-            ),
-        )
+def main(given: frame.Named) -> int:
+    size = frame.sized(given, SIZES)
+    names = frame.chosen(given.names, size.games)
+    runs = {name: partial(row, name, size) for name in names}
+    rows, _ = protocol.arms("compile", runs, lambda _: size)
+    table = Table("program", "trace", "compile", "from the cache: trace", "load", "import")
+    for name, found in rows.items():
+        fresh, cached = found["nothing"], found["cached"]
+        spent = fresh["trace"], fresh["compile"], cached["trace"], cached["compile"]
+        table.add_row(name, *(f"{x:.1f}" for x in (*spent, fresh["import"])))
     Console(width=100).print(table)
     failed = gate(rows)
-    print(*failed or ["passed"], sep="\n")
-    if not names:
+    if set(rows) == set(size.games):
         protocol.write("compile", {"rows": rows, "failed": failed}, draw(rows))
-    return len(failed)
+        protocol.forget("compile")
+    return protocol.verdict(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(list(GIVEN.names)))
+    sys.exit(main(GIVEN))

@@ -1,13 +1,13 @@
 """The main job in ONE compiled call: teachers, students of 1/15 of their size, the same students
 without a teacher, every policy scored alone.
 
-    python benchmarks/speed/headline.py [CartPole-v1] [--seeds 16] [--commit]
+    python benchmarks/speed/headline.py [CartPole-v1] [--seeds 16]
 
 One jit of one vmap over seeds: each seed trains its own teacher with PPO, distils it while the
 student acts, trains the control (PPO, the student's network and number of steps), and plays greedy
-episodes with each. Prints the table; `--commit` writes results/speed/headline.json. `jaxkd distill`
-does the same job with a live line, files for every seed and a safe Ctrl-C, for which it looks at
-the run between updates.
+episodes with each. Prints the table, writes results/speed/headline.json. `jaxkd distill` does the
+same job with a live line, files for every seed and a safe Ctrl-C, for which it looks at the run
+between updates.
 """
 
 from benchmarks import frame
@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Headline, __doc__, __file__)
 
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,12 +30,23 @@ from jaxkd.cli.device import describe
 ROLES = {"teacher": "teacher", "student": "student", "control": "same network, no teacher"}
 
 
-def job(settings: frame.Headline):
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    seeds: int = 16
+    episodes: int = 128  # greedy, of each policy and seed
+    preset: dict = {}
+
+
+SIZES = {"full": Sizes(), "cpu": Sizes(), "tiny": Sizes(2, 2, protocol.TINY_PRESET)}
+
+
+def job(name: str, chosen: Sizes):
     """The experiment of one key -> dict of mean greedy returns [], the actors' sizes, and the
     environment steps of a seed.
     """
-    p = presets.preset(settings.env)
-    env = presets.make_env(settings.env, p)
+    p = protocol.preset(name, chosen)
+    env = presets.make_env(name, p)
     teacher = presets.teacher_network(env, p)
     shapes = jax.eval_shape(teacher.init, jax.random.key(0))
     size = jaxkd.actor_size(teacher, shapes, env.obs_spec)
@@ -56,7 +68,7 @@ def job(settings: frame.Headline):
         def score(name):
             policy = teacher if name == "teacher" else student
             return jaxkd.evaluate(
-                env, policy, params[name], keys["score"], num_episodes=settings.episodes
+                env, policy, params[name], keys["score"], num_episodes=chosen.episodes
             ).returns.mean()
 
         return {name: score(name) for name in phases}
@@ -65,11 +77,11 @@ def job(settings: frame.Headline):
     return experiment, {"teacher": size, "student": small, "control": small}, steps
 
 
-def played(settings: frame.Headline, experiment, console) -> tuple[dict, dict[str, float]]:
+def played(given: frame.Headline, size: Sizes, experiment) -> tuple[dict, dict[str, float]]:
     """(returns [seeds] of each role, seconds of compiling and running): the one compiled call."""
-    what = f"{settings.env}: {settings.seeds} seeds of teacher, student and control"
-    with console.status(f"{what} in one compiled call"):
-        keys = jaxkd.seeds(settings.seed, settings.seeds)
+    with protocol.live(f"{given.env}, {size.seeds} seeds", 1) as begin:
+        begin("teacher, student and control in one compiled call", 0)
+        keys = jaxkd.seeds(given.seed, size.seeds)
         began = time.perf_counter()
         program = jax.jit(jax.vmap(experiment)).lower(keys).compile()
         compiled = time.perf_counter()
@@ -79,11 +91,11 @@ def played(settings: frame.Headline, experiment, console) -> tuple[dict, dict[st
     return returns, seconds
 
 
-def table(settings: frame.Headline, rows: dict[str, dict]) -> Table:
+def table(name: str, size: Sizes, rows: dict[str, dict]) -> Table:
     """What `make demo` shows."""
     shown = Table(
         "policy",
-        title=f"{settings.env}: {settings.seeds} seeds, {settings.episodes} greedy episodes each, "
+        title=f"{name}: {size.seeds} seeds, {size.episodes} greedy episodes each, "
         "every policy acting alone",
     )
     for heading in (
@@ -105,24 +117,28 @@ def table(settings: frame.Headline, rows: dict[str, dict]) -> Table:
     return shown
 
 
-def main(settings: frame.Headline) -> None:
+def main(given: frame.Headline) -> None:
     print(f"device: {describe(jax.devices()[0])}", flush=True)
-    console = report.console()
-    experiment, sizes, steps = job(settings)
-    returns, seconds = played(settings, experiment, console)
+    console, size = report.console(), frame.sized(given, SIZES)
+    size = size._replace(episodes=given.episodes or size.episodes)
+    experiment, sizes, steps = job(given.env, size)
+    returns, seconds = played(given, size, experiment)
     rows = {}
     for name in ROLES:
         x = np.asarray(returns[name], np.float64)
-        figures = {"iqm": jaxkd.iqm(x), "interval": jaxkd.interval(x), "worst": x.min()}
-        rows[name] = figures | {"actor_parameters": sizes[name], "env_steps": steps[name]}
-    console.print(table(settings, rows))
+        rows[name] = protocol.summary(x) | {
+            "actor_parameters": sizes[name],
+            "env_steps": steps[name],
+        }
+    console.print(table(given.env, size, rows))
     console.print(
         f"one compiled call: {seconds['run']} s, and {seconds['compile']} s of compiling",
         highlight=False,
     )
-    if settings.commit:
-        chosen = {k: getattr(settings, k) for k in ("env", "seeds", "seed", "episodes")}
-        protocol.write("headline", {"settings": chosen, "rows": rows, "seconds": seconds})
+    chosen = dict(env=given.env, seeds=size.seeds, seed=given.seed, episodes=size.episodes)
+    chosen |= {"preset": protocol.changed(protocol.preset(given.env, size))}
+    result = {"settings": protocol.digest(chosen), "rows": rows, "seconds": seconds}
+    protocol.write("headline", result)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Given, __doc__, __file__)
 
 import contextlib
+from functools import partial
+from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -70,7 +72,8 @@ def rolled():
 @contextlib.contextmanager
 def always():
     """Beginnings of episodes computed in every step."""
-    with mock.patch.object(envs.batch, "where_any", lambda wanted, then, otherwise: then()):
+    computed = lambda wanted, then, otherwise, *args: then(*args)
+    with mock.patch.object(envs.batch, "where_any", computed):
         yield
 
 
@@ -105,19 +108,37 @@ def within(change, function):
     return changed
 
 
-def one_seed(algorithm):
-    """The metrics and the last state of REPEATS updates by a plain `run`."""
-    return lambda key, *inputs: jaxkd.run(algorithm, key, throughput.REPEATS, *inputs)
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    points: tuple[tuple[int, int], ...] = ((64, 1), (64, 16), (512, 1))  # environments, seeds
+    works: tuple[str, ...] = ("distillation", "ppo")
+    levers: tuple[str, ...] = tuple(LEVERS)
+    repeats: int = throughput.REPEATS
+    rounds: int = throughput.ROUNDS
 
 
-def row(num_envs: int, num_seeds: int) -> dict[str, dict[str, float]]:
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(points=((64, 1),)),
+    "tiny": Sizes(((4, 1),), ("ppo",), ("as it is", "always reset", "reset pool"), 1, 1),
+}
+
+
+def one_seed(algorithm, times: int):
+    """The metrics and the last state of so many updates by a plain `run`."""
+    return lambda key, *inputs: jaxkd.run(algorithm, key, times, *inputs)
+
+
+def row(size: Sizes, num_envs: int, num_seeds: int) -> dict[str, dict[str, float]]:
     usual = jaxkd.envs.make("CartPole-v1", num_envs)
     big, small = (
         jaxkd.networks.mlp(usual, (64, 64), separate=True),
         jaxkd.networks.mlp(usual, (44,)),
     )
     sources = {}
-    for name, change in LEVERS.items():
+    for name in size.levers:
+        change = LEVERS[name]
         env = (
             jaxkd.envs.make("CartPole-v1", num_envs, reset_pool=8)
             if name == "reset pool"
@@ -131,13 +152,15 @@ def row(num_envs: int, num_seeds: int) -> dict[str, dict[str, float]]:
         kd = jaxkd.distill(env, small, big, losses=terms()[0], optimizer=packed(KD_OPTIMIZER))
         ppo = jaxkd.ppo(env, big, optimizer=packed(PPO_OPTIMIZER))
         params = big.init(jax.random.key(1))
-        sources[f"distillation, {name}"] = (within(change, whole(kd)), (keys, params))
-        sources[f"ppo, {name}"] = (within(change, whole(ppo)), (keys,))
-    seconds, compiling = measure(sources)
+        works = {"distillation": (kd, (keys, params)), "ppo": (ppo, (keys,))}
+        for work in size.works:
+            algorithm, args = works[work]
+            sources[f"{work}, {name}"] = (within(change, whole(algorithm, size.repeats)), args)
+    seconds, compiling = measure(sources, size.rounds)
     found = {}
     for name in sources:
         plain = name.split(",")[0] + ", as it is"
-        steps = throughput.T * num_envs * num_seeds * throughput.REPEATS / np.median(seconds[name])
+        steps = throughput.T * num_envs * num_seeds * size.repeats / np.median(seconds[name])
         found[name] = {
             "gain": throughput.ratio(seconds[plain], seconds[name]),
             "steps_per_second": steps,
@@ -150,13 +173,13 @@ def row(num_envs: int, num_seeds: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def main(given: frame.Given) -> None:
+    size = frame.sized(given, SIZES)
+    runs = {f"{n} envs, {seeds} seeds": partial(row, size, n, seeds) for n, seeds in size.points}
+    found, _ = protocol.arms("levers", runs, lambda _: size)
+    protocol.write("levers", {"rows": found})
+    protocol.forget("levers")
+
+
 if __name__ == "__main__":
-    protocol.write(
-        "levers",
-        {
-            "rows": {
-                f"{n} envs, {seeds} seeds": row(n, seeds)
-                for n, seeds in ((64, 1), (64, 16), (512, 1))
-            }
-        },
-    )
+    main(GIVEN)

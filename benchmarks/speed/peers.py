@@ -1,9 +1,11 @@
 """Environment steps per second beside other libraries, each in its own virtual environment, in
 turns with ours on this machine's processor.
 
-    python benchmarks/speed/peers.py [rejax] [sb3] [rsl_rl] [--quick]     # default all; --quick:
-    one short round, nothing written python benchmarks/speed/peers.py [names] --verify
-    # does each of them learn? return reached, fall of the loss
+    python benchmarks/speed/peers.py [rejax] [sb3] [rsl_rl]     # default all
+    python benchmarks/speed/peers.py [names] --verify           # does each of them learn?
+
+At a smaller size (`make extras` takes tiny: one short round) a peer that cannot be installed here is
+told and left out.
 
 Configuration (`peers/child.py`): 64 environments x 32 steps an update; PPO in CartPole, 4 epochs x
 4 minibatches, MLP 64-64 tanh, a critic apart, Adam 2.5e-4; distillation 1 epoch x 4 minibatches,
@@ -28,6 +30,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -87,17 +90,51 @@ PAIRS = {
 }
 
 
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    rounds: int = ROUNDS
+    share: int = 1  # so many times fewer updates in a measurement
+
+
+SIZES = {"full": Sizes(), "cpu": Sizes(rounds=2), "tiny": Sizes(1, 48)}
+
+
 def interpreter(peer: str) -> Path:
-    """The peer's own Python; its environment is built where it is missing or its pins have changed."""
+    """The peer's own Python; its environment is built where it is missing or its pins have changed.
+
+    Raises:
+        SystemExit: it cannot be built; one line, with the last of what pip says.
+    """
     folder, pins = FOLDER / peer, "\n".join(PINS[peer])
     stamp, python = folder / "pins.txt", folder / "bin" / "python"
     if not stamp.exists() or stamp.read_text() != pins:
         print(f"building {folder}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-qq", *PINS[peer]], check=True)
+        for command in (
+            [sys.executable, "-m", "venv", folder],
+            [python, "-m", "pip", "install", "-qq", *PINS[peer]],
+        ):
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+            if done.returncode != 0:
+                why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise SystemExit(f"error: {peer} cannot be installed here: {why}")
         stamp.write_text(pins)
     return python
+
+
+def installed(pairs: dict[str, Pair], go_on: bool) -> set[str]:
+    """The peers that are there now; one that cannot be is told, and ends it unless we `go_on`."""
+    found = set()
+    for peer in dict.fromkeys(pair.peer for pair in pairs.values()):
+        try:
+            interpreter(peer)
+            found.add(peer)
+        except SystemExit as error:
+            if not go_on:
+                raise
+            print(error, file=sys.stderr, flush=True)
+    return found
 
 
 def start(python: Path | str, library: str, work: str, mode: int | str) -> subprocess.Popen[str]:
@@ -134,12 +171,12 @@ def measurement(child: subprocess.Popen[str]) -> float:
     return told["steps"] / told["seconds"]
 
 
-def compare(pair: Pair, quick: bool) -> dict:
+def compare(pair: Pair, size: Sizes) -> dict:
     """Both sides' figures, measured in turns, and their ratio."""
-    share, rounds = (8, 1) if quick else (1, ROUNDS)
+    ours, theirs = (n // size.share for n in (pair.our_updates, pair.their_updates))
     sides = {
-        "ours": (sys.executable, "jaxkd", pair.ours, pair.our_updates // share),
-        "theirs": (interpreter(pair.peer), pair.peer, pair.theirs, pair.their_updates // share),
+        "ours": (sys.executable, "jaxkd", pair.ours, ours),
+        "theirs": (interpreter(pair.peer), pair.peer, pair.theirs, theirs),
     }
     children, told = {}, {}
     try:
@@ -150,7 +187,8 @@ def compare(pair: Pair, quick: bool) -> dict:
             children[side] = start(*arguments)
             told[side] = answer(children[side])
         speeds = [
-            {side: measurement(child) for side, child in children.items()} for _ in range(rounds)
+            {side: measurement(child) for side, child in children.items()}
+            for _ in range(size.rounds)
         ]
     finally:
         for child in children.values():
@@ -235,29 +273,35 @@ def gate(rows: dict[str, dict]) -> list[str]:
 def main(given: frame.Peers) -> int:
     # What the children run on, and the device that is written down.
     jax.config.update("jax_platforms", "cpu")
-    names, quick = given.names, given.quick
-    if unknown := set(names) - set(PINS):
-        raise SystemExit(f"{', '.join(sorted(unknown))}? The peers are {', '.join(PINS)}.")
-    pairs = {name: pair for name, pair in PAIRS.items() if not names or pair.peer in names}
+    size, names = frame.sized(given, SIZES), frame.chosen(given.names, tuple(PINS))
+    pairs = {name: pair for name, pair in PAIRS.items() if pair.peer in names}
+    missing = {pair.peer for pair in pairs.values()} - installed(pairs, go_on=size != Sizes())
+    pairs = {name: pair for name, pair in pairs.items() if pair.peer not in missing}
+    if not pairs:
+        return len(missing)
     if given.verify:
         return verify(pairs)
     file = protocol.RESULTS / "speed" / "peers.json"
-    rows = json.loads(file.read_text())["rows"] if names and file.exists() and not quick else {}
+    partly = given.names and file.exists() and given.size == frame.FULL
+    rows = json.loads(file.read_text())["rows"] if partly else {}
+    runs = {name: partial(compare, pair, size) for name, pair in pairs.items()}
+    settings = lambda name: [PAIRS[name], PINS[PAIRS[name].peer], size]
+    say = lambda row: f"{row['ratio']:.2f} times"
+    found, _ = protocol.arms("peers", runs, settings, say)
+    rows |= found
     table = Table(
         "peer", "what", "ours, steps/s", "theirs, steps/s", "ratio", "compile s (ours, theirs)"
     )
-    for name, pair in pairs.items():
-        row = rows[name] = compare(pair, quick)
+    for name, row in found.items():
         speeds = [f"{row[side]['steps_per_second'] / 1e3:,.1f}k" for side in ("ours", "theirs")]
         compiling = ", ".join(f"{row[side]['compile_seconds']:.1f}" for side in ("ours", "theirs"))
-        table.add_row(name, pair.what, *speeds, f"{row['ratio']:.2f}", compiling)
+        table.add_row(name, row["what"], *speeds, f"{row['ratio']:.2f}", compiling)
     Console(width=120).print(table)
     failed = gate(rows)
-    print(*failed or ["passed"], sep="\n")
-    if not quick:
-        rows = {name: rows[name] for name in PAIRS if name in rows}
-        protocol.write("peers", {"rounds": ROUNDS, "failed": failed, "rows": rows}, draw(rows))
-    return 0 if quick else len(failed)
+    rows = {name: rows[name] for name in PAIRS if name in rows}
+    protocol.write("peers", {"rounds": size.rounds, "failed": failed, "rows": rows}, draw(rows))
+    protocol.forget("peers")
+    return protocol.verdict(failed) + len(missing)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 T, ROUNDS, ROW_SECONDS = 32, 3, 60.0
 COMPILE_SECONDS = 40.0  # of a row; the rest is for running
 LATE = "left out: the row's time was over"
+TOO_LARGE = "left out: more environments x seeds than this row tries (`Size.most`)"
 
 
 class Size(NamedTuple):
@@ -44,7 +45,17 @@ FULL = Size(
 
 TINY = Size((16, 32), (1, 2), dict.fromkeys(FULL.most, 32), 0.01, 256, 16, 16)
 
-SIZES = {"tiny": TINY, "full": FULL}
+CPU = Size(
+    (64, 256),
+    (1, 4),
+    {"CartPole-v1": 2**10, "Breakout-MinAtar": 2**8, "Asterix-MinAtar": 2**8},
+    0.2,
+    1024,
+    64,
+    64,
+)
+
+SIZES = {"tiny": TINY, "cpu": CPU, "full": FULL}
 
 SAMPLE = (
     ("distillation", "CartPole-v1"),

@@ -1,10 +1,10 @@
 """Steps per second and memory against environments, seeds, virtual devices and processes; each
 point in a fresh process.
 
-    python benchmarks/speed/scaling.py [--quick]
+    python benchmarks/speed/scaling.py
 
 CartPole, PPO and distillation at the configuration of throughput.py (32 steps an update), after one
-warm-up the median of ROUNDS runs of UPDATES updates. Memory: how far the process grows while a run
+warm-up the median of five runs of about a second. Memory: how far the process grows while a run
 goes on, beyond what it holds before and after (its code and the compiler's leavings), beside
 `jaxkd.memory_needed`, which is known before it runs; "in all" is the peak of the whole process,
 with compiling. Linux alone tells these. Devices are virtual and share this machine's cores, so
@@ -22,22 +22,37 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import frame
 
-ROUNDS = 5
 T = {"ppo": 32, "distillation": 32, "breakout": 128}
-ENVS, SEEDS, DEVICES, PROCESSES = (64, 256, 1024, 4096, 16384), (1, 4, 16, 64), (1, 2, 4, 8), (1, 2)
-SPREAD_ENVS = 2048  # environments that are spread over devices and processes
 EPOCHS = {"ppo": 4, "distillation": 1, "breakout": 4}
-SIZES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}
+BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}
 
 
-def updates_of(rows: int) -> int:
-    """So many that a run takes about a second."""
-    return max(2, 400_000 // rows)
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    works: tuple[str, ...] = ("ppo", "distillation")
+    envs: tuple[int, ...] = (64, 256, 1024, 4096, 16384)
+    seeds: tuple[int, ...] = (1, 4, 16, 64)
+    devices: tuple[int, ...] = (1, 2, 4, 8)
+    processes: tuple[int, ...] = (1, 2)
+    spread: int = 2048  # environments that are spread over devices and processes
+    breakout: int = 2048  # environments; 0: left out
+    rows: int = 400_000  # environment steps of a run, about a second
+    rounds: int = 5
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(envs=(64, 1024), seeds=(1, 16), devices=(1, 2), breakout=0),
+    "tiny": Sizes(("ppo",), (4,), (1,), (2,), (1,), 4, 0, 1, 1),
+}
 
 
 def program(work: str, num_envs: int, num_seeds: int, devices: int) -> tuple:
@@ -109,7 +124,7 @@ def communicated(algorithm, keys, inputs, repeats: int) -> int:
         )
         if made:
             size = sum(
-                SIZES[kind] * prod(int(n) for n in shape.split(",") if n)
+                BYTES[kind] * prod(int(n) for n in shape.split(",") if n)
                 for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", made[1])
             )
             total += size * (repeats if line.count("while/body") > 1 else 1)
@@ -117,7 +132,15 @@ def communicated(algorithm, keys, inputs, repeats: int) -> int:
 
 
 def child(
-    work: str, num_envs: int, num_seeds: int, devices: int, processes: int, index: int, port: int
+    work: str,
+    num_envs: int,
+    num_seeds: int,
+    devices: int,
+    processes: int,
+    rows: int,
+    rounds: int,
+    index: int,
+    port: int,
 ) -> None:
     """Prints the figures of one point."""
     import jax
@@ -129,33 +152,31 @@ def child(
     import jaxkd
 
     algorithm, keys, inputs = program(work, num_envs, num_seeds, devices * processes)
-    updates = updates_of(T[work] * num_envs * num_seeds)
+    updates = max(2, rows // (T[work] * num_envs * num_seeds))
     expected = jaxkd.memory_needed(algorithm, keys, updates, *inputs)
     run = lambda: jax.block_until_ready(jaxkd.run(algorithm, keys, updates, *inputs))
     run()
     in_all, used = memory("VmHWM"), grown(run)
     seconds = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         began = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - began)
+    steps, divided = T[work] * num_envs * num_seeds * updates, devices * processes > 1
+    repeats = EPOCHS[work] * 4  # of a collective inside the loop over minibatches
     figures = {
-        "steps_per_second": T[work] * num_envs * num_seeds * updates / statistics.median(seconds)
-    }
-    figures |= {
+        "steps_per_second": steps / statistics.median(seconds),
         "memory_needed": expected,
         "memory_used": used,
         "memory_in_all": in_all,
         "updates": updates,
+        "communicated": communicated(algorithm, keys, inputs, repeats) if divided else 0,
     }
-    figures["communicated"] = (
-        communicated(algorithm, keys, inputs, EPOCHS[work] * 4) if devices * processes > 1 else 0
-    )
     print(json.dumps(figures))
 
 
 def point(
-    work: str, num_envs: int, num_seeds: int = 1, devices: int = 1, processes: int = 1
+    size: Sizes, work: str, num_envs: int, num_seeds: int = 1, devices: int = 1, processes: int = 1
 ) -> dict:
     """One point's figures, from as many processes as it has."""
     with socket.socket() as free:
@@ -166,17 +187,14 @@ def point(
         __file__,
         "--child",
         work,
-        *map(str, (num_envs, num_seeds, devices, processes)),
+        *map(str, (num_envs, num_seeds, devices, processes, size.rows, size.rounds)),
     ]
     running = [
         subprocess.Popen([*command, str(i), str(port)], stdout=subprocess.PIPE, text=True)
         for i in range(processes)
     ]
     told = [process.communicate()[0] for process in running]
-    found = json.loads(told[0].splitlines()[-1])
-    where = f"{num_envs} envs, {num_seeds} seeds, {devices} devices, {processes} processes"
-    print(f"{work:12} {where}: {found['steps_per_second'] / 1e3:,.0f}k steps/s", flush=True)
-    return found | {
+    return json.loads(told[0].splitlines()[-1]) | {
         "work": work,
         "num_envs": num_envs,
         "seeds": num_seeds,
@@ -210,12 +228,12 @@ def show(rows: list[dict]) -> None:
     Console(width=120).print(table)
 
 
-def draw(rows: list[dict]):
+def draw(rows: list[dict], size: Sizes):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
-    for axis, (what, chosen) in zip(axes, groups(rows).items(), strict=True):
-        for work in ("ppo", "distillation"):
+    for axis, (what, chosen) in zip(axes, groups(rows, size).items(), strict=True):
+        for work in size.works:
             mine = sorted((row for row in chosen if row["work"] == work), key=lambda row: row[what])
             x = [row[what] for row in mine]
             axis.plot(x, [row["steps_per_second"] for row in mine], marker="o", label=work)
@@ -226,42 +244,49 @@ def draw(rows: list[dict]):
     return figure
 
 
-def groups(rows: list[dict]) -> dict[str, list[dict]]:
+def groups(rows: list[dict], size: Sizes) -> dict[str, list[dict]]:
     """The rows of each picture."""
     alone = lambda row: row["devices"] == row["processes"] == 1
     return {
         "num_envs": [row for row in rows if alone(row) and row["seeds"] == 1],
-        "seeds": [row for row in rows if alone(row) and row["num_envs"] == ENVS[0]],
+        "seeds": [row for row in rows if alone(row) and row["num_envs"] == size.envs[0]],
         "devices": [
-            row for row in rows if row["processes"] == 1 and row["num_envs"] == SPREAD_ENVS
+            row for row in rows if row["processes"] == 1 and row["num_envs"] == size.spread
         ],
         "processes": [
-            row for row in rows if row["devices"] == 1 and row["num_envs"] == SPREAD_ENVS
+            row for row in rows if row["devices"] == 1 and row["num_envs"] == size.spread
         ],
     }
 
 
-def main(quick: bool) -> None:
+def points(size: Sizes) -> list[dict]:
+    """Keywords of `point`."""
+    found = [dict(num_envs=n) for n in size.envs]
+    found += [dict(num_envs=size.envs[0], num_seeds=n) for n in size.seeds[1:]]
+    found += [dict(num_envs=size.spread, devices=n) for n in size.devices]
+    return found + [dict(num_envs=size.spread, processes=n) for n in size.processes[1:]]
+
+
+def main(given: frame.Given) -> None:
     from benchmarks import protocol
 
-    points = [dict(num_envs=n) for n in ENVS] + [
-        dict(num_envs=ENVS[0], num_seeds=n) for n in SEEDS[1:]
-    ]
-    points += [dict(num_envs=SPREAD_ENVS, devices=n) for n in DEVICES] + [
-        dict(num_envs=SPREAD_ENVS, processes=n) for n in PROCESSES[1:]
-    ]
-    rows = [
-        point(work, **sizes)
-        for work in ("ppo", "distillation")
-        for sizes in (points[:1] if quick else points)
-    ]
-    rows.append(point("breakout", SPREAD_ENVS))
+    size = frame.sized(given, SIZES)
+    all_points = [(work, sizes) for work in size.works for sizes in points(size)]
+    if size.breakout:
+        all_points.append(("breakout", dict(num_envs=size.breakout)))
+    runs = {
+        ", ".join([work, *(f"{n} {what}" for what, n in sizes.items())]): partial(
+            point, size, work, **sizes
+        )
+        for work, sizes in all_points
+    }
+    say = lambda found: f"{found['steps_per_second'] / 1e3:,.0f}k steps/s"
+    found, _ = protocol.arms("scaling", runs, lambda _: size, say)
+    rows = list(found.values())
     show(rows)
-    print(
-        f"Breakout, {SPREAD_ENVS} environments x {T['breakout']} steps: {rows[-1]['memory_in_all'] / 2**30:.2f} GiB in all"
-    )
-    if not quick:
-        protocol.write("scaling", {"unroll_length": T, "rows": rows}, draw(rows))
+    print(f"in all {rows[-1]['memory_in_all'] / 2**30:.2f} GiB: {list(found)[-1]}")
+    protocol.write("scaling", {"unroll_length": T, "rows": rows}, draw(rows, size))
+    protocol.forget("scaling")
 
 
 if __name__ == "__main__":
@@ -269,4 +294,4 @@ if __name__ == "__main__":
         name, *numbers = sys.argv[2:]
         child(name, *map(int, numbers))
     else:
-        main(frame.start(frame.Quick, __doc__, __file__).quick)
+        main(frame.start(frame.Given, __doc__, __file__))

@@ -1,7 +1,7 @@
 """Environment steps per second of raw stepping, PPO and distillation, against the floor of their
 parts, and compile seconds.
 
-    python benchmarks/speed/throughput.py [--quick]
+    python benchmarks/speed/throughput.py
 
 CartPole with 64 environments, one seed and 16, and with 1024; Acrobot, Breakout (MinAtar's
 network), Asterix (likewise) and Pendulum with 64. 32 steps an update; PPO 4 epochs x 4 minibatches,
@@ -19,10 +19,12 @@ speed wanders. Writes results/speed/throughput.json and .png.
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Quick, __doc__, __file__)
+    GIVEN = frame.start(frame.Given, __doc__, __file__)
 
 import json
 import time
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +45,8 @@ from jaxkd.optimize import Optimization
 from jaxkd.rollout import Needs, Rollout
 
 T, MINIBATCHES, PPO_EPOCHS, REPEATS, ROUNDS = 32, 4, 4, 20, 7
-SIZES = [("CartPole-v1", 64, 1), ("CartPole-v1", 64, 16), ("CartPole-v1", 1024, 1)]
-SIZES += [
+POINTS = [("CartPole-v1", 64, 1), ("CartPole-v1", 64, 16), ("CartPole-v1", 1024, 1)]
+POINTS += [
     (name, 64, 1) for name in ("Acrobot-v1", "Breakout-MinAtar", "Asterix-MinAtar", "Pendulum-v1")
 ]
 FLOOR = {"distillation": ("env", "teacher forward", "kd gradient"), "ppo": ("env", "ppo gradient")}
@@ -55,6 +57,23 @@ PPO_OPTIMIZER = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(2.5e-4, e
 PPO_NEEDS = Needs(next_obs=False, teacher=False, teacher_next=False)
 
 
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    points: tuple[tuple[str, int, int], ...] = tuple(POINTS)  # environment, how many, seeds
+    repeats: int = REPEATS  # of an update of 64 environments, in one measurement
+    rounds: int = ROUNDS
+    aside: tuple[str, ...] = ("banded_convolution", "seaquest_entities", "added_to_ppo")
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(points=tuple(POINTS[:2])),
+    # Seaquest compiles for as long as all else together.
+    "tiny": Sizes((("CartPole-v1", 4, 1),), 1, 1, ("banded_convolution",)),
+}
+
+
 def compiled(fn, *args):
     """The compiled function and the seconds that tracing and compiling it took."""
     began = time.perf_counter()
@@ -62,12 +81,12 @@ def compiled(fn, *args):
     return program, time.perf_counter() - began
 
 
-def alternate(programs: dict) -> dict[str, np.ndarray]:
-    """Seconds [ROUNDS] of each program, {name: (program, args)}, run in turns."""
+def alternate(programs: dict, rounds: int) -> dict[str, np.ndarray]:
+    """Seconds [rounds] of each program, {name: (program, args)}, run in turns."""
     for program, args in programs.values():
         jax.block_until_ready(program(*args))
     seconds = {name: [] for name in programs}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, (program, args) in programs.items():
             began = time.perf_counter()
             jax.block_until_ready(program(*args))
@@ -157,10 +176,11 @@ def learn(policy, terms, optimizer, num_epochs):
     return fn
 
 
-def measure(sources: dict) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Seconds of running [ROUNDS] and of compiling each of {name: (function, args)}."""
+def measure(sources: dict, rounds: int = ROUNDS) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Seconds of running [rounds] and of compiling each of {name: (function, args)}."""
     built = {name: (*compiled(fn, *args), args) for name, (fn, args) in sources.items()}
-    seconds = alternate({name: (program, args) for name, (program, _, args) in built.items()})
+    programs = {name: (program, args) for name, (program, _, args) in built.items()}
+    seconds = alternate(programs, rounds)
     return seconds, {name: spent for name, (_, spent, _) in built.items()}
 
 
@@ -260,11 +280,12 @@ def minibatches(batch, epochs: int = 1):
     )
 
 
-def row(name: str, num_envs: int, num_seeds: int) -> dict:
+def row(size: Sizes, name: str, num_envs: int, num_seeds: int) -> dict:
     """One configuration: figures of the engine, of its stages and of its floor."""
     grids = 10 if name.endswith("MinAtar") else 1  # a convolution takes so many times longer
-    times = max(2, REPEATS * 64 // (num_envs * num_seeds * grids))
-    seconds, compile_seconds = measure(parts(jaxkd.envs.make(name, num_envs), num_seeds, times))
+    times = max(2, size.repeats * 64 // (num_envs * num_seeds * grids))
+    sources = parts(jaxkd.envs.make(name, num_envs), num_seeds, times)
+    seconds, compile_seconds = measure(sources, size.rounds)
     per = {part: 1e3 * np.median(value) / times for part, value in seconds.items()}
     floor = {engine: sum(seconds[part] for part in parts) for engine, parts in FLOOR.items()}
     return {
@@ -331,29 +352,27 @@ def table(rows: list[dict]) -> Table:
     return shown
 
 
-def main(quick: bool) -> None:
+def main(given: frame.Given) -> None:
     import throughput_extras as extras  # which imports this file
 
-    rows = []
-    for name, num_envs, num_seeds in SIZES[:1] if quick else SIZES:
-        print(f"{name}, {num_envs} environments, {num_seeds} seeds", flush=True)
-        rows.append(row(name, num_envs, num_seeds))
+    size = frame.sized(given, SIZES)
+    runs: dict = {
+        f"{name}, {n} x {seeds}": partial(row, size, name, n, seeds)
+        for name, n, seeds in size.points
+    }
+    aside = {name: partial(extras.MEASURES[name], size) for name in size.aside}
+    found, _ = protocol.arms("throughput", runs | aside, lambda _: size)
+    rows = [found[name] for name in runs]
     Console(width=140).print(table(rows))
-    made: dict = {"unroll_length": T, "rounds": ROUNDS}
-    made["banded_convolution"] = extras.convolution()
-    print(f"banded convolution: {made['banded_convolution']:.1f} times as fast as lax.conv")
-    made["seaquest_entities"] = extras.seaquest()
-    print(f"Seaquest with entities=32: {made['seaquest_entities']:.1f} times as fast")
-    made["added_to_ppo"] = extras.added_to_ppo()
-    shares = [f"{name} {100 * share:.0f} %" for name, share in made["added_to_ppo"].items()]
-    print(f"added to PPO's time: {', '.join(shares)}")
-    if not quick:
-        rounded = json.loads(
-            json.dumps(made | {"rows": rows}),
-            parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False)),
-        )
-        protocol.write("throughput", rounded, draw(rows))
+    made: dict = {"unroll_length": T, "rounds": size.rounds} | {name: found[name] for name in aside}
+    print(*(f"{name}: {found[name]}" for name in aside), sep="\n")
+    rounded = json.loads(
+        json.dumps(made | {"rows": rows}),
+        parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False)),
+    )
+    protocol.write("throughput", rounded, draw(rows))
+    protocol.forget("throughput")
 
 
 if __name__ == "__main__":
-    main(GIVEN.quick)
+    main(GIVEN)

@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from throughput import PPO_OPTIMIZER, REPEATS, T, env_only, measure, ratio, train
+from throughput import PPO_OPTIMIZER, Sizes, T, env_only, measure, ratio, train
 
 import jaxkd
 from jaxkd import methods, rewards
@@ -12,7 +12,7 @@ from jaxkd.losses import forward_kl
 from jaxkd.networks.cnn import banded
 
 
-def convolution() -> float:
+def convolution(size: Sizes) -> float:
     """How much faster the banded 3x3 convolution is than `lax.conv`: forward and gradient of a
     minibatch of MinAtar's network, a ratio.
     """
@@ -29,15 +29,15 @@ def convolution() -> float:
             kernel - 1e-9 * jax.grad(lambda k: jnp.sum(jnp.square(convolve(x, k))))(kernel),
             None,
         )
-        return lambda kernel: jax.lax.scan(step, kernel, None, REPEATS)[0]
+        return lambda kernel: jax.lax.scan(step, kernel, None, size.repeats)[0]
 
-    seconds, _ = measure(
-        {name: (trained(fn), (kernel,)) for name, fn in {"banded": banded, "plain": plain}.items()}
-    )
+    both = {"banded": banded, "plain": plain}
+    sources = {name: (trained(fn), (kernel,)) for name, fn in both.items()}
+    seconds, _ = measure(sources, size.rounds)
     return ratio(seconds["plain"], seconds["banded"])
 
 
-def seaquest() -> float:
+def seaquest(size: Sizes) -> float:
     """How much faster Seaquest steps with room for 32 entities of each kind than with 100: a ratio."""
     sources, key = {}, jaxkd.seeds(0, 1)
     for name, given in {"100": {}, "32": {"entities": 32}}.items():
@@ -49,11 +49,11 @@ def seaquest() -> float:
             (start[0], (), start[2]), key
         )  # what the scan stacks
         sources[name] = (lambda x, keys, env=env: jax.vmap(env_only(env))(x, keys), (first, key))
-    seconds, _ = measure(sources)
+    seconds, _ = measure(sources, size.rounds)
     return ratio(seconds["100"], seconds["32"])
 
 
-def added_to_ppo() -> dict[str, float]:
+def added_to_ppo(size: Sizes) -> dict[str, float]:
     """What is added to PPO's seconds, as a share of them: a teacher's KL, and a bonus whose
     predictor learns from a quarter of the rows.
     """
@@ -74,7 +74,15 @@ def added_to_ppo() -> dict[str, float]:
     )
     sources = {"ppo": (jaxkd.ppo(env, big, **given), (key,)), "kl 64": teacher}
     sources |= {f"rnd {width}": (rnd(width), (key,)) for width in (64, 512)}
-    seconds, _ = measure(
-        {name: (train(algorithm), args) for name, (algorithm, args) in sources.items()}
-    )
+    timed = {
+        name: (train(algorithm, size.repeats), args) for name, (algorithm, args) in sources.items()
+    }
+    seconds, _ = measure(timed, size.rounds)
     return {name: ratio(seconds[name], seconds["ppo"]) - 1 for name in sources if name != "ppo"}
+
+
+MEASURES = {
+    "banded_convolution": convolution,
+    "seaquest_entities": seaquest,
+    "added_to_ppo": added_to_ppo,
+}

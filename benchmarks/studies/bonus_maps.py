@@ -14,42 +14,70 @@ from benchmarks import frame
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Given, __doc__, __file__)
 
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from exploration import NUM_ENVS, PREDICTOR, keywords
+from exploration import DEFAULTS, NUM_ENVS, PREDICTOR, keywords
 
 import jaxkd
 from benchmarks import protocol
 from jaxkd import methods, networks, presets, rewards
 from jaxkd.base import Batch, Context
+from jaxkd.rewards import Predictor
 
-SEED, SIZE, CHECKS = 3, 14, 4
+SEED, CHECKS = 3, 4
 UPDATES = {"DeepSea-bsuite": 60, "FourRooms-misc": 72}
 
 
-def deep_sea() -> tuple:
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    side: int = 14  # cells of DeepSea
+    num_envs: int = NUM_ENVS  # in DeepSea
+    updates: dict[str, int] = UPDATES
+    predictor: Predictor = PREDICTOR
+    preset: dict = {}  # of FourRooms
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(),
+    "tiny": Sizes(
+        side=4,
+        num_envs=4,
+        updates=dict.fromkeys(UPDATES, 4),
+        predictor=PREDICTOR._replace(num_minibatches=1, hidden=(4,), features=4),
+        preset=protocol.TINY_PRESET,
+    ),
+}
+
+
+def deep_sea(size: Sizes) -> tuple:
     """(env, keywords, the observation of every cell, its number, shape of the map, cells that can
     be reached).
     """
-    cells = jnp.eye(SIZE**2).reshape(-1, SIZE, SIZE)
-    env = jaxkd.envs.make("DeepSea-bsuite", NUM_ENVS, size=SIZE)
-    reached = np.tril(np.ones((SIZE, SIZE), bool)).ravel()
+    side = size.side
+    cells = jnp.eye(side**2).reshape(-1, side, side)
+    env = jaxkd.envs.make("DeepSea-bsuite", size.num_envs, size=side)
+    reached = np.tril(np.ones((side, side), bool)).ravel()
     reached[0] = False  # nothing leads to the start
     return (
         env,
-        keywords(SIZE),
+        keywords(side),
         cells,
         lambda obs: jnp.argmax(obs.reshape(-1)),
-        (SIZE, SIZE),
+        (side, side),
         reached,
     )
 
 
-def four_rooms() -> tuple:
+def four_rooms(size: Sizes) -> tuple:
     """The same; a cell is where the agent stands, the goal stays."""
-    p = presets.preset("FourRooms-misc")
+    p = protocol.preset("FourRooms-misc", size)
     env = presets.make_env("FourRooms-misc", p)
     side = 13
     goal = env.reset(jax.random.key(SEED))[1][0, 2:]
@@ -66,13 +94,16 @@ def four_rooms() -> tuple:
     return env, given, cells, lambda obs: obs[0] * side + obs[1], (side, side), None
 
 
-def maps(name: str, parts: tuple) -> list[tuple[np.ndarray, np.ndarray]]:
+MAPS = {"DeepSea-bsuite": deep_sea, "FourRooms-misc": four_rooms}
+
+
+def maps(name: str, size: Sizes) -> list[tuple[np.ndarray, np.ndarray]]:
     """(bonus, visits), each of the map's shape, at every check."""
-    env, given, cells, number, shape, _ = parts
+    env, given, cells, number, shape, _ = MAPS[name](size)
     normal = name != "DeepSea-bsuite"
     policy = networks.mlp(env, (64, 64), separate=True, extra=("bonus",), normalise=normal)
     bonus = rewards.rnd(
-        predictor=PREDICTOR._replace(normalise=normal), terminal=False, stream="bonus"
+        predictor=size.predictor._replace(normalise=normal), terminal=False, stream="bonus"
     )
     counted = {"visits": rewards.count(number, len(cells), coef=0.0)}
     algorithm = methods.exploration(env, policy, bonus=bonus, rewards=counted, **given)
@@ -94,7 +125,7 @@ def maps(name: str, parts: tuple) -> list[tuple[np.ndarray, np.ndarray]]:
     state = jax.jit(algorithm.init)(key)
     found, looked, done = [], jax.jit(look), 0
     for check in (0, 1, 2, CHECKS):
-        until = UPDATES[name] * check // CHECKS
+        until = size.updates[name] * check // CHECKS
         if until > done:
             *_, (state, _) = jaxkd.stream(
                 algorithm, key, until - done, chunk_size=until - done, state=state
@@ -123,42 +154,44 @@ def show(axis, values: np.ndarray, title: str) -> None:
     axis.title.set_fontsize(8)
 
 
-def main() -> None:
-    results, figure = {}, plt.figure(figsize=(11, 9.6), layout="constrained")
-    axes = figure.subplots(4, 4)
-    for row, (name, parts) in enumerate(
-        {"DeepSea-bsuite": deep_sea(), "FourRooms-misc": four_rooms()}.items()
-    ):
-        found = maps(name, parts)
-        cells = parts[5] if parts[5] is not None else found[-1][1].ravel() > 0
-        walls = ~cells.reshape(parts[4])
-        results[name] = {
-            "bonus": [],
-            "visits": [],
-            "rank_correlation": [ranks(*pair, cells) for pair in found],
-        }
-        for column, (bonus, visits) in enumerate(found):
-            done = UPDATES[name] * (0, 1, 2, CHECKS)[column] // CHECKS
-            where = f"{name.split('-')[0]}, update {done}"
-            show(axes[2 * row, column], np.where(walls, np.nan, bonus), f"{where}: bonus")
-            logs = np.where(walls, np.nan, np.log1p(visits))
-            show(axes[2 * row + 1, column], logs, f"{where}: log visits")
-            results[name]["bonus"].append(np.round(bonus, 6).tolist())
-            results[name]["visits"].append(visits.tolist())
-        print(
-            name,
-            "rank correlation of bonus and visits",
-            np.round(results[name]["rank_correlation"], 2),
-        )
-    protocol.write(
-        "bonus_maps",
-        {
-            "maps": results,
-            "settings": protocol.digest({"seed": SEED, "size": SIZE, "updates": UPDATES}),
-        },
-        figure,
-    )
+def add(axes, name: str, found: list, reached: np.ndarray | None, size: Sizes) -> dict:
+    """Draws one environment's maps; its figures."""
+    cells = reached if reached is not None else found[-1][1].ravel() > 0
+    result: dict = {"bonus": [], "visits": []}
+    result["rank_correlation"] = [ranks(*pair, cells) for pair in found]
+    for column, (bonus, visits) in enumerate(found):
+        walls = ~cells.reshape(bonus.shape)
+        done = size.updates[name] * (0, 1, 2, CHECKS)[column] // CHECKS
+        where = f"{name.split('-')[0]}, update {done}"
+        show(axes[0, column], np.where(walls, np.nan, bonus), f"{where}: bonus")
+        logs = np.where(walls, np.nan, np.log1p(visits))
+        show(axes[1, column], logs, f"{where}: log visits")
+        result["bonus"].append(np.round(bonus, 6).tolist())
+        result["visits"].append(visits.tolist())
+    told = np.round(result["rank_correlation"], 2)
+    print(name, "rank correlation of bonus and visits", told)
+    return result
+
+
+def settings(size: Sizes = SIZES["full"]) -> dict:
+    values = {"seed": SEED, "size": size.side, "updates": size.updates, "num_envs": size.num_envs}
+    values |= {"keywords": keywords(size.side), "rooms": four_rooms(size)[1]}
+    values["predictor"] = protocol.changed(size.predictor, DEFAULTS)
+    return protocol.digest(values | protocol.smaller(size))
+
+
+def main(given: frame.Given) -> None:
+    size = frame.sized(given, SIZES)
+    runs = {name: partial(maps, name, size) for name in MAPS}
+    found, _ = protocol.arms("bonus_maps", runs, lambda _: settings(size))
+    figure = plt.figure(figsize=(11, 9.6), layout="constrained")
+    axes, results = figure.subplots(4, 4), {}
+    for row, name in enumerate(MAPS):
+        pairs = [(np.asarray(bonus), np.asarray(visits)) for bonus, visits in found[name]]
+        reached = MAPS[name](size)[5]
+        results[name] = add(axes[2 * row : 2 * row + 2], name, pairs, reached, size)
+    protocol.write("bonus_maps", {"maps": results, "settings": settings(size)}, figure)
 
 
 if __name__ == "__main__":
-    main()
+    main(GIVEN)

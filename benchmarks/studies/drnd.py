@@ -3,8 +3,8 @@ its predictor is trained.
 
     python benchmarks/studies/drnd.py
 
-DeepSea of 10 x 10 cells, otherwise as exploration.py: SEEDS seeds in one call, environment steps
-until the greedy policy walks to the goal, BUDGET for a run that never does. alpha weighs DRND's
+DeepSea of 10 x 10 cells, otherwise as exploration.py: 20 seeds in one call, environment steps until
+the greedy policy walks to the goal, BUDGET for a run that never does. alpha weighs DRND's
 first part, the error against the mean of its targets, 1 - alpha the second, a pseudo-count.
 "trained more" is four times the minibatches and a tenth of the learning rate: the targets are drawn
 anew for every row, so the predictor has noise to average out. Writes results/studies/drnd.json and
@@ -14,9 +14,11 @@ anew for every row, so the predictor has noise to average out. Writes results/st
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Given, __doc__, __file__)
+    GIVEN = frame.start(frame.Seeded, __doc__, __file__)
 
-import time
+import sys
+from functools import partial
+from typing import NamedTuple
 
 import exploration
 
@@ -24,7 +26,7 @@ import jaxkd
 from benchmarks import protocol
 from jaxkd import methods, networks, rewards
 
-SEED, SEEDS, SIZE, BUDGET = 4, 20, 10, 80_000
+SEED, BUDGET = 4, 80_000
 FAST = exploration.PREDICTOR
 MORE = FAST._replace(
     num_minibatches=4 * FAST.num_minibatches, learning_rate=FAST.learning_rate / 10
@@ -43,31 +45,60 @@ ARMS = {
 }
 
 
-def settings() -> dict:
-    return protocol.digest({"arms": ARMS, "budget": BUDGET})
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    arms: tuple[str, ...] = tuple(ARMS)
+    seeds: int = 20
+    num_envs: int = exploration.NUM_ENVS
+    side: int = 10  # cells
+    budget: int = BUDGET
 
 
-def main() -> None:
-    env, arena = (
-        jaxkd.envs.make("DeepSea-bsuite", n, size=SIZE) for n in (exploration.NUM_ENVS, 1)
-    )
-    policy, found = networks.mlp(env, (64, 64), separate=True, extra=("bonus",)), {}
-    keys = protocol.keys(SEED, "drnd", SEEDS)
-    for arm, given in ARMS.items():
-        began = time.time()
-        bonus = getattr(rewards, arm.split(",")[0])(terminal=False, stream="bonus", **given)
-        algorithm = methods.exploration(env, policy, bonus=bonus, **exploration.keywords(SIZE))
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(arms=("rnd", "drnd", "drnd, alpha 1"), seeds=5),
+    "tiny": Sizes(("rnd", "drnd, alpha 1, 2 targets"), 1, 16, 4, 64),
+}
+
+
+def settings(size: Sizes = SIZES["full"]) -> dict:
+    arms = {arm: own(arm) for arm in ARMS}
+    values = {"arms": arms, "seed": SEED, "seeds": size.seeds, "budget": size.budget}
+    values |= {"num_envs": size.num_envs, "keywords": exploration.keywords(size.side)}
+    return protocol.digest(values | protocol.smaller(size))
+
+
+def own(arm: str) -> dict:
+    """What an arm alone depends on."""
+    predictor = protocol.changed(ARMS[arm]["predictor"], exploration.DEFAULTS)
+    return ARMS[arm] | {"predictor": predictor}
+
+
+def main(given: frame.Seeded) -> int:
+    size = frame.sized(given, SIZES)
+    env, arena = (jaxkd.envs.make("DeepSea-bsuite", n, size=size.side) for n in (size.num_envs, 1))
+    policy = networks.mlp(env, (64, 64), separate=True, extra=("bonus",))
+    keys = protocol.keys(SEED, "drnd", size.seeds)
+
+    def run(arm: str) -> dict:
+        bonus = getattr(rewards, arm.split(",")[0])(terminal=False, stream="bonus", **ARMS[arm])
+        keywords = exploration.keywords(size.side)
+        algorithm = methods.exploration(env, policy, bonus=bonus, **keywords)
         steps = exploration.steps_to_solve(
-            algorithm, policy, arena, exploration.NUM_ENVS * SIZE, BUDGET, keys=keys
+            algorithm, policy, arena, size.num_envs * size.side, size.budget, keys=keys
         )
-        found[arm] = exploration.row(steps, BUDGET)
-        print(
-            f"{arm:28} solved {found[arm]['solved']}/{SEEDS}, median {found[arm]['median']:.0f} steps, {time.time() - began:.0f} s",
-            flush=True,
-        )
-    figure = exploration.draw("10", found, BUDGET)
-    protocol.write("drnd", {"arms": found, "seed": SEED, "settings": settings()}, figure)
+        return exploration.row(steps, size.budget)
+
+    made = settings(size)
+    # The other arms' rows may change.
+    shared = {k: v for k, v in made.items() if k not in ("arms", "size", "digest")}
+    runs = {arm: partial(run, arm) for arm in size.arms}
+    found, _ = protocol.arms("drnd", runs, lambda arm: shared | own(arm), exploration.told)
+    figure = exploration.draw("10", found, size.budget)
+    protocol.write("drnd", {"arms": found, "settings": made}, figure)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(GIVEN))

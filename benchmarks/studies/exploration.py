@@ -1,8 +1,7 @@
 """Do the bonuses find what chance does not, and does a teacher that knows half of the way help
 them?
 
-    python benchmarks/studies/exploration.py                   # everything; or its parts: 14 16 20
-    half rooms
+    python benchmarks/studies/exploration.py            # all parts; or some of 14 16 20 half rooms
 
 DeepSea of N x N cells (default action mapping, 64 environments, rollouts of N steps, 20 seeds in
 one call): environment steps until the greedy policy walks to the goal, checked after every rollout;
@@ -13,18 +12,16 @@ picture, 40 steps an episode, the goal two rooms away, and a teacher that has le
 another goal, one room away; its KL fades; solved is a greedy policy that arrives in half of its
 episodes. In both: distillation alone, without a reward, PPO with the KL, each bonus alone
 (`methods.exploration`), and both (`methods.guided_exploration`). Writes
-results/studies/exploration/<part>.json and .png; arms that are there with today's settings are
-kept.
+results/studies/exploration/<part>.json and .png; committed arms with today's settings are kept.
 """
 
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Named, __doc__, __file__)
+    GIVEN = frame.start(frame.Study, __doc__, __file__)
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -40,7 +37,7 @@ from jaxkd import losses, methods, networks, rewards
 from jaxkd.base import Outputs, Policy
 from jaxkd.distributions import Categorical
 
-SEEDS, NUM_ENVS = 20, 64
+NUM_ENVS = 64
 SEED, FRESH = (
     3,
     5,
@@ -64,6 +61,42 @@ ROOMS = {
 }
 PREDICTOR = rewards.Predictor(learning_rate=3e-3, num_minibatches=8, normalise=False)
 PREDICTORS = dict.fromkeys(("rnd", "ensemble"), PREDICTOR._replace(num_minibatches=16))
+DEFAULTS = {  # of `rewards.Predictor`, 2026-11: never edited, see `protocol.changed`
+    "hidden": (64, 64),
+    "features": 64,
+    "learning_rate": 1e-3,
+    "batch_size": 256,
+    "num_minibatches": 2,
+    "normalise": True,
+    "statistics": None,
+}
+
+
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    parts: tuple[str, ...] = ("14", "16", "20", "half", "rooms")
+    arms: dict[str, tuple[str, ...]] = {}  # by part, default all
+    seeds: int = 20
+    num_envs: int = NUM_ENVS
+    depth: int = 20  # of DeepSea in "half"
+    lessons: int = 100  # updates of the teacher in "rooms"
+    budget: int | None = None  # environment steps of one seed, default the part's
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(parts=("14",), arms={"14": ("none", "count", "rnd")}, seeds=5),
+    "tiny": Sizes(
+        parts=("4", "half", "rooms"),
+        arms={"4": ("none", "count"), "half": ("rnd", "rnd + kl"), "rooms": ("distillation",)},
+        seeds=1,
+        num_envs=16,
+        depth=4,
+        lessons=1,
+        budget=640,
+    ),
+}
 
 
 def bonus(name: str, size: int = 0):
@@ -137,9 +170,9 @@ def row(found: np.ndarray, budget: int) -> dict:
     }
 
 
-def deep_sea(size: int) -> dict[str, Callable]:
-    """What runs every arm at one size."""
-    env, arena = (jaxkd.envs.make("DeepSea-bsuite", n, size=size) for n in (NUM_ENVS, 1))
+def deep_sea(size: int, sizes: Sizes) -> dict[str, Callable]:
+    """What runs every arm with so many cells a side."""
+    env, arena = (jaxkd.envs.make("DeepSea-bsuite", n, size=size) for n in (sizes.num_envs, 1))
     plain, curious = (
         networks.mlp(env, (64, 64), separate=True, extra=extra) for extra in ((), ("bonus",))
     )
@@ -151,7 +184,8 @@ def deep_sea(size: int) -> dict[str, Callable]:
 
     def run(name, keys):
         policy, algorithm = arm(name)
-        return steps_to_solve(algorithm, policy, arena, NUM_ENVS * size, BUDGET[size], keys=keys)
+        budget, per_update = budget_of(str(size), sizes), sizes.num_envs * size
+        return steps_to_solve(algorithm, policy, arena, per_update, budget, keys=keys)
 
     return {name: partial(run, name) for name in ARMS}
 
@@ -168,34 +202,35 @@ class Task(NamedTuple):
     budget: int
 
 
-def half() -> Task:
-    size = 20
-    env, arena = (jaxkd.envs.make("DeepSea-bsuite", n, size=size) for n in (NUM_ENVS, 1))
+def half(sizes: Sizes) -> Task:
+    size = sizes.depth
+    env, arena = (jaxkd.envs.make("DeepSea-bsuite", n, size=size) for n in (sizes.num_envs, 1))
     kl = losses.scale(WEIGHT, losses.gate(above, losses.forward_kl()))
-    return Task(env, arena, half_teacher(env), (), kl, keywords(size), BUDGET[size])
+    return Task(env, arena, half_teacher(env), (), kl, keywords(size), budget_of("half", sizes))
 
 
-def rooms() -> Task:
+def rooms(sizes: Sizes) -> Task:
     goal, limit = ROOMS["goal"], ROOMS["limit"]
     make = lambda n, goal, limit: jaxkd.envs.make(
         "FourRooms-misc", n, use_visual_obs=True, goal_fixed=list(goal), max_steps=limit
     )
     env, arena, school = (
-        make(NUM_ENVS, goal, limit),
+        make(sizes.num_envs, goal, limit),
         make(ROOMS["episodes"], goal, limit),
-        make(NUM_ENVS, ROOMS["teachers_goal"], 500),
+        make(sizes.num_envs, ROOMS["teachers_goal"], 500),
     )
     teacher = networks.mlp(school, (64, 64), separate=True)
     state, metrics = jaxkd.run(
         jaxkd.ppo(school, teacher, **keywords(limit)),
         protocol.keys(SEED, "teacher of rooms", 1)[0],
-        100,
+        sizes.lessons,
     )
     print(f"rooms: the teacher gets {metrics['return'][-1]:.2f} of its own goal", flush=True)
     kl = losses.scale(
         lambda update: ROOMS["weight"] * 0.5 ** (update / ROOMS["half_life"]), losses.forward_kl()
     )
-    return Task(env, arena, teacher, state.params, kl, keywords(limit), ROOMS["budget"])
+    budget = budget_of("rooms", sizes)
+    return Task(env, arena, teacher, state.params, kl, keywords(limit), budget)
 
 
 def guided(task: Task) -> dict[str, Callable]:
@@ -209,12 +244,12 @@ def guided(task: Task) -> dict[str, Callable]:
     taught = partial(jaxkd.ppo, env, plain, task.teacher, losses=kl, **given)
     params = (task.params,)
     arms: dict = {"distillation": (plain, distil, params), "kl": (plain, taught, params)}
-    for name in ("rnd", "ensemble"):
+    for name in PREDICTORS:
         common = dict(bonus=bonus(name), **given)
         both = partial(methods.guided_exploration, env, curious, task.teacher, losses=kl, **common)
         arms[name] = (curious, partial(methods.exploration, env, curious, **common), ())
         arms[f"{name} + kl"] = (curious, both, params)
-    per_update = NUM_ENVS * given["unroll_length"]
+    per_update = env.num_envs * given["unroll_length"]
 
     def run(policy, make, inputs, keys):
         return steps_to_solve(
@@ -231,7 +266,9 @@ TITLES = {
 }
 
 
-def budget_of(part: str) -> int:
+def budget_of(part: str, sizes: Sizes = SIZES["full"]) -> int:
+    if sizes.budget is not None:
+        return sizes.budget
     return ROOMS["budget"] if part == "rooms" else BUDGET[20 if part == "half" else int(part)]
 
 
@@ -239,23 +276,25 @@ def gate(part: str, result: dict) -> list[str]:
     """What does not hold; empty: passed."""
     failed = []
     if part in TASKS:
-        if result["distillation"]["solved"]:
+        if result.get("distillation", {"solved": 0})["solved"]:
             failed.append(
                 f"distillation alone solves {result['distillation']['solved']}, wanted none"
             )
-        for name in ("rnd", "ensemble"):
+        for name in [name for name in PREDICTORS if name in result]:
             share = result[f"{name} + kl"]["median"] / result[name]["median"]
             if share > HELPS:
                 failed.append(
                     f"{name}: with the teacher {share:.2f} of the steps without, wanted {HELPS}"
                 )
         return failed
-    for arm, (solved, median) in GATES[int(part)].items():
+    for arm, (solved, median) in GATES.get(int(part), {}).items():
+        if arm not in result:
+            continue
         if result[arm]["solved"] < solved or result[arm]["median"] > median:
             failed.append(
                 f"{arm}: {result[arm]['solved']} solve, median {result[arm]['median']:.0f}; wanted {solved}, {median:.0f}"
             )
-    if result["rnd"]["median"] > result["none"]["median"] / 3:
+    if {"rnd", "none"} <= set(result) and result["rnd"]["median"] > result["none"]["median"] / 3:
         failed.append(
             f"rnd needs more than a third of the {result['none']['median']:.0f} steps without a bonus"
         )
@@ -265,19 +304,20 @@ def gate(part: str, result: dict) -> list[str]:
 def draw(part: str, result: dict, budget: int):
     """Seeds solved against environment steps."""
     figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    seeds = max(len(found["steps"]) for found in result.values())
     for arm, found in result.items():
         steps = np.sort([x for x in found["steps"] if np.isfinite(x)])
         axis.step(
             [0, *steps, budget],
             [0, *range(1, len(steps) + 1), len(steps)],
             where="post",
-            label=f"{arm} ({found['solved']}/{SEEDS})",
+            label=f"{arm} ({found['solved']}/{seeds})",
         )
     axis.set(
         xlabel="environment steps",
         ylabel="seeds solved",
         title=TITLES.get(part, f"DeepSea {part}"),
-        ylim=(-0.5, SEEDS + 0.5),
+        ylim=(-0.5, seeds + 0.5),
     )
     axis.legend(fontsize=8)
     return figure
@@ -287,70 +327,75 @@ def seed_of(arm: str) -> int:
     return FRESH if arm.removesuffix(" + kl") in PREDICTORS else SEED
 
 
-def settings(part: str, arm: str) -> str:
-    """Digest of what an arm's figures depend on; the bonus alone is the same in "half" as in 20."""
-    name = arm.removesuffix(" + kl")
-    used: list = [
-        SEEDS,
-        NUM_ENVS,
-        seed_of(arm),
-        budget_of(part),
-        arm,
-        list(PREDICTORS.get(name, PREDICTOR)),
-    ]
-    used += (
-        [keywords(ROOMS["limit"]), ROOMS]
-        if part == "rooms"
-        else [keywords(20 if part == "half" else int(part)), WEIGHT * (arm not in ARMS)]
-    )
-    # Its files hold the digest alone, from before random streams had a version.
-    return protocol.digest({"used": used}, streams=None)["digest"]
+def settings(part: str, arm: str, sizes: Sizes = SIZES["full"]) -> dict:
+    """What an arm's figures depend on; the bonus alone is the same in "half" as in 20."""
+    predictor = PREDICTORS.get(arm.removesuffix(" + kl"), PREDICTOR)
+    values: dict = {
+        "arm": arm,
+        "seed": seed_of(arm),
+        "seeds": sizes.seeds,
+        "num_envs": sizes.num_envs,
+        "budget": budget_of(part, sizes),
+        "predictor": protocol.changed(predictor, DEFAULTS),
+    }
+    values |= protocol.smaller(sizes)
+    if part == "rooms":
+        return protocol.digest(values | {"keywords": keywords(ROOMS["limit"]), "rooms": ROOMS})
+    side, weight = sizes.depth if part == "half" else int(part), WEIGHT * (arm not in ARMS)
+    return protocol.digest(values | {"keywords": keywords(side), "weight": weight})
 
 
-def known(part: str) -> dict[str, dict]:
-    """Arms that were run with today's settings, committed or in this run's own folder."""
+def committed(part: str) -> dict[str, dict]:
+    """Arms that were committed with today's settings."""
     found, parts = {}, (["20"] if part == "half" else []) + [part]
-    folders = (protocol.RESULTS / "studies", frame.folder())
-    for file in [top / f"exploration/{name}.json" for top in folders for name in parts]:
+    for file in [protocol.RESULTS / f"studies/exploration/{name}.json" for name in parts]:
         arms = json.loads(file.read_text())["arms"] if file.exists() else {}
-        found |= {
-            arm: made for arm, made in arms.items() if made["settings"] == settings(part, arm)
-        }
+        for arm, made in arms.items():
+            if made["settings"]["digest"] == settings(part, arm)["digest"]:
+                found[arm] = made
     return found
 
 
-def measure(part: str) -> dict[str, dict]:
+def measure(part: str, sizes: Sizes) -> dict[str, dict]:
     """Every arm's figures."""
-    found = known(part)
-    arms = guided(TASKS[part]()) if part in TASKS else deep_sea(int(part))
-    for arm, run in arms.items():
-        if arm in found:
-            continue
-        began = time.time()
-        steps = run(protocol.keys(seed_of(arm), "deep sea", SEEDS))
-        found[arm] = row(steps, budget_of(part)) | {
-            "seconds": time.time() - began,
-            "settings": settings(part, arm),
-        }
-        told = f"solved {found[arm]['solved']}/{SEEDS}, median {found[arm]['median']:.0f} steps, {found[arm]['seconds']:.0f} s"
-        print(f"{part}: {arm:14} {told}", flush=True)
+    again = frame.place().fresh or frame.place().label != frame.FULL
+    found = {} if again else committed(part)
+    arms = guided(TASKS[part](sizes)) if part in TASKS else deep_sea(int(part), sizes)
+    arms = {arm: arms[arm] for arm in sizes.arms.get(part, arms)}
+
+    def figures(arm: str) -> dict:
+        steps = arms[arm](protocol.keys(seed_of(arm), "deep sea", sizes.seeds))
+        return row(steps, budget_of(part, sizes))
+
+    left = {arm: partial(figures, arm) for arm in arms if arm not in found}
+    shared = {arm: run for arm, run in left.items() if part == "half" and arm in ARMS}
+    own = {arm: run for arm, run in left.items() if arm not in shared}
+    made = partial(settings, part, sizes=sizes)
+    for place, runs in (("20", shared), (part, own)):
+        rows, seconds = protocol.arms(f"exploration/{place}", runs, made, told)
+        for arm, values in rows.items():
+            found[arm] = values | {"seconds": seconds[arm], "settings": made(arm)}
     return {arm: found[arm] for arm in arms}
 
 
-def main(parts: list[str]) -> int:
-    failures = 0
-    for part in parts or ("14", "16", "20", *TASKS):
-        result = measure(part)
+def told(found: dict) -> str:
+    """One arm's line."""
+    return f"solved {found['solved']}/{len(found['steps'])}, median {found['median']:.0f} steps"
+
+
+def main(given: frame.Study) -> int:
+    sizes, failures = frame.sized(given, SIZES), []
+    for part in frame.chosen(given.names, sizes.parts):
+        result = measure(part, sizes)
         failed = gate(part, result)
-        print(*failed or [f"{part}: passed"], sep="\n", flush=True)
         protocol.write(
             f"exploration/{part}",
             {"arms": result, "failed": failed},
-            draw(part, result, budget_of(part)),
+            draw(part, result, budget_of(part, sizes)),
         )
-        failures += len(failed)
-    return failures
+        failures += [f"{part}: {line}" for line in failed]
+    return protocol.verdict(failures)
 
 
 if __name__ == "__main__":
-    sys.exit(main(list(GIVEN.names)))
+    sys.exit(main(GIVEN))

@@ -18,10 +18,11 @@ Writes results/studies/finetune/<game>.json, then results/studies/finetune.json 
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Named, __doc__, __file__)
+    GIVEN = frame.start(frame.Study, __doc__, __file__)
 
 import sys
-import time
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,20 +46,50 @@ WEAK, STEPS, SWITCH, EPSILON = (0.3, 0.97), 400_000, 0.3, 0.05  # SWITCH: share 
 MOST = 0.10  # of a fall
 
 
-def weak_teacher(name: str, arena, floor: float):
-    """(policy, params, greedy return) of the worst that is within WEAK."""
-    p = presets.preset(name)
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    games: tuple[str, ...] = GAMES
+    arms: tuple[str, ...] = ("warm", "abrupt", "cold", "qdagger", "qdagger_hard", "q_cold")
+    teachers: int = TEACHERS
+    students: int = STUDENTS
+    checks: int = CHECKS
+    episodes: int = EPISODES  # of a check
+    judged: int = 1024  # episodes of a teacher
+    steps: int = STEPS  # of a student
+    weak: tuple[float, float] = WEAK
+    preset: dict = {}
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(games=("CartPole-v1",), students=3),
+    "tiny": Sizes(
+        games=("CartPole-v1",),
+        arms=("warm", "cold", "qdagger", "qdagger_hard"),
+        teachers=16,
+        students=1,
+        checks=4,
+        episodes=2,
+        judged=16,
+        steps=128,
+        weak=(0.001, np.inf),
+        preset=protocol.TINY_PRESET,
+    ),
+}
+
+
+def weak_teacher(name: str, arena, policy, floor: float, size: Sizes) -> dict:
+    """Parameters' leaves and greedy return of the worst that is within WEAK."""
+    p = protocol.preset(name, size)
     env = presets.make_env(name, p)
-    policy = presets.teacher_network(env, p)
     algorithm, updates = presets.teaching(env, policy, p, int(TRAINED[name] * p.num_steps))
-    state, _ = jaxkd.run(
-        jaxkd.lanes(algorithm), protocol.keys(SEED, "weak teacher", TEACHERS), updates
-    )
-    returns, _ = protocol.score(
-        arena, policy, state.params, protocol.keys(SEED, "score weak", TEACHERS), 1024
-    )
+    keys = protocol.keys(SEED, "weak teacher", size.teachers)
+    state, _ = jaxkd.run(jaxkd.lanes(algorithm), keys, updates)
+    keys = protocol.keys(SEED, "score weak", size.teachers)
+    returns, _ = protocol.score(arena, policy, state.params, keys, size.judged)
     kept = (returns - floor) / (p.gate - floor)
-    able = [i for i in np.argsort(returns) if WEAK[0] <= kept[i] <= WEAK[1]]
+    able = [i for i in np.argsort(returns) if size.weak[0] <= kept[i] <= size.weak[1]]
     if not able:
         raise SystemExit(
             f"no teacher of {name} is weak enough: they keep {np.round(kept, 2)}; change TRAINED."
@@ -69,9 +100,9 @@ def weak_teacher(name: str, arena, floor: float):
         policy,
         jax.tree.map(lambda x: x[None], params),
         protocol.keys(SEED, "score the weak", 1),
-        1024,
+        size.judged,
     )
-    return policy, params, float(again[0])
+    return {"leaves": jax.tree.leaves(params), "score": float(again[0])}
 
 
 def arms(env, p, teacher, size: int, score: float, floor: float, num_updates: int) -> dict:
@@ -118,41 +149,47 @@ def teacher_first(switch: int) -> Behavior:
     return Behavior(act, needs_teacher=True)
 
 
-def experiment(name: str) -> dict:
-    began, p = time.time(), presets.preset(name)._replace(student_steps=STEPS)
-    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, 256)
-    floor = protocol.random_return(arena, SEED, 1024)
-    teacher, params, score = weak_teacher(name, arena, floor)
-    print(
-        f"{name}: the weak teacher {score:.2f}, random {floor:.2f}, {time.time() - began:.0f} s",
-        flush=True,
-    )
-    checked = jaxkd.envs.make(name, EPISODES)
-    num_updates = STEPS // (env.num_envs * p.unroll_length) // CHECKS * CHECKS
-    result = {"teacher": score, "random": floor, "updates": num_updates, "arms": {}}
-    for arm, (student, algorithm) in arms(
-        env, p, teacher, jaxkd.actor_size(teacher, params, env.obs_spec), score, floor, num_updates
-    ).items():
-        one = lambda key, s=student, a=algorithm: protocol.learning_curve(
-            checked, s, a, num_updates, CHECKS, key, params
+def experiment(name: str, size: Sizes) -> dict:
+    p = protocol.preset(name, size)._replace(student_steps=size.steps)
+    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, min(256, size.judged))
+    floor = protocol.random_return(arena, SEED, size.judged)
+    teacher, made = presets.teacher_network(env, p), lambda _: settings(size)
+    teach = partial(weak_teacher, name, arena, teacher, floor, size)
+    say = lambda found: f"return {found['score']:.2f}, random {floor:.2f}"
+    weak, spent = protocol.arms(f"finetune/teacher {name}", {"weak": teach}, made, say)
+    params, score = protocol.params_of(teacher, weak["weak"]["leaves"]), weak["weak"]["score"]
+    checked = jaxkd.envs.make(name, size.episodes)
+    num_updates = size.steps // (env.num_envs * p.unroll_length) // size.checks * size.checks
+
+    def run(arm: str, student, algorithm) -> dict:
+        one = lambda key: protocol.learning_curve(
+            checked, student, algorithm, num_updates, size.checks, key, params
         )[1]
-        curve = np.asarray(jax.jit(jax.vmap(one))(protocol.keys(SEED, arm, STUDENTS)), np.float64)
-        row = {
+        keys = protocol.keys(SEED, arm, size.students)
+        curve = np.asarray(jax.jit(jax.vmap(one))(keys), np.float64)
+        return {
             **fall(curve.mean(0), floor),
             **protocol.summary(curve[:, -1]),
             "curve": curve.tolist(),
         }
-        result["arms"][arm] = row
-        print(
-            f"  {arm:14} at the switch (check {row['check']}) {row['before']:.2f}, fall {100 * row['fall']:.1f} %, at the end {row['mean']:.2f}",
-            flush=True,
-        )
-    return result | {"seconds": time.time() - began}
+
+    parameters = jaxkd.actor_size(teacher, params, env.obs_spec)
+    pairs = arms(env, p, teacher, parameters, score, floor, num_updates)
+    runs = {arm: partial(run, arm, *pairs[arm]) for arm in size.arms}
+    found, seconds = protocol.arms(f"finetune/{name}", runs, made, told)
+    result = {"teacher": score, "random": floor, "updates": num_updates, "arms": found}
+    return result | {"seconds": sum([*spent.values(), *seconds.values()])}
+
+
+def told(row: dict) -> str:
+    """One arm's line."""
+    begins = f"at the switch (check {row['check']}) {row['before']:.2f}"
+    return f"{begins}, fall {100 * row['fall']:.1f} %, at the end {row['mean']:.2f}"
 
 
 def fall(curve: np.ndarray, floor: float) -> dict:
-    """What a mean curve [CHECKS] loses after the switch."""
-    at = round(SWITCH * CHECKS) - 1
+    """What a mean curve [checks] loses after the switch."""
+    at = round(SWITCH * len(curve)) - 1
     lowest = curve[at + 1 : at + 1 + FALLS].min()
     return {"check": at, "before": curve[at], "fall": (curve[at] - lowest) / (curve[at] - floor)}
 
@@ -176,7 +213,7 @@ def gate(results: dict) -> list[str]:
     return failed
 
 
-def draw(results: dict):
+def draw(results: dict, size: Sizes):
     figure, axes = plt.subplots(
         1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False
     )
@@ -189,8 +226,9 @@ def draw(results: dict):
         q_cold="tab:orange",
     )
     for axis, (name, r) in zip(axes[0], results.items(), strict=True):
-        steps = protocol.steps_of_checks(presets.preset(name), r["updates"], CHECKS)
-        for arm, colour in colours.items():
+        p = protocol.preset(name, size)
+        steps = protocol.steps_of_checks(p, r["updates"], size.checks)
+        for arm, colour in [(arm, colours[arm]) for arm in size.arms]:
             curve = np.asarray(r["arms"][arm]["curve"])
             axis.plot(steps, curve.T, color=colour, alpha=0.15, lw=0.6)
             axis.plot(
@@ -210,26 +248,23 @@ def draw(results: dict):
     return figure
 
 
-def settings() -> dict:
-    values: dict = {
-        k: v
-        for k, v in globals().items()
-        if k.isupper() and isinstance(v, int | float | tuple | dict)
-    }
-    return protocol.digest(
-        values | {"presets": {name: protocol.changed(presets.preset(name)) for name in GAMES}}
-    )
+def settings(size: Sizes = SIZES["full"]) -> dict:
+    values = protocol.constants(globals(), int | float | tuple | dict)
+    given = {name: protocol.changed(protocol.preset(name, size)) for name in GAMES}
+    return protocol.digest(values | {"presets": given} | protocol.smaller(size))
 
 
-def main(names: list[str]) -> int:
-    results = protocol.by_game("finetune", names, GAMES, experiment, settings())
+def main(given: frame.Study) -> int:
+    size = frame.sized(given, SIZES, "students")
+    experiments = partial(experiment, size=size)
+    results = protocol.by_game("finetune", given.names, size.games, experiments, settings(size))
     if not results:
         return 0
     failed = gate(results)
-    print(*failed or ["passed"], sep="\n")
-    protocol.write("finetune", {"failed": failed, "settings": settings()}, draw(results))
-    return len(failed)
+    figure = draw(results, size)
+    protocol.write("finetune", {"failed": failed, "settings": settings(size)}, figure)
+    return protocol.verdict(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(list(GIVEN.names)))
+    sys.exit(main(GIVEN))

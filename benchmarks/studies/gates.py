@@ -14,10 +14,11 @@ and a gate of MINATAR times the random policy. Writes results/studies/gates/<env
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Named, __doc__, __file__)
+    GIVEN = frame.start(frame.Study, __doc__, __file__)
 
 import sys
-import time
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ import numpy as np
 import jaxkd
 from benchmarks import protocol
 from jaxkd import presets
+from jaxkd.cli import training
 
 RESULTS = protocol.RESULTS / "studies" / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
@@ -45,10 +47,31 @@ STUDENT = {
 WITHOUT = {"MountainCar-v0": (("normalise_obs",), ("normalise_obs", "normalise_reward"))}
 
 
-def settings(name: str) -> dict:
+class Sizes(NamedTuple):
+    """What a smaller run has less of; MinAtar has one teacher, one student and 128 episodes."""
+
+    games: tuple[str, ...] = tuple(presets.PRESETS)
+    teachers: int = NUM_TEACHERS
+    students: int = NUM_STUDENTS
+    episodes: int = NUM_EPISODES
+    without: dict[str, tuple[tuple[str, ...], ...]] = WITHOUT
+    preset: dict = {}
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(("CartPole-v1", "Acrobot-v1", "Catch-bsuite"), 4, 3, 256),
+    "tiny": Sizes(
+        ("CartPole-v1",), 1, 1, 2, {"CartPole-v1": (("normalise_reward",),)}, protocol.TINY_PRESET
+    ),
+}
+
+
+def settings(name: str, size: Sizes = SIZES["full"]) -> dict:
     """All that a result depends on, and its digest."""
+    many = size.teachers, size.students, size.episodes
     teachers, students, episodes = (
-        (1, 1, 128) if presets.preset(name).channels else (NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES)
+        (1, 1, min(128, size.episodes)) if protocol.preset(name, size).channels else many
     )
     values = {
         "env": name,
@@ -57,15 +80,15 @@ def settings(name: str) -> dict:
         "episodes": episodes,
         "seed": SEED,
     }
-    values |= {"preset": protocol.changed(presets.preset(name))} | (
-        {"without": WITHOUT[name]} if name in WITHOUT else {}
+    values |= {"preset": protocol.changed(protocol.preset(name, size))} | (
+        {"without": size.without[name]} if name in size.without else {}
     )
     return protocol.digest(values)
 
 
-def evaluated(arena, policy, params, name: str) -> dict:
+def evaluated(arena, policy, params, name: str, episodes: int) -> dict:
     """Greedy figures of every seed, and the mean of sampled ones."""
-    n, episodes = jax.tree.leaves(params)[0].shape[0], settings(arena.name)["episodes"]
+    n = jax.tree.leaves(params)[0].shape[0]
     returns, discounted = protocol.score(
         arena, policy, params, protocol.keys(SEED, f"score {name} True", n), episodes
     )
@@ -89,48 +112,58 @@ def of_teachers(best: protocol.Teacher, steps: int, size: int) -> dict[str, dict
     }
 
 
-def experiment(name: str) -> tuple[dict, dict]:
-    """The figures and the learning curves of one environment."""
-    p, chosen = presets.preset(name), settings(name)
-    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, min(256, chosen["episodes"]))
-    began = time.time()
-    teacher, best, curve, steps = protocol.ppo_teacher(
-        name, arena, SEED, chosen["episodes"], chosen["teachers"]
-    )
-    size = jaxkd.actor_size(teacher, best.params, env.obs_spec)
-    curves, result = {"teacher": curve}, {"settings": chosen}
-    result |= of_teachers(best, steps, size)
-
-    def learn(role: str, policy, phase, *inputs) -> dict:
-        algorithm, n = phase
-        keys = protocol.keys(SEED, role, chosen["students"])
-        state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys, n, *inputs)
-        curves[role] = np.asarray(metrics["return"])
-        if inputs:
-            curves["kl"] = np.asarray(metrics["loss/kl"])
-        one = jax.tree.map(lambda x: x[0], state.params)
-        figures = {
-            "steps": n * p.num_envs * p.unroll_length,
-            "parameters": jaxkd.actor_size(policy, one, env.obs_spec),
-        }
-        return evaluated(arena, policy, state.params, role) | figures
-
-    student = presets.student_network(env, p, "auto:1/15", size)
-    distilling = presets.distillation(env, student, teacher, p)
-    result["student"] = learn("student", student, distilling, best.params)
-    result["student"]["kl"] = float(curves["kl"][-1].mean())
-    alone = presets.teaching(env, student, p, p.student_steps)
-    result["control"] = learn("control", student, alone)
-    for names in WITHOUT.get(name, ()):
+def phases(env, p, teacher, student, without: tuple) -> dict[str, tuple]:
+    """{role: (policy, algorithm, updates)} of what learns after the teacher."""
+    found = {
+        "student": (student, *presets.distillation(env, student, teacher, p)),
+        "control": (student, *presets.teaching(env, student, p, p.student_steps)),
+    }
+    for names in without:
         lesser = p._replace(**dict.fromkeys(names, False))
         policy = presets.teacher_network(env, lesser)
         role = f"without {' and '.join(names)}"
-        result[role] = learn(role, policy, presets.teaching(env, policy, lesser))
+        found[role] = (policy, *presets.teaching(env, policy, lesser))
+    return found
+
+
+def experiment(name: str, size: Sizes) -> tuple[dict, dict]:
+    """The figures and the learning curves of one environment."""
+    p, chosen = protocol.preset(name, size), settings(name, size)
+    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, min(256, chosen["episodes"]))
+    teacher, best, curve, steps = protocol.ppo_teacher(
+        name, arena, SEED, chosen["episodes"], chosen["teachers"], p
+    )
+    parameters = jaxkd.actor_size(teacher, best.params, env.obs_spec)
+    curves, result = {"teacher": curve}, {"settings": chosen}
+    result |= of_teachers(best, steps, parameters)
+
+    def learn(role: str, policy, algorithm, n: int) -> dict:
+        keys = protocol.keys(SEED, role, chosen["students"])
+        inputs = [best.params] if role == "student" else []
+        state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys, n, *inputs)
+        one = jax.tree.map(lambda x: x[0], state.params)
+        figures = evaluated(arena, policy, state.params, role, chosen["episodes"]) | {
+            "steps": n * p.num_envs * p.unroll_length,
+            "parameters": jaxkd.actor_size(policy, one, env.obs_spec),
+        }
+        kept: dict[str, Any] = {role: metrics["return"]}
+        if inputs:
+            kept["kl"] = metrics["loss/kl"]
+            figures["kl"] = float(np.asarray(kept["kl"])[-1].mean())
+        return {"figures": figures, "curves": kept}
+
+    student = presets.student_network(env, p, "auto:1/15", parameters)
+    learners = phases(env, p, teacher, student, size.without.get(name, ()))
+    runs = {role: partial(learn, role, *phase) for role, phase in learners.items()}
+    found, seconds = protocol.arms(f"gates/{name}", runs, lambda _: chosen)
+    for role, arm in found.items():
+        result[role] = arm["figures"]
+        curves |= {kept: np.asarray(curve) for kept, curve in arm["curves"].items()}
     result["random"] = floor = protocol.random_return(arena, SEED, chosen["episodes"])
     for role in ("student", "control"):
         above = result[role]["mean"] - floor
         result[role]["fraction_of_teacher"] = above / (best.score - floor)
-    return result | {"seconds": time.time() - began}, curves
+    return result | {"seconds": best.seconds + sum(seconds.values())}, curves
 
 
 def gate(name: str, result: dict) -> list[str]:
@@ -160,10 +193,10 @@ def gate(name: str, result: dict) -> list[str]:
     return failed
 
 
-def draw(name: str, result: dict, curves: dict):
+def draw(name: str, result: dict, curves: dict, size: Sizes):
     """Learning curves, every seed visible; dashed: the one teacher, acting greedily."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-    p = presets.preset(name)
+    p = protocol.preset(name, size)
     lesser = [(role, "tab:red") for role in curves if role.startswith("without")]
     for role, colour in (
         ("teacher", "tab:gray"),
@@ -173,10 +206,10 @@ def draw(name: str, result: dict, curves: dict):
     ):
         steps = (1 + jnp.arange(len(curves[role]))) * p.num_envs * p.unroll_length
         left.plot(steps, curves[role], color=colour, alpha=0.25, lw=0.7)
-        ended = np.isfinite(curves[role]).any(axis=1)  # nan before the first episode ends
+        ended = np.isfinite(curves[role]).any(axis=1)  # -inf before the first episode ends
         left.plot(
             steps[ended],
-            np.nanmean(curves[role][ended], axis=1),
+            training.mean(curves[role][ended], axis=1),
             color=colour,
             label=f"{role} ({result[role]['mean']:.1f} greedy)",
         )
@@ -188,12 +221,12 @@ def draw(name: str, result: dict, curves: dict):
     return figure
 
 
-def main(names: list[str]) -> int:
-    failures = 0
-    for name in names or presets.PRESETS:
-        result, curves = experiment(name)
+def main(given: frame.Study) -> int:
+    size, failed = frame.sized(given, SIZES, "students"), []
+    for name in frame.chosen(given.names, size.games):
+        result, curves = experiment(name, size)
         result["failed"] = gate(name, result)
-        protocol.write(f"gates/{name}", result, draw(name, result, curves))
+        protocol.write(f"gates/{name}", result, draw(name, result, curves, size))
         plt.close()
         t, s, c = result["teacher"], result["student"], result["control"]
         print(
@@ -208,9 +241,9 @@ def main(names: list[str]) -> int:
             sep="\n  ",
             flush=True,
         )
-        failures += bool(result["failed"])
-    return failures
+        failed += [f"{name}: {line}" for line in result["failed"]]
+    return protocol.verdict(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(list(GIVEN.names)))
+    sys.exit(main(GIVEN))

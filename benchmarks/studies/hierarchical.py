@@ -14,12 +14,12 @@ plain KL to softmax(Q / .01). Writes results/studies/hierarchical.json and .png.
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Named, __doc__, __file__)
+    GIVEN = frame.start(frame.Study, __doc__, __file__)
 
 import json
 import sys
-import time
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,24 @@ ARMS = {
     "policy_kl": lambda: {"kl": losses.forward_kl()},  # of the tempered teacher
 }
 GAIN = 0.20  # of success, hvd_mse or hvd_kl over q_mse at both gated sizes
+
+
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    hidden: tuple[tuple[int, ...], ...] = HIDDEN
+    arms: tuple[str, ...] = tuple(ARMS)
+    batch: int = BATCH
+    updates: int = UPDATES
+    seeds: int = SEEDS
+    episodes: int = EPISODES
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(hidden=GATED[:1], seeds=3),
+    "tiny": Sizes(((32,),), ("q_mse", "hvd_mse", "hvd_kl"), 4, 1, 1, 2),
+}
 
 
 def free_cells() -> np.ndarray:
@@ -94,7 +112,7 @@ def tabular() -> Policy:
     return Policy(lambda key: jnp.zeros((SIZE,) * 4 + (4,)), lambda num_envs: (), step, step)
 
 
-def pairs(cells: np.ndarray) -> Env:
+def pairs(cells: np.ndarray, batch: int) -> Env:
     """Every step shows a new uniform pair of two different cells: supervised learning on the
     engine.
     """
@@ -102,20 +120,20 @@ def pairs(cells: np.ndarray) -> Env:
 
     def draw(key):
         start, apart = (
-            jax.random.randint(k, (BATCH,), low, len(cells))
+            jax.random.randint(k, (batch,), low, len(cells))
             for k, low in zip(jax.random.split(key), (0, 1), strict=True)
         )
         return jnp.concatenate([places[start], places[(start + apart) % len(cells)]], axis=-1)
 
     def step(key, env_state, action):
-        obs, zeros = draw(key), jnp.zeros(BATCH)
+        obs, zeros = draw(key), jnp.zeros(batch)
         return env_state, TimeStep(obs, obs, zeros, zeros + 1, zeros)
 
     spec = jax.ShapeDtypeStruct((4,), jnp.float32)
     return Env(
-        lambda key: (jnp.zeros(BATCH), draw(key)),
+        lambda key: (jnp.zeros(batch), draw(key)),
         step,
-        BATCH,
+        batch,
         spec,
         Discrete(4),
         1,
@@ -124,14 +142,19 @@ def pairs(cells: np.ndarray) -> Env:
     )
 
 
-def scores(student: Policy, params, key, table, *, by_value: bool):
+def arena(episodes: int) -> Env:
+    """Where students and the teacher play: random starts and goals."""
+    return jaxkd.envs.make(
+        "FourRooms-misc", episodes, resample_init_pos=True, resample_goal_pos=True, max_steps=LIMIT
+    )
+
+
+def scores(student: Policy, params, key, table, *, episodes: int, by_value: bool):
     """Share of goals reached, and the root mean squared error of the student's value (or of its
     largest Q) over all pairs.
     """
-    arena = jaxkd.envs.make(
-        "FourRooms-misc", EPISODES, resample_init_pos=True, resample_goal_pos=True, max_steps=LIMIT
-    )
-    won = jaxkd.evaluate(arena, student, params, key, num_episodes=EPISODES).returns.mean()
+    played = jaxkd.evaluate(arena(episodes), student, params, key, num_episodes=episodes)
+    won = played.returns.mean()
     places = np.nonzero(table.max(-1))
     both, values = np.stack(places, -1).astype(np.float32), table.max(-1)[places].astype(np.float32)
     out = student.unroll(params, (), jnp.asarray(both[None]), jnp.zeros((1, len(both))))[1]
@@ -139,35 +162,45 @@ def scores(student: Policy, params, key, table, *, by_value: bool):
     return won, jnp.sqrt(jnp.mean(jnp.square(estimate - values)))
 
 
-def experiment(cells, table, hidden: tuple[int, ...]) -> dict:
+def experiment(cells, table, hidden: tuple[int, ...], size: Sizes) -> dict:
     """Success and value error of every arm, by seed."""
-    env, found = pairs(cells), {}
+    env = pairs(cells, size.batch)
     student = networks.mlp(env, hidden, activation=jax.nn.relu, normalise=True)
-    for name, terms in ARMS.items():
+    judge = partial(scores, student, table=table, episodes=size.episodes)
+
+    def run(name: str) -> dict:
+        terms = ARMS[name]()
         teacher = networks.temper(tabular(), TEMPERATURE) if name == "policy_kl" else tabular()
         sizes = dict(unroll_length=1, num_minibatches=1, optimizer=optax.adam(LEARNING_RATE))
-        kd = jaxkd.distill(env, student, teacher, losses=terms(), **sizes)
-        state, _ = jaxkd.run(
-            jaxkd.lanes(kd), jaxkd.seeds(SEED, SEEDS), UPDATES, jnp.asarray(table, jnp.float32)
-        )
-        judge = jax.jit(jax.vmap(partial(scores, student, table=table, by_value=name != "q_mse")))
+        kd = jaxkd.distill(env, student, teacher, losses=terms, **sizes)
+        keys, values = jaxkd.seeds(SEED, size.seeds), jnp.asarray(table, jnp.float32)
+        state, _ = jaxkd.run(jaxkd.lanes(kd), keys, size.updates, values)
+        judged = jax.jit(jax.vmap(partial(judge, by_value=name != "q_mse")))
         won, error = (
-            np.asarray(x, np.float64) for x in judge(state.params, jaxkd.seeds(SEED + 100, SEEDS))
+            np.asarray(x, np.float64)
+            for x in judged(state.params, jaxkd.seeds(SEED + 100, size.seeds))
         )
-        found[name] = {
-            "success": won.mean(),
-            "interval": jaxkd.interval(won, statistic=np.mean),
-            "seeds": won.tolist(),
-        }
-        if "q" in terms() or "global" in terms():
-            found[name]["value_rmse"] = error.mean()
-    return found
+        success = {"success": won.mean(), "interval": jaxkd.interval(won, statistic=np.mean)}
+        found = success | {"seeds": won.tolist()}
+        return found | ({"value_rmse": error.mean()} if {"q", "global"} & set(terms) else {})
+
+    runs = {name: partial(run, name) for name in size.arms}
+    made = lambda _: settings(size)
+    return protocol.arms(f"hierarchical/{_label(hidden)}", runs, made, told)[0]
+
+
+def told(row: dict) -> str:
+    """One arm's line."""
+    low, high = np.round(row["interval"], 3)
+    return (
+        f"success {row['success']:.3f} [{low}, {high}], V rmse {row.get('value_rmse', np.nan):.4f}"
+    )
 
 
 def gate(result: dict) -> list[str]:
     """What does not hold; empty: passed."""
     failed = []
-    for hidden in GATED:
+    for hidden in [hidden for hidden in GATED if _label(hidden) in result["hidden"]]:
         rows = result["hidden"][_label(hidden)]
         gain = (
             max(rows[name]["success"] for name in ("hvd_mse", "hvd_kl")) - rows["q_mse"]["success"]
@@ -185,57 +218,55 @@ def _label(hidden: tuple[int, ...]) -> str:
 
 def draw(result: dict):
     figure, axes = plt.subplots(
-        1, len(HIDDEN), figsize=(4 * len(HIDDEN), 3.4), sharey=True, layout="constrained"
+        1,
+        len(result["hidden"]),
+        figsize=(4 * len(result["hidden"]), 3.4),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
     )
-    for hidden, axis in zip(HIDDEN, axes, strict=True):
-        rows = result["hidden"][_label(hidden)]
+    ordered = sorted(result["hidden"], key=[_label(hidden) for hidden in HIDDEN].index)
+    for hidden, axis in zip(ordered, axes[0], strict=True):
+        rows = result["hidden"][hidden]
         for place, row in enumerate(rows.values()):
             axis.bar(place, row["success"], color="tab:blue", alpha=0.5)
-            axis.plot([place] * SEEDS, row["seeds"], "k.", ms=3)
+            axis.plot([place] * len(row["seeds"]), row["seeds"], "k.", ms=3)
         axis.set(
-            title=f"hidden {_label(hidden)}",
-            xticks=range(len(rows)),
-            ylabel="goals reached in 60 steps",
+            title=f"hidden {hidden}", xticks=range(len(rows)), ylabel="goals reached in 60 steps"
         )
         axis.set_xticklabels(rows, rotation=20, fontsize=8)
     return figure
 
 
-def settings() -> dict:
-    return protocol.digest(
-        {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple)}
-    )
+def settings(size: Sizes = SIZES["full"]) -> dict:
+    values = protocol.constants(globals(), int | float | tuple)
+    return protocol.digest(values | protocol.smaller(size))
 
 
-def main(names: list[str]) -> int:
+def main(given: frame.Study) -> int:
+    size = frame.sized(given, SIZES)
+    labels = {_label(hidden): hidden for hidden in size.hidden}
+    names = frame.chosen(given.names, tuple(labels))
     cells = free_cells()
     table = optimal(cells)
-    arena = jaxkd.envs.make(
-        "FourRooms-misc", EPISODES, resample_init_pos=True, resample_goal_pos=True, max_steps=LIMIT
-    )
     best = jaxkd.evaluate(
-        arena, tabular(), jnp.asarray(table, jnp.float32), jax.random.key(0), num_episodes=EPISODES
+        arena(size.episodes),
+        tabular(),
+        jnp.asarray(table, jnp.float32),
+        jax.random.key(0),
+        num_episodes=size.episodes,
     ).returns.mean()
     print(f"{len(cells)} free cells; the teacher reaches {float(best):.3f}")
     file = protocol.RESULTS / "studies" / "hierarchical.json"
-    before = json.loads(file.read_text())["hidden"] if names and file.exists() else {}
-    result: dict = {"settings": settings(), "teacher": float(best), "hidden": before}
-    for hidden in HIDDEN:
-        if names and _label(hidden) not in names:
-            continue
-        began = time.time()
-        rows = result["hidden"][_label(hidden)] = experiment(cells, table, hidden)
-        for name, row in rows.items():
-            low, high = np.round(row["interval"], 3)
-            print(
-                f"hidden {_label(hidden)}: {name:14} success {row['success']:.3f} [{low}, {high}], V rmse {row.get('value_rmse', np.nan):.4f}"
-            )
-        print(f"{time.time() - began:.0f} s", flush=True)
+    partly = given.names and size == Sizes() and file.exists()
+    before = json.loads(file.read_text())["hidden"] if partly else {}
+    result: dict = {"settings": settings(size), "teacher": float(best), "hidden": before}
+    for name in names:
+        result["hidden"][name] = experiment(cells, table, labels[name], size)
     result["failed"] = gate(result)
-    print(*result["failed"] or ["passed"], sep="\n")
     protocol.write("hierarchical", result, draw(result))
-    return len(result["failed"])
+    return protocol.verdict(result["failed"])
 
 
 if __name__ == "__main__":
-    sys.exit(main(list(GIVEN.names)))
+    sys.exit(main(GIVEN))

@@ -15,11 +15,11 @@ is scored alone: 10 seeds, 1024 greedy episodes each. Writes results/studies/mul
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Given, __doc__, __file__)
+    GIVEN = frame.start(frame.Seeded, __doc__, __file__)
 
 import sys
-import time
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,9 @@ import optax
 
 import jaxkd
 from benchmarks import protocol
-from jaxkd import envs, losses, moments, networks, presets, rewards
+from jaxkd import envs, losses, moments, networks, rewards
 from jaxkd.base import Env, Policy
+from jaxkd.cli import training
 from jaxkd.returns import gae
 
 SEED, TEACHERS, SEEDS, EPISODES, ARENA = 3, 16, 10, 1024, 256  # settings were chosen on seed 1
@@ -40,6 +41,7 @@ SETS = {
 }
 GAMES = SETS["three"]
 STUDENT, CONTROL, OWN = "student", "control", "control, own statistics"
+COLOURS = {OWN: "tab:green", CONTROL: "tab:orange", STUDENT: "tab:blue"}
 ROLES = {"two": (STUDENT, CONTROL), "three": (STUDENT, CONTROL, OWN)}
 HIDDEN = (32, 32)
 NUM_ENVS, UNROLL_LENGTH, UPDATES = 32, 64, 40  # environments of one game
@@ -49,30 +51,70 @@ ENTROPY, GAMMA, LAMBDA = 0.005, 0.99, 0.95  # of the controls
 KEEPS = 0.95  # of what each teacher gains over the random policy, mean over seeds
 
 
-def settings() -> dict:
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    sets: dict[str, tuple[str, ...]] = SETS
+    roles: dict[str, tuple[str, ...]] = ROLES
+    teachers: int = TEACHERS
+    seeds: int = SEEDS
+    episodes: int = EPISODES
+    arena: int = ARENA
+    updates: int = UPDATES
+    num_envs: int = NUM_ENVS
+    unroll_length: int = UNROLL_LENGTH
+    preset: dict = {}
+
+    @property
+    def games(self) -> tuple[str, ...]:
+        return tuple(game for game in GAMES if any(game in names for names in self.sets.values()))
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(sets={"two": SETS["two"]}, teachers=4, seeds=3),
+    "tiny": Sizes(
+        sets={"two": ("CartPole-v1", "Acrobot-v1")},
+        roles={"two": (STUDENT, OWN)},
+        teachers=1,
+        seeds=1,
+        episodes=2,
+        arena=2,
+        updates=1,
+        num_envs=8,
+        unroll_length=2,
+        preset=protocol.TINY_PRESET,
+    ),
+}
+
+
+def settings(size: Sizes = SIZES["full"]) -> dict:
     """All that the result depends on, and its digest."""
-    values = {name: value for name, value in globals().items() if name.isupper()}
-    return protocol.digest(
-        values | {"presets": {game: protocol.changed(presets.preset(game)) for game in GAMES}}
-    )
+    values = protocol.constants(globals(), int | float | tuple | dict | str)
+    given = {game: protocol.changed(protocol.preset(game, size)) for game in GAMES}
+    return protocol.digest(values | {"presets": given} | protocol.smaller(size))
 
 
-def the_teachers() -> tuple[dict[str, tuple[Policy, Any]], dict[str, dict]]:
-    """By game: (policy, params) of THE teacher, and figures, with the random policy's return."""
-    teachers, figures = {}, {}
-    for game in GAMES:
-        arena = envs.make(game, ARENA)
-        policy, found, _, steps = protocol.ppo_teacher(game, arena, SEED, EPISODES, TEACHERS)
+def the_teachers(size: Sizes) -> tuple[dict[str, tuple[Policy, Any]], dict[str, dict], float]:
+    """By game: (policy, params) of THE teacher, and figures, with the random policy's return; and
+    the seconds that teaching took.
+    """
+    teachers, figures, seconds = {}, {}, 0.0
+    for game in size.games:
+        arena, p = envs.make(game, size.arena), protocol.preset(game, size)
+        policy, found, _, steps = protocol.ppo_teacher(
+            game, arena, SEED, size.episodes, size.teachers, p
+        )
+        seconds += found.seconds
         teachers[game] = policy, found.params
-        size = jaxkd.actor_size(policy, found.params, arena.obs_spec)
         figures[game] = {
             "seed": found.best,
             "return": found.score,
             "steps": steps,
-            "parameters": size,
+            "parameters": jaxkd.actor_size(policy, found.params, arena.obs_spec),
+            "random": protocol.random_return(arena, SEED, size.episodes),
         }
-        figures[game]["random"] = protocol.random_return(arena, SEED, EPISODES)
-    return teachers, figures
+    return teachers, figures, seconds
 
 
 def standardised_by_game(policy: Policy, env: Env) -> Policy:
@@ -99,7 +141,7 @@ def standardised_by_game(policy: Policy, env: Env) -> Policy:
 
     def observe(params, obs):
         rows = (
-            obs["obs"].reshape(len(obs["obs"]), number, NUM_ENVS, -1).swapaxes(0, 1)
+            obs["obs"].reshape(len(obs["obs"]), number, env.num_envs // number, -1).swapaxes(0, 1)
         )  # [games, T, environments, O]
         return params | {"statistics": jax.vmap(moments.update)(params["statistics"], rows)}
 
@@ -119,12 +161,12 @@ def network(env: Env, role: str) -> Policy:
     return networks.multihead(env, HIDDEN, separate=True, normalise=True)
 
 
-def lesson(env: Env, role: str, student: Policy, teacher: Policy) -> jaxkd.Algorithm:
+def lesson(size: Sizes, env: Env, role: str, student: Policy, teacher: Policy) -> jaxkd.Algorithm:
     """Distillation, with the KL of every game reported; for a control PPO."""
     sizes = dict(
-        unroll_length=UNROLL_LENGTH, num_epochs=NUM_EPOCHS, num_minibatches=NUM_MINIBATCHES
+        unroll_length=size.unroll_length, num_epochs=NUM_EPOCHS, num_minibatches=NUM_MINIBATCHES
     )
-    rate = optax.linear_schedule(LEARNING_RATE, 0.0, UPDATES * NUM_EPOCHS * NUM_MINIBATCHES)
+    rate = optax.linear_schedule(LEARNING_RATE, 0.0, size.updates * NUM_EPOCHS * NUM_MINIBATCHES)
     if role != STUDENT:
         sizes |= dict(rewards={"normalise": rewards.normalise(GAMMA)}, returns=gae(GAMMA, LAMBDA))
         return jaxkd.ppo(env, student, learning_rate=rate, entropy=ENTROPY, **sizes)
@@ -135,14 +177,13 @@ def lesson(env: Env, role: str, student: Policy, teacher: Policy) -> jaxkd.Algor
     return jaxkd.distill(env, student, teacher, losses=terms, optimizer=optimizer, **sizes)
 
 
-def scored(env: Env, name: str, policy: Policy, params: Any, figures: dict) -> dict:
+def scored(size: Sizes, env: Env, name: str, policy: Policy, params: Any, figures: dict) -> dict:
     """By game: greedy figures of every seed, playing it alone, and the share of its teacher's gain."""
     found = {}
     for i, game in enumerate(env.tasks):
-        arena = envs.pad(envs.make(game, ARENA), like=env, task=i)
-        returns, _ = protocol.score(
-            arena, policy, params, protocol.keys(SEED, f"score {name} {game}", SEEDS), EPISODES
-        )
+        arena = envs.pad(envs.make(game, size.arena), like=env, task=i)
+        keys = protocol.keys(SEED, f"score {name} {game}", size.seeds)
+        returns, _ = protocol.score(arena, policy, params, keys, size.episodes)
         floor, ceiling = figures[game]["random"], figures[game]["return"]
         found[game] = protocol.summary(returns) | {
             "fraction_of_teacher": (returns.mean() - floor) / (ceiling - floor)
@@ -150,39 +191,50 @@ def scored(env: Env, name: str, policy: Policy, params: Any, figures: dict) -> d
     return found
 
 
-def experiment(number: str, teachers: dict, figures: dict) -> tuple[dict, dict]:
-    """Figures by role and game, and learning curves [updates, seeds] by (number, role, game)."""
-    names = SETS[number]
-    singles = [envs.make(game, NUM_ENVS) for game in names]
+def experiment(number: str, teachers: dict, figures: dict, size: Sizes) -> tuple[dict, dict, float]:
+    """Figures by role and game, learning curves [updates, seeds] by (number, role, game), and
+    seconds.
+    """
+    names = size.sets[number]
+    singles = [envs.make(game, size.num_envs) for game in names]
     env = envs.concat(*singles)
     policies, params = zip(*[teachers[game] for game in names], strict=True)
-    teacher, curves = networks.concat(env, policies, singles), {}
-    result: dict[str, Any] = {"steps": UPDATES * UNROLL_LENGTH * env.num_envs}
-    for role in ROLES[number]:
-        student, name, began = network(env, role), f"{role} of {number}", time.time()
-        algorithm = jaxkd.lanes(lesson(env, role, student, teacher))
-        state, metrics = jaxkd.run(
-            algorithm,
-            protocol.keys(SEED, name, SEEDS),
-            UPDATES,
-            *([params] if role == STUDENT else []),
-        )
-        curves |= {(number, role, game): np.asarray(metrics[f"return/{game}"]) for game in names}
-        result[role] = scored(env, name, student, state.params, figures)
+    teacher = networks.concat(env, policies, singles)
+
+    def run(role: str) -> dict:
+        student, name = network(env, role), f"{role} of {number}"
+        algorithm = jaxkd.lanes(lesson(size, env, role, student, teacher))
+        inputs = [params] if role == STUDENT else []
+        keys = protocol.keys(SEED, name, size.seeds)
+        state, metrics = jaxkd.run(algorithm, keys, size.updates, *inputs)
+        found = scored(size, env, name, student, state.params, figures)
+        told = {"games": found, "curves": {game: metrics[f"return/{game}"] for game in names}}
         if role == STUDENT:
-            result["parameters"] = jaxkd.actor_size(
-                student, jax.tree.map(lambda x: x[0], state.params), env.obs_spec
-            )
+            one = jax.tree.map(lambda x: x[0], state.params)
+            told["parameters"] = jaxkd.actor_size(student, one, env.obs_spec)
             for game in names:  # a term is 0 on the rows of the other games
-                result[role][game]["kl"] = len(names) * float(np.mean(metrics[f"loss/{game}"][-1]))
-        print(f"{name} games: {time.time() - began:.0f} s", flush=True)
-    return result, curves
+                found[game]["kl"] = len(names) * float(np.mean(metrics[f"loss/{game}"][-1]))
+        return told
+
+    say = lambda found: ", ".join(f"{k} {row['mean']:.1f}" for k, row in found["games"].items())
+    runs = {role: partial(run, role) for role in size.roles[number]}
+    made = lambda _: settings(size)
+    found, seconds = protocol.arms(f"multitask/{number}", runs, made, say)
+    result: dict[str, Any] = {"steps": size.updates * size.unroll_length * env.num_envs}
+    result |= {role: arm["games"] for role, arm in found.items()}
+    result["parameters"] = found[STUDENT]["parameters"]
+    curves = {
+        (number, role, game): np.asarray(curve)
+        for role, arm in found.items()
+        for game, curve in arm["curves"].items()
+    }
+    return result, curves, sum(seconds.values())
 
 
-def gate(result: dict) -> list[str]:
+def gate(result: dict, sets: dict = SETS) -> list[str]:
     """What does not hold; empty: passed."""
     failed = []
-    for number, names in SETS.items():
+    for number, names in sets.items():
         for game in names:
             kept = result[number][STUDENT][game]["fraction_of_teacher"]
             if not kept >= KEEPS:
@@ -192,32 +244,31 @@ def gate(result: dict) -> list[str]:
     return failed
 
 
-def draw(result: dict, curves: dict):
+def draw(result: dict, curves: dict, size: Sizes):
     """A row a student, a column a game: returns while learning, every seed; dashed: the game's
     teacher, acting greedily.
     """
-    figure, axes = plt.subplots(len(SETS), len(GAMES), figsize=(13, 9), layout="constrained")
-    colours = {OWN: "tab:green", CONTROL: "tab:orange", STUDENT: "tab:blue"}
+    shape = len(size.sets), len(size.games)
+    figure, axes = plt.subplots(*shape, figsize=(13, 9), layout="constrained", squeeze=False)
     places = {
         (number, game): axes[row, column]
-        for row, number in enumerate(SETS)
-        for column, game in enumerate(GAMES)
+        for row, number in enumerate(size.sets)
+        for column, game in enumerate(size.games)
     }
     for (number, game), axis in places.items():
-        if game not in SETS[number]:
+        if game not in size.sets[number]:
             axis.axis("off")
             continue
-        for role, colour in colours.items():
-            if role not in ROLES[number]:
+        for role, colour in COLOURS.items():
+            if role not in size.roles[number]:
                 continue
             curve, found = curves[number, role, game], result[number][role][game]
-            steps = (1 + np.arange(len(curve))) * NUM_ENVS * UNROLL_LENGTH
-            ended = np.isfinite(curve).any(axis=1)  # nan before the first episode ends
+            steps = (1 + np.arange(len(curve))) * size.num_envs * size.unroll_length
+            ended = np.isfinite(curve).any(axis=1)  # -inf before the first episode ends
             label = f"{role}: {found['mean']:.1f} ({100 * found['fraction_of_teacher']:.1f} %)"
             axis.plot(steps, curve, color=colour, alpha=0.35, lw=0.6)
-            axis.plot(
-                steps[ended], np.nanmean(curve[ended], axis=1), color=colour, lw=2, label=label
-            )
+            mean = training.mean(curve[ended], axis=1)
+            axis.plot(steps[ended], mean, color=colour, lw=2, label=label)
         best = result["teachers"][game]["return"]
         axis.axhline(best, color="k", ls="--", lw=1, label=f"its teacher: {best:.1f}")
         axis.set(
@@ -237,44 +288,38 @@ def draw(result: dict, curves: dict):
     return figure
 
 
-def table(result: dict) -> str:
+def table(result: dict, size: Sizes) -> str:
     """The figures for a terminal."""
     lines = [
         f"{'games':7}{'game':16}{'random':>8}{'teacher':>9}  {'':24}{'mean':>8}{'worst':>8}{'kept':>9}"
     ]
-    for number, names in SETS.items():
+    for number, names in size.sets.items():
         for game in names:
-            for role in ROLES[number]:
+            for role in size.roles[number]:
                 teacher, found = result["teachers"][game], result[number][role][game]
                 lines.append(
                     f"{number:7}{game:16}{teacher['random']:8.1f}{teacher['return']:9.1f}  {role:24}"
                     f"{found['mean']:8.1f}{found['worst']:8.1f}{100 * found['fraction_of_teacher']:7.1f} %"
                 )
-        size = sum(result["teachers"][game]["parameters"] for game in names)
+        whole = sum(result["teachers"][game]["parameters"] for game in names)
         lines.append(
-            f"{'':7}{result[number]['parameters']:,} parameters instead of {size:,}; {result[number]['steps']:,} environment steps"
+            f"{'':7}{result[number]['parameters']:,} parameters instead of {whole:,}; {result[number]['steps']:,} environment steps"
         )
     return "\n".join(lines)
 
 
-def main() -> int:
-    began, curves = time.time(), {}
-    teachers, figures = the_teachers()
-    print(f"teachers: {time.time() - began:.0f} s", flush=True)
-    result: dict[str, Any] = {"settings": settings(), "teachers": figures}
-    for number in SETS:
-        result[number], own = experiment(number, teachers, figures)
-        curves |= own
-    result |= {"failed": gate(result), "seconds": time.time() - began}
-    protocol.write("multitask", result, draw(result, curves))
-    print(
-        table(result),
-        *[f"FAILED: {line}" for line in result["failed"]] or ["passed"],
-        f"{result['seconds']:.0f} s",
-        sep="\n",
-    )
-    return len(result["failed"])
+def main(given: frame.Seeded) -> int:
+    size, curves = frame.sized(given, SIZES), {}
+    teachers, figures, seconds = the_teachers(size)
+    result: dict[str, Any] = {"settings": settings(size), "teachers": figures}
+    for number in size.sets:
+        result[number], own, spent = experiment(number, teachers, figures, size)
+        curves, seconds = curves | own, seconds + spent
+    result |= {"failed": gate(result, size.sets), "seconds": seconds}
+    protocol.write("multitask", result, draw(result, curves, size))
+    print(table(result, size), f"{seconds:.0f} s", sep="\n")
+    return protocol.verdict(result["failed"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(GIVEN))

@@ -12,10 +12,11 @@ Writes results/studies/no_harm/<game>.json, then results/studies/no_harm.json an
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Named, __doc__, __file__)
+    GIVEN = frame.start(frame.Study, __doc__, __file__)
 
 import sys
-import time
+from functools import partial
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 import jaxkd
 from benchmarks import protocol
 from jaxkd import methods, networks, presets, rewards
+from jaxkd.cli import training
 from jaxkd.presets import Preset
 
 GAMES = (
@@ -39,8 +41,24 @@ LOST, KEPT = (
 )  # points that MountainCar may lose; share of PPO's return that the other games keep
 
 
-def settings_of(name: str) -> Preset:
-    p = presets.preset(name.split()[0])
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    games: tuple[str, ...] = GAMES
+    seeds: int = SEEDS
+    episodes: int = EPISODES
+    preset: dict = {}
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(games=("CartPole-v1", "MountainCar-v0"), seeds=5),
+    "tiny": Sizes(("CartPole-v1",), 1, 2, protocol.TINY_PRESET),
+}
+
+
+def settings_of(name: str, size: Sizes) -> Preset:
+    p = protocol.preset(name.split()[0], size)
     if name.endswith("raw"):
         return p._replace(normalise_obs=False, normalise_reward=False)
     return p._replace(num_steps=STEPS, channels=(), hidden=(128, 128)) if p.channels else p
@@ -60,31 +78,26 @@ def arms(env, p: Preset) -> dict:
 
 def curve(returns: np.ndarray) -> list[float | None]:
     """The seeds' mean while learning [updates]; None before the first episode has ended."""
-    return [float(np.nanmean(row)) if np.isfinite(row).any() else None for row in returns]
+    return [float(training.mean(row)) if np.isfinite(row).any() else None for row in returns]
 
 
-def experiment(name: str) -> dict:
-    p = settings_of(name)
+def experiment(name: str, size: Sizes) -> dict:
+    p = settings_of(name, size)
     game = name.split()[0]
-    env, arena, found = (
-        presets.make_env(game, p),
-        presets.make_env(game, p._replace(num_envs=EPISODES)),
-        {},
-    )
-    for arm, (policy, algorithm, num_updates) in arms(env, p).items():
-        began = time.time()
-        state, metrics = jaxkd.run(
-            jaxkd.lanes(algorithm), protocol.keys(SEED, f"{game} teacher", SEEDS), num_updates
-        )
-        returns, _ = protocol.score(
-            arena, policy, state.params, protocol.keys(SEED, f"{game} score", SEEDS), EPISODES
-        )
-        found[arm] = protocol.summary(returns) | {"learning": curve(np.asarray(metrics["return"]))}
-        print(
-            f"{name}: {arm} {returns.mean():.2f} (worst {returns.min():.2f}), {time.time() - began:.0f} s",
-            flush=True,
-        )
-    return {"arms": found, "random": protocol.random_return(arena, SEED, EPISODES)}
+    env = presets.make_env(game, p)
+    arena = presets.make_env(game, p._replace(num_envs=size.episodes))
+
+    def run(policy, algorithm, num_updates: int) -> dict:
+        keys = protocol.keys(SEED, f"{game} teacher", size.seeds)
+        state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys, num_updates)
+        keys = protocol.keys(SEED, f"{game} score", size.seeds)
+        returns, _ = protocol.score(arena, policy, state.params, keys, size.episodes)
+        return protocol.summary(returns) | {"learning": curve(np.asarray(metrics["return"]))}
+
+    runs = {arm: partial(run, *made) for arm, made in arms(env, p).items()}
+    say = lambda found: f"{found['mean']:.2f} (worst {found['worst']:.2f})"
+    found, _ = protocol.arms(f"no_harm/{name}", runs, lambda _: settings(size), say)
+    return {"arms": found, "random": protocol.random_return(arena, SEED, size.episodes)}
 
 
 def gate(results: dict) -> list[str]:
@@ -98,14 +111,14 @@ def gate(results: dict) -> list[str]:
     return failed
 
 
-def draw(results: dict):
+def draw(results: dict, size: Sizes):
     figure, axes = plt.subplots(
         1, len(results), figsize=(3.6 * len(results), 3.4), layout="constrained", squeeze=False
     )
     for axis, (name, result) in zip(axes[0], results.items(), strict=True):
         for arm, colour in (("ppo", "tab:blue"), ("rnd", "tab:red")):
             found = result["arms"][arm]
-            p, returns = settings_of(name), np.array(found["learning"], float)
+            p, returns = settings_of(name, size), np.array(found["learning"], float)
             axis.plot(
                 np.arange(1, len(returns) + 1) * p.num_envs * p.unroll_length,
                 returns,
@@ -117,27 +130,23 @@ def draw(results: dict):
     return figure
 
 
-def settings() -> dict:
-    values: dict = {
-        k: v
-        for k, v in globals().items()
-        if k.isupper() and isinstance(v, int | float | tuple | dict)
-    }
-    return protocol.digest(
-        values | {"presets": {name: protocol.changed(settings_of(name)) for name in GAMES}}
-    )
+def settings(size: Sizes = SIZES["full"]) -> dict:
+    values = protocol.constants(globals(), int | float | tuple | dict)
+    given = {name: protocol.changed(settings_of(name, size)) for name in GAMES}
+    return protocol.digest(values | {"presets": given} | protocol.smaller(size))
 
 
-def main(names: list[str]) -> int:
-    results = protocol.by_game("no_harm", names, GAMES, experiment, settings())
+def main(given: frame.Study) -> int:
+    size = frame.sized(given, SIZES)
+    experiments = partial(experiment, size=size)
+    results = protocol.by_game("no_harm", given.names, size.games, experiments, settings(size))
     if not results:
         return 0
-    results = {name: results[name] for name in GAMES}
     failed = gate(results)
-    print(*failed or ["passed"], sep="\n")
-    protocol.write("no_harm", {"failed": failed, "settings": settings()}, draw(results))
-    return len(failed)
+    figure = draw(results, size)
+    protocol.write("no_harm", {"failed": failed, "settings": settings(size)}, figure)
+    return protocol.verdict(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(list(GIVEN.names)))
+    sys.exit(main(GIVEN))

@@ -18,10 +18,10 @@ little more than one long episode.
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Given, __doc__, __file__)
+    GIVEN = frame.start(frame.Seeded, __doc__, __file__)
 
+import functools
 import sys
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +35,6 @@ import jaxkd
 from benchmarks import protocol
 from jaxkd import envs, losses, networks, rewards
 from jaxkd.base import Algorithm, Env, Policy
-from jaxkd.presets import preset
 
 SEED, SEEDS, EPISODES, ARENA = 3, 10, 1024, 256  # 1 was seen by the choice of settings
 CHAIN, POLE, LENGTH = "MemoryChain-bsuite", "CartPole-v1", 30  # the cue is asked for in step 31
@@ -76,6 +75,42 @@ COLOURS = {
 }
 
 
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    names: tuple[str, ...] = tuple(EXPERIMENTS)
+    roles: tuple[str, ...] = tuple(COLOURS)
+    teachers: int = TEACHERS
+    seeds: int = SEEDS
+    episodes: int = EPISODES
+    arena: int = ARENA
+    updates: int = UPDATES
+    cue_updates: int = CUE_UPDATES
+    num_envs: int = NUM_ENVS
+    length: int = LENGTH  # of the chain
+    unroll_length: int | None = None  # default the experiment's
+    preset: dict = {}
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(names=(CHAIN,), teachers=2, seeds=3),
+    "tiny": Sizes(
+        roles=("lstm", "control"),
+        teachers=1,
+        seeds=1,
+        episodes=2,
+        arena=2,
+        updates=2,
+        cue_updates=1,
+        num_envs=4,
+        length=4,
+        unroll_length=16,
+        preset=protocol.TINY_PRESET,
+    ),
+}
+
+
 class Privileged(MemoryChain):
     """MemoryChain that shows two fields: what it always shows, and the cue in every step."""
 
@@ -86,50 +121,63 @@ class Privileged(MemoryChain):
         }
 
 
-def chain(made: Any, num_envs: int) -> Env:
-    return envs.make(made, num_envs, memory_length=LENGTH, max_steps=LENGTH + 1)
+def chain(made: Any, num_envs: int, length: int) -> Env:
+    return envs.make(made, num_envs, memory_length=length, max_steps=length + 1)
 
 
 def positions(obs):
     return obs[jnp.array([0, 2])]
 
 
-def both(name: str, num_envs: int) -> Env:
+def both(name: str, num_envs: int, size: Sizes) -> Env:
     """Two fields: "all" for the teacher, "blind" for the student."""
     if name == CHAIN:
-        return chain(Privileged(), num_envs)
+        return chain(Privileged(), num_envs, size.length)
     return envs.view(envs.make(name, num_envs), blind=positions, all=lambda obs: obs)
 
 
-def alone(name: str, num_envs: int) -> Env:
+def alone(name: str, num_envs: int, size: Sizes) -> Env:
     """The environment as it comes, with nothing but the student's field."""
     if name == CHAIN:
-        return envs.view(chain(name, num_envs), blind=lambda obs: obs)
+        return envs.view(chain(name, num_envs, size.length), blind=lambda obs: obs)
     return envs.view(envs.make(name, num_envs), blind=positions)
 
 
-def settings() -> dict:
+def settings(size: Sizes = SIZES["full"]) -> dict:
     """All that the results depend on, and their digest."""
-    values = {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | tuple)}
-    return protocol.digest(
-        values
-        | {k: v._asdict() for k, v in EXPERIMENTS.items()}
-        | {"preset": protocol.changed(preset(POLE))}
-    )
+    values = protocol.constants(globals(), int | tuple)
+    values |= {k: v._asdict() for k, v in EXPERIMENTS.items()}
+    given = {"preset": protocol.changed(protocol.preset(POLE, size))}
+    return protocol.digest(values | given | protocol.smaller(size))
 
 
-def the_teacher(name: str) -> tuple[Policy, protocol.Teacher]:
+def settings_of(name: str, size: Sizes) -> Settings:
+    """Of one experiment."""
+    chosen = EXPERIMENTS[name]
+    return chosen._replace(unroll_length=size.unroll_length or chosen.unroll_length)
+
+
+def the_teacher(name: str, size: Sizes) -> tuple[Policy, protocol.Teacher]:
     """Of the field "all", and its figures."""
     if name == POLE:
-        policy, found, *_ = protocol.ppo_teacher(
-            name, envs.make(name, ARENA), SEED, EPISODES, TEACHERS
-        )
+        p, arena = protocol.preset(name, size), envs.make(name, size.arena)
+        policy, found, *_ = protocol.ppo_teacher(name, arena, SEED, size.episodes, size.teachers, p)
         return networks.select(policy, "all"), found
-    env = both(name, NUM_ENVS)
+    env = both(name, size.num_envs, size)
     policy = networks.mlp(env, CUE_HIDDEN, separate=True, select="all")
-    ppo = jaxkd.ppo(env, policy, unroll_length=EXPERIMENTS[name].unroll_length)
-    state, _ = jaxkd.run(jaxkd.lanes(ppo), protocol.keys(SEED, "teacher", TEACHERS), CUE_UPDATES)
-    return policy, protocol.the_teacher(both(name, ARENA), policy, state.params, SEED, EPISODES)
+
+    def teach() -> dict:
+        ppo = jaxkd.ppo(env, policy, unroll_length=settings_of(name, size).unroll_length)
+        keys = protocol.keys(SEED, "teacher", size.teachers)
+        state, _ = jaxkd.run(jaxkd.lanes(ppo), keys, size.cue_updates)
+        arena = both(name, size.arena, size)
+        return protocol.as_lists(
+            protocol.the_teacher(arena, policy, state.params, SEED, size.episodes)
+        )
+
+    made = lambda _: settings(size)
+    found, seconds = protocol.arms("partial/teacher of the cue", {"ppo": teach}, made)
+    return policy, protocol.as_teacher(policy, found["ppo"], seconds["ppo"])
 
 
 def network(env: Env, role: str, chosen: Settings) -> Policy:
@@ -141,10 +189,10 @@ def network(env: Env, role: str, chosen: Settings) -> Policy:
 
 
 def phase(
-    env: Env, role: str, student: Policy, teacher: Policy, chosen: Settings
+    env: Env, role: str, student: Policy, teacher: Policy, chosen: Settings, updates: int
 ) -> tuple[Algorithm, int]:
     """Distillation, or PPO of a control, and its number of updates."""
-    updates = UPDATES * (LONGER if role.endswith(f"x{LONGER}") else 1)
+    updates *= LONGER if role.endswith(f"x{LONGER}") else 1
     sizes: dict[str, Any] = dict(
         unroll_length=chosen.unroll_length, num_epochs=NUM_EPOCHS, num_minibatches=NUM_MINIBATCHES
     )
@@ -164,37 +212,43 @@ def phase(
     ), updates
 
 
-def experiment(name: str) -> tuple[dict, dict[str, np.ndarray]]:
+def experiment(name: str, size: Sizes) -> tuple[dict, dict[str, np.ndarray]]:
     """Figures of the teacher and by role, and the returns while learning [updates, seeds] by role."""
-    chosen, began, curves = EXPERIMENTS[name], time.time(), {}
-    env, arena = both(name, NUM_ENVS), alone(name, ARENA)
-    teacher, best = the_teacher(name)
-    result: dict[str, Any] = {"teacher": {"mean": best.score, "seed": best.best}}
-    for role in COLOURS:
+    chosen = settings_of(name, size)
+    env, arena = both(name, size.num_envs, size), alone(name, size.arena, size)
+    teacher, best = the_teacher(name, size)
+
+    def run(role: str) -> dict:
         student = network(env, role, chosen)
-        algorithm, updates = phase(env, role, student, teacher, chosen)
+        algorithm, updates = phase(env, role, student, teacher, chosen, size.updates)
         inputs = () if role.startswith("control") else (best.params,)
-        state, metrics = jaxkd.run(
-            jaxkd.lanes(algorithm), protocol.keys(SEED, role, SEEDS), updates, *inputs
-        )
-        returns, _ = protocol.score(
-            arena, student, state.params, protocol.keys(SEED, f"score {role}", SEEDS), EPISODES
-        )
-        size = jaxkd.actor_size(student, jax.tree.map(lambda x: x[0], state.params), env.obs_spec)
-        curves[role] = np.asarray(metrics["return"])
-        result[role] = protocol.summary(returns) | {
-            "steps": updates * NUM_ENVS * chosen.unroll_length,
-            "parameters": size,
+        keys = protocol.keys(SEED, role, size.seeds)
+        state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys, updates, *inputs)
+        keys = protocol.keys(SEED, f"score {role}", size.seeds)
+        returns, _ = protocol.score(arena, student, state.params, keys, size.episodes)
+        one = jax.tree.map(lambda x: x[0], state.params)
+        figures = protocol.summary(returns) | {
+            "steps": updates * size.num_envs * chosen.unroll_length,
+            "parameters": jaxkd.actor_size(student, one, env.obs_spec),
         }
-    return result | {"seconds": time.time() - began}, curves
+        return {"figures": figures, "curve": metrics["return"]}
+
+    runs = {role: functools.partial(run, role) for role in size.roles}
+    say = lambda found: f"{found['figures']['mean']:.2f}"
+    found, seconds = protocol.arms(f"partial/{name}", runs, lambda _: settings(size), say)
+    result: dict[str, Any] = {"teacher": {"mean": best.score, "seed": best.best}}
+    result |= {role: arm["figures"] for role, arm in found.items()}
+    curves = {role: np.asarray(arm["curve"]) for role, arm in found.items()}
+    return result | {"seconds": best.seconds + sum(seconds.values())}, curves
 
 
 def gate(result: dict) -> list[str]:
     """What does not hold; empty: passed."""
     found = (
         (name, role, result["experiments"][name][role]["mean"], *bound)
-        for name in BOUNDS
+        for name in result["experiments"]
         for role, bound in BOUNDS[name].items()
+        if role in result["experiments"][name]
     )
     return [
         f"{name}: {role} {mean:.3f}, wanted in [{low}, {high}]"
@@ -203,13 +257,13 @@ def gate(result: dict) -> list[str]:
     ]
 
 
-def table(name: str, rows: dict) -> None:
+def table(name: str, rows: dict, size: Sizes) -> None:
     """Prints one experiment."""
     print(
         f"\n{name}, {UNITS[name]}: the teacher {rows['teacher']['mean']:.2f}, {rows['seconds']:.0f} s"
     )
     print(f"  {'':12}{'mean':>8}{'worst':>8}{'IQM [95 % interval]':>26}{'steps':>10}{'actor':>8}")
-    for role in COLOURS:
+    for role in size.roles:
         row = rows[role]
         iqm = f"{row['iqm']:.2f} [{row['interval'][0]:.2f}, {row['interval'][1]:.2f}]"
         print(
@@ -223,12 +277,13 @@ def draw(axes, name: str, rows: dict, curves: dict[str, np.ndarray]) -> None:
     the teacher.
     """
     above, below = axes
-    for place, (role, colour) in enumerate(COLOURS.items()):
+    for place, (role, colour) in enumerate((role, COLOURS[role]) for role in curves):
         steps = rows[role]["steps"] * (1 + np.arange(len(curves[role]))) / len(curves[role])
         above.plot(steps, curves[role], color=colour, alpha=0.25, lw=0.7)
         above.plot(steps, curves[role].mean(axis=1), color=colour, lw=1.8, label=role)
         below.bar(place, rows[role]["mean"], color=colour, alpha=0.5)
-        below.plot(place + np.linspace(-0.25, 0.25, SEEDS), rows[role]["seeds"], "k.", ms=4)
+        apart = np.linspace(-0.25, 0.25, len(rows[role]["seeds"]))
+        below.plot(place + apart, rows[role]["seeds"], "k.", ms=4)
         below.annotate(
             f"{rows[role]['mean']:.2f}",
             (place, max(rows[role]["seeds"])),
@@ -247,33 +302,26 @@ def draw(axes, name: str, rows: dict, curves: dict[str, np.ndarray]) -> None:
     )
     above.legend(fontsize=9, loc="upper left")
     below.set(
-        xticks=range(len(COLOURS)), xticklabels=COLOURS, ylabel=f"alone, greedy:\n{UNITS[name]}"
+        xticks=range(len(curves)), xticklabels=curves, ylabel=f"alone, greedy:\n{UNITS[name]}"
     )
     below.margins(y=0.12)
 
 
-def main() -> int:
-    figure, axes = plt.subplots(2, len(EXPERIMENTS), figsize=(12, 8), layout="constrained")
-    began, found = time.time(), {}
-    for name, column in zip(EXPERIMENTS, axes.T, strict=True):
-        found[name], curves = experiment(name)
-        table(name, found[name])
+def main(given: frame.Seeded) -> int:
+    size, found = frame.sized(given, SIZES), {}
+    shape = 2, len(size.names)
+    figure, axes = plt.subplots(*shape, figsize=(12, 8), layout="constrained", squeeze=False)
+    for name, column in zip(size.names, axes.T, strict=True):
+        found[name], curves = experiment(name, size)
+        table(name, found[name], size)
         draw(column, name, found[name], curves)
-    result: dict[str, Any] = {
-        "settings": settings(),
-        "experiments": found,
-        "seconds": time.time() - began,
-    }
+    seconds = sum(rows["seconds"] for rows in found.values())
+    result: dict[str, Any] = {"settings": settings(size), "experiments": found, "seconds": seconds}
     result["failed"] = gate(result)
     protocol.write("partial", result, figure)
-    print(
-        "",
-        *[f"FAILED: {line}" for line in result["failed"]] or ["passed"],
-        f"{result['seconds']:.0f} s",
-        sep="\n",
-    )
-    return len(result["failed"])
+    print(f"\n{seconds:.0f} s")
+    return protocol.verdict(result["failed"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(GIVEN))

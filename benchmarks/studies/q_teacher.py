@@ -1,8 +1,7 @@
 """A Q-learning teacher, and which loss takes most from it: the order of losses, the temperature,
 logit standardisation.
 
-    python benchmarks/studies/q_teacher.py                     # all games; or their names, one at a
-    time
+    python benchmarks/studies/q_teacher.py                     # all games; or their names
 
 For each game 16 PQN teachers (gate: mean greedy return over 1024 episodes); the best is THE
 teacher. Students of its size learn from the same data (the teacher acts, epsilon .05) for UPDATES
@@ -17,12 +16,12 @@ results/studies/q_teacher/<game>.json, then results/studies/q_teacher.json and .
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Named, __doc__, __file__)
+    GIVEN = frame.start(frame.Study, __doc__, __file__)
 
 import json
 import sys
-import time
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +32,7 @@ import optax
 import jaxkd
 from benchmarks import protocol
 from jaxkd import behavior, losses, networks, presets
+from jaxkd.cli import training
 
 GAMES = ("CartPole-v1", "Acrobot-v1", "Catch-bsuite")
 GATES = {"CartPole-v1": 490, "Acrobot-v1": -100, "Catch-bsuite": 0.99}  # mean of 16 teachers
@@ -42,6 +42,44 @@ SEED, TEACHERS, EPISODES, CHOOSING, STUDENTS = 4, 16, 1024, 5, 15
 UPDATES, CHECK, CHECKED_EPISODES, LEARNING_RATE, EPSILON = 30, 3, 32, 1e-3, 0.05
 TAUS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 STANDARDISED = (0.25, 0.5, 1.0)
+
+
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    games: tuple[str, ...] = GAMES
+    teachers: int = TEACHERS
+    teacher_steps: int = 500_000
+    hidden: tuple[int, ...] = (128, 128)
+    students: int = STUDENTS
+    episodes: int = EPISODES  # of a teacher
+    updates: int = UPDATES
+    check: int = CHECK
+    checked_episodes: int = CHECKED_EPISODES
+    preset: dict = {}
+
+    @property
+    def choosing(self) -> int:
+        """The seeds that tau is chosen on: a third, another than those it is compared on."""
+        return max(1, round(self.students * CHOOSING / STUDENTS))
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(games=("Catch-bsuite",), teachers=4, students=6),
+    "tiny": Sizes(
+        games=("Catch-bsuite",),
+        teachers=4,
+        teacher_steps=32,
+        hidden=(4,),
+        students=2,
+        episodes=16,
+        updates=2,
+        check=1,
+        checked_episodes=2,
+        preset=protocol.TINY_PRESET,
+    ),
+}
 
 
 def arms(teacher) -> dict:
@@ -54,9 +92,9 @@ def arms(teacher) -> dict:
     }
 
 
-def curve(env, student, build, params, key, tau):
-    """Greedy returns of one student at every check, [UPDATES / CHECK]."""
-    arena = jaxkd.envs.make(env.name, CHECKED_EPISODES)
+def curve(size: Sizes, env, student, build, params, key, tau):
+    """Greedy returns of one student at every check, [updates / check]."""
+    arena = jaxkd.envs.make(env.name, size.checked_episodes)
     term, teacher = build(tau)
     acting = behavior.epsilon_greedy(EPSILON, behavior.teacher_acts(greedy=True))
     kd = jaxkd.distill(
@@ -68,7 +106,8 @@ def curve(env, student, build, params, key, tau):
         optimizer=optax.adam(LEARNING_RATE, eps=1e-5),
     )
 
-    return protocol.learning_curve(arena, student, kd, UPDATES, UPDATES // CHECK, key, params)[1]
+    checks = size.updates // size.check
+    return protocol.learning_curve(arena, student, kd, size.updates, checks, key, params)[1]
 
 
 def action_gap(env, teacher, params, key) -> float:
@@ -95,53 +134,67 @@ def _gap(student, batch):
     return best[..., -1] - best[..., -2]
 
 
-def experiment(name: str) -> dict:
+def taught(env, network, p, arena, size: Sizes) -> dict:
+    """THE teacher and the learning curve of all."""
+    algorithm, updates = presets.q_teaching(env, network, p, size.teacher_steps)
+    keys = protocol.keys(SEED, "q teacher", size.teachers)
+    state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys, updates)
+    best = protocol.the_teacher(arena, network, state.params, SEED, size.episodes)
+    return {"teacher": protocol.as_lists(best), "curve": metrics["return"]}
+
+
+def experiment(name: str, size: Sizes) -> dict:
     """Everything about one game."""
-    began, p = time.time(), presets.preset(name)
-    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, min(256, EPISODES))
-    network = presets.q_network(env, p)
-    algorithm, updates = presets.q_teaching(env, network, p)
-    state, metrics = jaxkd.run(
-        jaxkd.lanes(algorithm), protocol.keys(SEED, "q teacher", TEACHERS), updates
-    )
-    best = protocol.the_teacher(arena, network, state.params, SEED, EPISODES)
-    floor = protocol.random_return(arena, SEED, EPISODES)
+    p, made = protocol.preset(name, size), lambda _: settings(size)
+    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, min(256, size.episodes))
+    network = presets.q_network(env, p, size.hidden)
+    teach = partial(taught, env, network, p, arena, size)
+    say = lambda found: f"mean {np.mean(found['teacher']['returns']):.2f}"
+    one, spent = protocol.arms(f"q_teacher/teacher {name}", {"pqn": teach}, made, say)
+    best = protocol.as_teacher(network, one["pqn"]["teacher"], spent["pqn"])
+    floor = protocol.random_return(arena, SEED, size.episodes)
     teacher = networks.q(network)
     result = {"teacher": protocol.summary(best.returns), "the_teacher": best.score, "random": floor}
-    result |= {"learning": np.nanmean(np.asarray(metrics["return"]), axis=1).tolist(), "scores": {}}
-    print(
-        f"{name}: teachers {best.returns.mean():.2f} (worst {best.returns.min():.2f}), the teacher {best.score:.2f}, {time.time() - began:.0f} s"
-    )
-    result["gap"] = action_gap(env, teacher, best.params, jax.random.key(SEED))
-    keys = protocol.keys(SEED, "student", STUDENTS)
-    for arm, build in arms(teacher).items():
-        taus = {"kl": TAUS, "standardised": STANDARDISED if env.action_space.n > 2 else ()}.get(
-            arm, (1.0,)
-        )
-        one = partial(curve, env, network, build, best.params)
-        over_seeds = jax.vmap(one, in_axes=(0, None))
-        if not taus:
-            continue
-        returns = np.asarray(
-            jax.jit(jax.vmap(over_seeds, in_axes=(None, 0)))(keys, jnp.asarray(taus)), np.float64
+    result["learning"] = training.mean(one["pqn"]["curve"], axis=1).tolist()
+    keys = protocol.keys(SEED, "student", size.students)
+
+    def run(build, taus: tuple[float, ...]) -> np.ndarray:
+        single = partial(curve, size, env, network, build, best.params)
+        over_seeds = jax.vmap(single, in_axes=(0, None))
+        returns = jax.jit(jax.vmap(over_seeds, in_axes=(None, 0)))(keys, jnp.asarray(taus))
+        return (np.asarray(returns, np.float64) - floor) / (
+            best.score - floor
         )  # [tau, seed, check]
-        fractions = (returns - floor) / (best.score - floor)
-        for tau, rows in zip(taus, fractions, strict=True):
-            label = f"{arm} {tau:g}" if len(taus) > 1 else arm
+
+    many = {"kl": TAUS, "standardised": STANDARDISED if env.action_space.n > 2 else ()}
+    taus = {arm: many.get(arm, (1.0,)) for arm in arms(teacher)}
+    runs = {
+        arm: partial(run, build, taus[arm]) for arm, build in arms(teacher).items() if taus[arm]
+    }
+    found, seconds = protocol.arms(f"q_teacher/{name}", runs, made, told)
+    result["scores"] = {}
+    for arm, fractions in found.items():
+        for tau, rows in zip(taus[arm], np.asarray(fractions), strict=True):
+            label = f"{arm} {tau:g}" if len(taus[arm]) > 1 else arm
             result["scores"][label] = {
                 "area": rows.mean(-1).tolist(),
                 "last": rows[:, -1].tolist(),
                 "curve": rows.mean(0).tolist(),
             }
-            print(f"  {label:18} area {rows.mean():.3f}, last {rows[:, -1].mean():.3f}", flush=True)
-    return result | {"seconds": time.time() - began}
+    result["gap"] = action_gap(env, teacher, best.params, jax.random.key(SEED))
+    return result | {"seconds": best.seconds + sum(seconds.values())}
+
+
+def told(fractions: list) -> str:
+    """One arm's line: the area of every tau."""
+    return "area " + " ".join(f"{area:.3f}" for area in np.mean(fractions, axis=(1, 2)))
 
 
 def areas(result: dict, label: str) -> np.ndarray:
     return np.asarray(result["scores"][label]["area"])
 
 
-def compare(results: dict) -> dict:
+def compare(results: dict, size: Sizes = SIZES["full"]) -> dict:
     """Over the games: the order of losses, the temperature, standardisation; tau chosen on the
     first seeds, all compared on the others.
     """
@@ -150,17 +203,17 @@ def compare(results: dict) -> dict:
         return float(np.exp(np.log(np.maximum(list(values), 0.01)).mean()))
 
     first = {
-        name: [areas(r, f"kl {tau:g}")[:CHOOSING].mean() for tau in TAUS]
+        name: [areas(r, f"kl {tau:g}")[: size.choosing].mean() for tau in TAUS]
         for name, r in results.items()
     }
     chosen = {name: TAUS[int(np.argmax(row))] for name, row in first.items()}
     common = TAUS[int(np.argmax([mean(row) for row in zip(*first.values(), strict=True)]))]
-    at = lambda name, tau: areas(results[name], f"kl {tau:g}")[CHOOSING:].mean()
+    at = lambda name, tau: areas(results[name], f"kl {tau:g}")[size.choosing :].mean()
     found = {"chosen": chosen, "common": common}
     found["kl"] = mean(at(name, chosen[name]) for name in results)
     found["kl_common"] = mean(at(name, common) for name in results)
     for label in ("nll", "mse"):
-        found[label] = mean(areas(r, label)[CHOOSING:].mean() for r in results.values())
+        found[label] = mean(areas(r, label)[size.choosing :].mean() for r in results.values())
     # A multiple of the mean action gap instead of a constant: the curve over log tau, read between
     # its points.
     read = lambda name, row, tau: np.interp(np.log(tau), np.log(TAUS[::-1]), row[::-1])
@@ -181,7 +234,9 @@ def compare(results: dict) -> dict:
         name for name in results if f"standardised {STANDARDISED[0]:g}" in results[name]["scores"]
     ]
     found["standardised"] = {
-        f"{t:g}": mean(areas(results[n], f"standardised {t:g}")[CHOOSING:].mean() for n in many)
+        f"{t:g}": mean(
+            areas(results[n], f"standardised {t:g}")[size.choosing :].mean() for n in many
+        )
         for t in STANDARDISED
     }
     found["kl_of_these"] = mean(at(name, chosen[name]) for name in many)
@@ -205,7 +260,7 @@ def gate(results: dict, found: dict) -> list[str]:
     return failed
 
 
-def draw(results: dict):
+def draw(results: dict, size: Sizes):
     figure, axes = plt.subplots(
         2, len(results), figsize=(4.2 * len(results), 6.4), layout="constrained", squeeze=False
     )
@@ -220,7 +275,7 @@ def draw(results: dict):
         above.axvline(results[name]["gap"], color="k", ls=":", label="mean action gap")
         above.set(title=name, xlabel="tau", ylabel="area under fraction of teacher")
         best = TAUS[int(rows.mean(1).argmax())]
-        steps = CHECK * (1 + np.arange(UPDATES // CHECK))
+        steps = size.check * (1 + np.arange(size.updates // size.check))
         shown = [
             f"kl {best:g}",
             "nll",
@@ -235,22 +290,24 @@ def draw(results: dict):
     return figure
 
 
-def settings() -> dict:
-    return protocol.digest(
-        {k: v for k, v in globals().items() if k.isupper() and isinstance(v, int | float | tuple)}
-    )
+def settings(size: Sizes = SIZES["full"]) -> dict:
+    values = protocol.constants(globals(), int | float | tuple)
+    given = {name: protocol.changed(protocol.preset(name, size)) for name in GAMES}
+    return protocol.digest(values | {"presets": given} | protocol.smaller(size))
 
 
-def main(names: list[str]) -> int:
-    results = protocol.by_game("q_teacher", names, GAMES, experiment, settings())
+def main(given: frame.Study) -> int:
+    size = frame.sized(given, SIZES, "students")
+    experiments = partial(experiment, size=size)
+    results = protocol.by_game("q_teacher", given.names, size.games, experiments, settings(size))
     if not results:
         return 0
-    found = compare(results)
-    found["failed"] = gate(results, found)
+    found = compare(results, size)
+    failed = found["failed"] = gate(results, found)
     print(json.dumps(found, indent=1))
-    protocol.write("q_teacher", found | {"settings": settings()}, draw(results))
-    return len(found["failed"])
+    protocol.write("q_teacher", found | {"settings": settings(size)}, draw(results, size))
+    return protocol.verdict(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(list(GIVEN.names)))
+    sys.exit(main(GIVEN))

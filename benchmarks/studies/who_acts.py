@@ -15,11 +15,12 @@ undamaged teacher. Compared by the area under that curve, because with enough up
 from benchmarks import frame
 
 if __name__ == "__main__":  # before jax is imported: --help answers at once
-    GIVEN = frame.start(frame.Named, __doc__, __file__)
+    GIVEN = frame.start(frame.Study, __doc__, __file__)
 
 import json
 import sys
-import time
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
@@ -53,11 +54,44 @@ RECOVERS, COPIES = (
 )  # of the original score: ppd ends so much above the damaged teacher; td at most so much
 
 
-def row(name: str) -> presets.Preset:
+class Sizes(NamedTuple):
+    """What a smaller run has less of."""
+
+    games: tuple[str, ...] = GAMES
+    arms: tuple[str, ...] = tuple(ARMS)
+    teachers: int = 16  # one in MinAtar
+    students: int = STUDENTS
+    checks: int = CHECKS  # of a student while it learns
+    episodes: int = EPISODES  # of a check
+    judged: int = 1024  # episodes of a teacher
+    kept: tuple[float, float] = KEPT
+    steps: int | None = None  # of a student, default the game's
+    preset: dict = {}
+
+
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(games=("CartPole-v1",), teachers=4, students=3),
+    "tiny": Sizes(
+        games=("CartPole-v1",),
+        arms=("td", "sd", "ppd"),
+        teachers=1,
+        students=1,
+        checks=2,
+        episodes=2,
+        judged=2,
+        kept=(-np.inf, np.inf),
+        steps=64,
+        preset=protocol.TINY_PRESET,
+    ),
+}
+
+
+def row(name: str, size: Sizes) -> presets.Preset:
     """The game's preset, for students; MinAtar by an MLP."""
-    p = presets.preset(name)
+    p = protocol.preset(name, size)
     return (p._replace(channels=(), hidden=(128, 128)) if p.channels else p)._replace(
-        student_steps=STEPS[name]
+        student_steps=size.steps or STEPS[name]
     )
 
 
@@ -78,7 +112,9 @@ def damaged(params, key, sigma):
     )
 
 
-def damage(arena, policy, params, floor: float, full: float) -> tuple[float, float, object]:
+def damage(
+    arena, policy, params, floor: float, full: float, size: Sizes
+) -> tuple[float, float, object]:
     """(sigma, fraction kept, params) of the damaged teacher."""
     key = jax.random.key(SEED)
     for sigma in SIGMAS:
@@ -88,10 +124,10 @@ def damage(arena, policy, params, floor: float, full: float) -> tuple[float, flo
             policy,
             jax.tree.map(lambda x: x[None], worse),
             protocol.keys(SEED, "damaged", 1),
-            1024,
+            size.judged,
         )[0]
         kept = float((returns[0] - floor) / (full - floor))
-        if KEPT[0] <= kept <= KEPT[1]:
+        if size.kept[0] <= kept <= size.kept[1]:
             return sigma, kept, worse
     raise SystemExit(
         "no sigma damages this teacher to between 30 and 60 % of its return: refine SIGMAS."
@@ -99,60 +135,63 @@ def damage(arena, policy, params, floor: float, full: float) -> tuple[float, flo
 
 
 def curves(
-    arena, student, algorithm, num_updates: int, role: str, *inputs
+    size: Sizes, arena, student, algorithm, num_updates: int, role: str, *inputs
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy returns [seed, CHECKS], and sampled ones at the end [seed]."""
+    """Greedy returns [seed, checks], and sampled ones at the end [seed]."""
 
     def one(key):
         state, greedy = protocol.learning_curve(
-            arena, student, algorithm, num_updates, CHECKS, key, *inputs
+            arena, student, algorithm, num_updates, size.checks, key, *inputs
         )
         sampled = jaxkd.evaluate(
             arena,
             student,
             state.params,
             jax.random.fold_in(key, 2),
-            num_episodes=EPISODES,
+            num_episodes=size.episodes,
             greedy=False,
         )
         return greedy, sampled.returns.mean()
 
-    greedy, sampled = jax.jit(jax.vmap(one))(protocol.keys(SEED, role, STUDENTS))
+    greedy, sampled = jax.jit(jax.vmap(one))(protocol.keys(SEED, role, size.students))
     return np.asarray(greedy, np.float64), np.asarray(sampled, np.float64)
 
 
-def experiment(name: str) -> dict:
-    began, p = time.time(), row(name)
-    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, EPISODES)
-    teacher, best, *_ = protocol.ppo_teacher(
-        name, jaxkd.envs.make(name, 256), SEED, 1024, 1 if "MinAtar" in name else 16, p
-    )
-    floor, full = protocol.random_return(arena, SEED, 1024), best.score
-    sigma, kept, worse = damage(jaxkd.envs.make(name, 256), teacher, best.params, floor, full)
-    size = jaxkd.actor_size(teacher, best.params, env.obs_spec)
-    student = presets.student_network(env, p, "auto:1/4", size)
-    result = dict(teacher=full, random=floor, sigma=sigma, kept=kept, parameters=size, arms={})
-    print(
-        f"{name}: teacher {full:.2f}, random {floor:.2f}, damaged by {sigma}: {kept:.2f}, {time.time() - began:.0f} s",
-        flush=True,
-    )
+def experiment(name: str, size: Sizes) -> dict:
+    p = row(name, size)
+    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, size.episodes)
+    judge = jaxkd.envs.make(name, min(256, size.judged))
+    number = 1 if "MinAtar" in name else size.teachers
+    teacher, best, *_ = protocol.ppo_teacher(name, judge, SEED, size.judged, number, p)
+    floor, full = protocol.random_return(arena, SEED, size.judged), best.score
+    sigma, kept, worse = damage(judge, teacher, best.params, floor, full, size)
+    parameters = jaxkd.actor_size(teacher, best.params, env.obs_spec)
+    student = presets.student_network(env, p, "auto:1/4", parameters)
+    result = dict(teacher=full, random=floor, sigma=sigma, kept=kept, parameters=parameters)
+    print(f"{name}: teacher {full:.2f}, random {floor:.2f}, damaged by {sigma}: {kept:.2f}")
 
-    def note(label: str, greedy, sampled) -> None:
-        greedy, sampled = ((x - floor) / (full - floor) for x in (greedy, sampled))
-        found = {"area": greedy.mean(1), "last": greedy[:, -1]}
-        found |= {"curve": greedy, "sampled": sampled}
-        result["arms"][label] = {what: values.tolist() for what, values in found.items()}
-        print(
-            f"  {label:24} area {greedy.mean():.3f}, last {greedy[:, -1].mean():.3f}, sampled {sampled.mean():.3f}",
-            flush=True,
+    def run(label: str, make, *inputs) -> dict:
+        greedy, sampled = (
+            (x - floor) / (full - floor)
+            for x in curves(size, arena, student, *make(), label, *inputs)
         )
+        found = {"area": greedy.mean(1), "last": greedy[:, -1]}
+        return found | {"curve": greedy, "sampled": sampled}
 
-    note("ppo", *curves(arena, student, *presets.teaching(env, student, p, p.student_steps), "ppo"))
-    for arm, method in ARMS.items():
+    runs = {"ppo": partial(run, "ppo", partial(presets.teaching, env, student, p, p.student_steps))}
+    for arm in size.arms:
+        make = partial(presets.distillation, env, student, teacher, p, ARMS[arm])
         for label, params in ((arm, best.params), (f"{arm} damaged", worse)):
-            phase = presets.distillation(env, student, teacher, p, method)
-            note(label, *curves(arena, student, *phase, label, params))
-    return result | {"seconds": time.time() - began}
+            runs[label] = partial(run, label, make, params)
+    result["arms"], seconds = protocol.arms(
+        f"who_acts/{name}", runs, lambda _: settings(size), told
+    )
+    return result | {"seconds": best.seconds + sum(seconds.values())}
+
+
+def told(found: dict) -> str:
+    """One arm's line."""
+    return ", ".join(f"{what} {np.mean(found[what]):.3f}" for what in ("area", "last", "sampled"))
 
 
 def means(results: dict, label: str, what: str = "area") -> np.ndarray:
@@ -165,13 +204,13 @@ def means(results: dict, label: str, what: str = "area") -> np.ndarray:
 
 
 def compare(results: dict) -> dict:
-    found = {
-        label: means(results, label).mean()
-        for label in ("ppo", *ARMS, *(f"{arm} damaged" for arm in ARMS))
-    }
+    ran = next(iter(results.values()))["arms"]
+    arms = [arm for arm in ARMS if arm in ran]
+    labels = ("ppo", *arms, *(f"{arm} damaged" for arm in arms))
+    found = {label: means(results, label).mean() for label in labels}
     gain = means(results, "sd") - means(results, "td")
     found |= {"sd - td": gain.mean(), "sd - td interval": jaxkd.interval(gain, statistic=np.mean)}
-    for arm in ARMS:
+    for arm in arms:
         found[f"{arm} - damaged teacher"] = {
             name: np.mean(r["arms"][f"{arm} damaged"]["last"]) - r["kept"]
             for name, r in results.items()
@@ -203,7 +242,7 @@ def gate(found: dict) -> list[str]:
     return failed
 
 
-def draw(results: dict):
+def draw(results: dict, size: Sizes):
     figure, axes = plt.subplots(
         2, len(results), figsize=(4.2 * len(results), 6.4), layout="constrained", squeeze=False
     )
@@ -215,12 +254,14 @@ def draw(results: dict):
         )
     )
     for (name, r), column in zip(results.items(), axes.T, strict=True):
-        p = row(name)
-        steps = protocol.steps_of_checks(p, presets.updates(p, p.student_steps), CHECKS)
+        p = row(name, size)
+        steps = protocol.steps_of_checks(p, presets.updates(p, p.student_steps), size.checks)
         for axis, suffix, title in zip(
             column, ("", " damaged"), (name, f"{name}, damaged teacher"), strict=True
         ):
             for arm, colour in colours.items():
+                if arm not in r["arms"]:
+                    continue
                 curve = np.asarray(r["arms"][arm if arm == "ppo" else arm + suffix]["curve"])
                 axis.plot(steps, curve.T, color=colour, alpha=0.15, lw=0.6)
                 axis.plot(steps, curve.mean(0), color=colour, label=arm)
@@ -232,27 +273,24 @@ def draw(results: dict):
     return figure
 
 
-def settings() -> dict:
-    values: dict = {
-        k: v
-        for k, v in globals().items()
-        if k.isupper() and isinstance(v, int | float | tuple | dict)
-    }
-    return protocol.digest(
-        values | {"presets": {name: protocol.changed(presets.preset(name)) for name in GAMES}}
-    )
+def settings(size: Sizes = SIZES["full"]) -> dict:
+    values = protocol.constants(globals(), int | float | tuple | dict)
+    given = {name: protocol.changed(protocol.preset(name, size)) for name in GAMES}
+    return protocol.digest(values | {"presets": given} | protocol.smaller(size))
 
 
-def main(names: list[str]) -> int:
-    results = protocol.by_game("who_acts", names, GAMES, experiment, settings())
+def main(given: frame.Study) -> int:
+    size = frame.sized(given, SIZES, "students")
+    experiments = partial(experiment, size=size)
+    results = protocol.by_game("who_acts", given.names, size.games, experiments, settings(size))
     if not results:
         return 0
     found = compare(results)
-    found["failed"] = gate(found)
+    failed = found["failed"] = gate(found)
     print(json.dumps(found, indent=1, default=float))
-    protocol.write("who_acts", found | {"settings": settings()}, draw(results))
-    return len(found["failed"])
+    protocol.write("who_acts", found | {"settings": settings(size)}, draw(results, size))
+    return protocol.verdict(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(list(GIVEN.names)))
+    sys.exit(main(GIVEN))

@@ -1,12 +1,14 @@
 """The command `jaxkd`.
 
-This module and `settings` import no jax: `--help` and a mistyped option are answered at once.
+This module, `settings`, `signals`, `card` and `runs` import no jax: `--help`, a mistyped option and
+`jaxkd runs` are answered at once.
 """
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from jaxkd.cli.settings import COMMANDS, Distill, Doctor, Envs, Methods
+from jaxkd.cli import signals
 
 _DESCRIPTION = """Distil a reinforcement-learning teacher into a small student.
 
@@ -18,31 +20,50 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     tyro itself exits for `--help` (0) and a mistyped option (2).
     """
-    import tyro
+    with signals.heard() as stop:  # before anything that takes time
+        import tyro
 
-    argv = list(sys.argv[1:] if argv is None else argv)
-    command = tyro.cli(COMMANDS, args=argv, prog="jaxkd", description=_DESCRIPTION)
-    from jaxkd.cli import failure
+        from jaxkd.cli import settings
 
-    try:
-        return _call(command, argv)
-    except KeyboardInterrupt:
-        return failure.KILLED
-    except Exception as error:
-        code, cause = failure.explain(error)
-        if code is None or getattr(command, "traceback", False):
-            raise
-        print(f"error: {cause}", file=sys.stderr)
-        return code
+        argv = list(sys.argv[1:] if argv is None else argv)
+        command = tyro.cli(settings.COMMANDS, args=argv, prog="jaxkd", description=_DESCRIPTION)
+        if isinstance(command, settings.Runs | settings.Compare):
+            from jaxkd.cli import runs
+
+            return runs.answer(command)
+        from jaxkd.cli import failure
+
+        try:
+            return _call(command, argv, stop)
+        except Exception as error:
+            code, cause = failure.explain(error)
+            if code is None or getattr(command, "traceback", False):
+                raise
+            print(f"error: {cause}", file=sys.stderr)
+            return code
 
 
-def _call(command: Distill | Methods | Envs | Doctor, argv: list[str]) -> int:
-    if isinstance(command, Distill):
-        from jaxkd.cli.distill import distill
+def _call(command: Any, argv: list[str], stop: signals.Stop) -> int:
+    from jaxkd.cli import settings
 
-        return distill(command, argv)
+    if isinstance(command, settings.Distill | settings.Teach | settings.Resume):
+        from jaxkd.cli import running
+
+        if isinstance(command, settings.Resume):
+            return running.resume(command, stop)
+        return running.begin(command, argv, stop)
+    if isinstance(command, settings.Evaluate):
+        from jaxkd.cli.playing import evaluate
+
+        return evaluate(command)
+    if isinstance(command, settings.Bench):
+        from jaxkd.cli.bench import bench
+
+        return bench(command)
+    if isinstance(command, settings.Doctor):
+        from jaxkd.cli.doctor import doctor
+
+        return doctor(command)
     from jaxkd.cli import listing
 
-    if isinstance(command, Doctor):
-        return listing.doctor(command)
-    return listing.envs() if isinstance(command, Envs) else listing.methods()
+    return listing.envs() if isinstance(command, settings.Envs) else listing.methods()

@@ -28,8 +28,8 @@ def choose(wanted: str) -> Device:
     except (RuntimeError, AssertionError) as error:  # jax asserts that it finds a platform named
         if wanted not in _EXTRAS:
             asked = os.environ.get("JAX_PLATFORMS", "")
-            cause = str(error) or f"JAX_PLATFORMS={asked} is not installed here"
-            raise DeviceError(f"jax {jax.__version__} finds no device: {cause}") from error
+            cause = str(error) or f"JAX_PLATFORMS={asked} is not installed here. Leave it out"
+            raise DeviceError(f"jax {jax.__version__} finds no device: {cause}.") from error
         raise DeviceError(
             f"jax {jax.__version__} finds no {wanted}, only {jax.devices()[0].platform}. "
             f'Install its support: pip install "jaxkd-rl[{_EXTRAS[wanted]}]"'

@@ -3,11 +3,13 @@
 Lines are flushed as they come, whole files appear at once.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -16,6 +18,9 @@ from typing import Any
 import numpy as np
 
 from jaxkd.base import UsageError
+from jaxkd.cli.card import CARD, LOCK, sealed
+
+CHECKPOINTS = "checkpoints"
 
 
 class Directory:
@@ -23,47 +28,101 @@ class Directory:
 
     def __init__(self, path: Path):
         self.path = path
+        self._lock: Any = None
+
+    def lock(self) -> "Directory":
+        """Keeps other processes out, until the end of a `with` block or of this one, however it ends.
+
+        Raises:
+            UsageError: another process is at work here.
+        """
+        file = (self.path / LOCK).open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UsageError(
+                f"process {file.read().strip() or 'unknown'} is at work in {self.path}. Wait for "
+                f"it, stop it, or name another directory."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._lock = file  # closed, it is open to others
+        return self
+
+    def __enter__(self) -> "Directory":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Lets others in."""
+        if self._lock is not None:
+            self._lock.close()
 
     def append(self, name: str, **values: Any) -> None:
-        """One JSON line at the end of `name`, on disk when this returns."""
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps(plain(values), allow_nan=False) + "\n")
+        """One JSON line at the end of `name`."""
+        with writing(self.path / name, "ab") as file:
+            file.write(json_line(values).encode())
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         """A JSON file that is there as a whole or not at all."""
         part = self.path / f".{name}.part"
-        with part.open("w") as file:
-            file.write(json.dumps(plain(values), indent=1, allow_nan=False) + "\n")
+        with writing(part, "wb") as file:
+            file.write((json.dumps(plain(values), indent=1, allow_nan=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
         part.replace(self.path / name)
 
+    def write_card(self, card: dict[str, Any]) -> None:
+        """run.json, with its digest."""
+        self.write(CARD, sealed(plain(card)))
+
     def digests(self) -> dict[str, str]:
-        """SHA-256 of every file by its path below the directory."""
-        files = sorted(path for path in self.path.rglob("*") if path.is_file())
+        """SHA-256 of every file by its path below the directory; checkpoints bring their own."""
+        below = {path.relative_to(self.path): path for path in self.path.rglob("*")}
         return {
-            path.relative_to(self.path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in files
+            name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for name, path in sorted(below.items())
+            if path.is_file() and name.parts[0] not in (CHECKPOINTS, LOCK, CARD)
         }
 
 
+@contextlib.contextmanager
+def writing(path: Path, mode: str) -> Iterator[Any]:
+    """An open file; what goes wrong names it, which a full disk does not."""
+    try:
+        with path.open(mode) as file:
+            yield file
+    except OSError as error:
+        what = f"{path} not written: {os.strerror(error.errno or 0)}"
+        raise OSError(error.errno, what) from error
+
+
 def make(env: str, out: Path | None) -> Directory:
-    """A new directory: `out`, or runs/<env>-<UTC time>, with -2 and so on where that is taken.
+    """A new directory, locked: `out`, or runs/<env>-<UTC time>, with -2 where that is taken.
 
     Raises:
-        UsageError: if `out` holds something, or no directory can be made there.
+        UsageError: if `out` holds something, no directory can be made there, or another process
+            has just made it.
     """
     if out is None:
-        return _numbered(f"{env}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        return _numbered(f"{env}-{datetime.now(UTC):%Y%m%d-%H%M%S}").lock()
     made = _new(out)
-    if made is None and out.is_dir() and not any(out.iterdir()):
-        made = Directory(out)
-    if made is None:
-        raise UsageError(
-            f"--out {out} exists and is not an empty directory, and a run overwrites nothing. "
-            "Name another."
-        )
-    return made
+    if made is None and _empty(out):
+        made = Directory(out).lock()
+        return made if _empty(out) else _refuse(out)  # the one before us may have come and gone
+    return made.lock() if made else _refuse(out)
+
+
+def _refuse(out: Path) -> Directory:
+    raise UsageError(
+        f"--out {out} exists and is not an empty directory, and a run overwrites nothing. "
+        "Name another."
+    )
+
+
+def _empty(path: Path) -> bool:
+    return path.is_dir() and all(found.name == LOCK for found in path.iterdir())
 
 
 def _numbered(stem: str) -> Directory:
@@ -83,12 +142,19 @@ def _new(path: Path) -> Directory | None:
             path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
             return None
-        path.mkdir()
+        with contextlib.suppress(FileExistsError):  # somebody was faster: the lock decides
+            path.mkdir()
+            return Directory(path)
+        return None
     except OSError as error:
         raise UsageError(
             f"cannot make the directory {path}: {error.strerror}. Name another with --out."
         ) from error
-    return Directory(path)
+
+
+def json_line(values: dict[str, Any]) -> str:
+    """One JSON value in one line."""
+    return json.dumps(plain(values), allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:

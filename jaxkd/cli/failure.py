@@ -3,9 +3,9 @@
 import jax
 
 from jaxkd.base import ArtifactError, DeviceError, UsageError
+from jaxkd.cli.card import Damaged
 
-USAGE, DEVICE, ARTIFACT, DIVERGED, INTERRUPTED = 2, 3, 4, 5, 75
-KILLED = 130  # a second Ctrl-C, as shells count it
+USAGE, DEVICE, ARTIFACT, DIVERGED = 2, 3, 4, 5
 
 
 class Diverged(RuntimeError):
@@ -23,6 +23,7 @@ def explain(error: Exception) -> tuple[int | None, str]:
         (UsageError, USAGE),
         (DeviceError, DEVICE),
         (ArtifactError, ARTIFACT),
+        (Damaged, ARTIFACT),
         (Diverged, DIVERGED),
     ):
         if isinstance(error, kind):

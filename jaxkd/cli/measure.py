@@ -58,10 +58,12 @@ def cost(env: Env, policy: Policy, params: Any) -> dict[str, Any]:
 
     @jax.jit
     def act(params, obs):
-        return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1))[1].policy.mode()
+        return policy.step(params, policy.initial_carry(1), obs, jnp.ones(1, jnp.float32))[
+            1
+        ].policy.mode()
 
     obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), env.obs_spec)
-    size = actor_size(policy, params, env.obs_spec)
+    size = actor_size(policy, params, env.obs_spec, num_envs=env.num_envs)
     flops = (act.lower(params, obs).cost_analysis() or {}).get("flops")
     seconds = []
     for _ in range(_WARM_CALLS + _TIMED_CALLS):
@@ -69,7 +71,7 @@ def cost(env: Env, policy: Policy, params: Any) -> dict[str, Any]:
         jax.block_until_ready(act(params, obs))
         seconds.append(time.perf_counter() - started)
     latency = statistics.median(seconds[_WARM_CALLS:])
-    weight = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    weight = max((leaf.dtype.itemsize for leaf in jax.tree.leaves(params)), default=0)
     return dict(
         actor_parameters=size,
         actor_bytes=size * weight,

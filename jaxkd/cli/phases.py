@@ -7,6 +7,7 @@ import jax
 
 from jaxkd.cli.directory import Directory
 from jaxkd.cli.failure import Interrupted
+from jaxkd.cli.log import Log
 from jaxkd.cli.progress import Progress
 
 
@@ -18,6 +19,9 @@ class Job(NamedTuple):
     keys: jax.Array  # [n], one a seed
     compile_seconds: Callable[[], float]
     stop: Callable[[], str]  # names the signal that asked to stop, "" before one did
+    log: Log
+    settings_digest: str  # of all that the result depends on
+    checkpoint_every: float  # seconds; 0: at the end of a phase only
 
 
 class Phase(NamedTuple):
@@ -34,6 +38,7 @@ class Phase(NamedTuple):
     reads: tuple[str, ...]  # what earlier phases left, in the order in which `work` takes it
     leaves: str
     work: Callable  # (job, *what it reads) -> what it leaves
+    makes: Any = None  # `work.Made`, of a phase that leaves a policy
 
 
 def perform(phases: list[Phase], job: Job) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""What `jaxkd distill` is about to do, known to fit together before anything is compiled."""
+"""What `jaxkd distill` and `jaxkd teach` are about to do, known to fit together before anything is compiled."""
 
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -8,8 +9,9 @@ import jax
 from jaxkd import check
 from jaxkd.base import Algorithm, Env, Policy, UsageError
 from jaxkd.cli import work
+from jaxkd.cli.overrides import override
 from jaxkd.cli.phases import Phase, check_order
-from jaxkd.cli.settings import Distill
+from jaxkd.cli.settings import Distill, Teach
 from jaxkd.evaluate import actor_size
 from jaxkd.policies import load_policy
 from jaxkd.presets import (
@@ -49,98 +51,135 @@ class _Parts(NamedTuple):
     student: Policy
 
 
-def plan(settings: Distill, device: Any) -> Plan:
-    """The phases of a distillation.
+def plan(settings: Distill | Teach, device: Any) -> Plan:
+    """The phases of a command.
 
     Raises:
         UsageError, ArtifactError: everything that can be refused, refused now.
     """
-    available = _memory(device)
+    available = available_memory(device)
     _check_numbers(settings, available)
-    method, chosen = find_method(settings.method), _preset(settings)
+    chosen = _preset(settings)
+    if isinstance(settings, Distill):
+        phases = _distilling(settings, chosen, available)
+    else:
+        phases = _teaching(settings, chosen, available)
+    check_order(phases)
+    return Plan(chosen, phases)
+
+
+def _teaching(settings: Teach, chosen: Preset, available: int) -> list[Phase]:
+    """Train a teacher, play with it."""
+    env = make_env(settings.env, chosen)
+    teacher = teacher_network(env, chosen)
+    _check_memory(settings, chosen, env, (teacher,), available)
+    taught = _course(settings, "steps", env, chosen.unroll_length, teaching(env, teacher, chosen))
+    learn = work.learn("teacher", env, teacher, taught, folder="teachers")
+    evaluate = work.evaluate(env, ("teacher",), settings.episodes)
+    rank = work.rank(env, settings.episodes)
+    return [
+        Phase("teacher", (), "teacher", learn, work.Made(teacher, taught)),
+        Phase("evaluate", ("teacher",), "results", evaluate),
+        Phase("rank", ("results",), "summary", rank),
+    ]
+
+
+def _distilling(settings: Distill, chosen: Preset, available: int) -> list[Phase]:
+    """What fits together of a distillation."""
+    method = find_method(settings.method)
     env = make_env(settings.env, chosen)
     if settings.teacher:
         teacher, params = load_policy(settings.teacher)
         check.fits("teacher", teacher, env)
     else:
         teacher, params = teacher_network(env, chosen), None
-    size = actor_size(teacher, _shapes(teacher), env.obs_spec)
+    size = actor_size(teacher, _shapes(teacher), env.obs_spec, num_envs=env.num_envs)
     student = student_network(env, chosen, settings.student, size, method)
     learners = (student,) if settings.teacher else (teacher, student)
-    _check_networks(settings, chosen, learners, available)
+    _check_memory(settings, chosen, env, learners, available)
     parts = _Parts(env, method_env(env, method), teacher, params, student)
-    phases = _phases(settings, chosen, parts)
-    check_order(phases)
-    return Plan(chosen, phases)
+    return _phases(settings, chosen, parts)
 
 
 def _phases(settings: Distill, chosen: Preset, parts: _Parts) -> list[Phase]:
     """Train or load the teacher, distil it, train the same network without it, compare."""
     method, env, length = find_method(settings.method), parts.env, chosen.unroll_length
 
-    def course(option: str, where: Env, length: int, made: tuple[Algorithm, int]) -> work.Course:
-        steps_per_update = where.num_envs * length
-        _check_steps(settings, option, steps_per_update)
-        return work.Course(*made, steps_per_update, settings.lanes)
-
     if parts.teacher_params is not None:
-        teach = work.load(env, parts.teacher, parts.teacher_params, folder="teachers")
+        taught, source = None, str(settings.teacher)
+        teach = work.load(
+            env, parts.teacher, parts.teacher_params, source=source, folder="teachers"
+        )
     else:
-        taught = course("steps", env, length, teaching(env, parts.teacher, chosen))
+        made = teaching(env, parts.teacher, chosen)
+        taught = _course(settings, "steps", env, length, made)
         teach = work.learn("teacher", env, parts.teacher, taught, folder="teachers")
-    distilled = course(
+    distilled = _course(
+        settings,
         "student_steps",
         parts.student_env,
         rollout_length(parts.student_env, chosen, method),
         distillation(parts.student_env, parts.student, parts.teacher, chosen, method),
     )
-    alone = course(
-        "student_steps", env, length, teaching(env, parts.student, chosen, chosen.student_steps)
-    )
+    made = teaching(env, parts.student, chosen, chosen.student_steps)
+    alone = _course(settings, "student_steps", env, length, made)
     distil = work.learn("student", env, parts.student, distilled, folder="students")
     control = work.learn("control", env, parts.student, alone)
     evaluate = work.evaluate(env, _COMPARED, settings.episodes)
     compare = work.compare(env, parts.student_env, settings.episodes, length)
+    taught_by = ("teacher",) if method.needs_teacher else ()
+    made = [
+        work.Made(parts.teacher, taught, parts.teacher_params),
+        work.Made(parts.student, distilled),
+        work.Made(parts.student, alone),
+    ]
     return [
-        Phase("teacher", reads=(), leaves="teacher", work=teach),
-        Phase(
-            "student",
-            reads=("teacher",) if method.needs_teacher else (),
-            leaves="student",
-            work=distil,
-        ),
-        Phase("control", reads=(), leaves="control", work=control),
-        Phase("evaluate", reads=_COMPARED, leaves="results", work=evaluate),
-        Phase("compare", reads=("teacher", "student", "results"), leaves="summary", work=compare),
+        Phase("teacher", (), "teacher", teach, made[0]),
+        Phase("student", taught_by, "student", distil, made[1]),
+        Phase("control", (), "control", control, made[2]),
+        Phase("evaluate", _COMPARED, "results", evaluate),
+        Phase("compare", ("teacher", "student", "results"), "summary", compare),
     ]
 
 
-def _preset(settings: Distill) -> Preset:
-    """The environment's, with what was asked for."""
-    chosen = preset(settings.env)
+def _course(
+    settings: Distill | Teach, option: str, env: Env, length: int, made: tuple[Algorithm, int]
+) -> work.Course:
+    """A training of `made` by updates of so many steps of `env`."""
+    steps_per_update = env.num_envs * length
+    _check_steps(settings, option, steps_per_update)
+    return work.Course(*made, steps_per_update, settings.lanes)
+
+
+def _preset(settings: Distill | Teach) -> Preset:
+    """The environment's, with the values and steps that were asked for."""
+    chosen = override(preset(settings.env), settings.set)
+    student_steps = getattr(settings, "student_steps", None)
     return chosen._replace(
-        sticky=chosen.sticky if settings.sticky is None else settings.sticky,
         num_steps=settings.steps or chosen.num_steps,
-        student_steps=settings.student_steps or chosen.student_steps,
+        student_steps=student_steps or chosen.student_steps,
     )
 
 
 # --- refusals -----------------------------------------------------------------------------------
 
 
-def _check_numbers(settings: Distill, available: int) -> None:
+def _check_numbers(settings: Distill | Teach, available: int) -> None:
     """What can be refused without making an environment, which takes a second."""
     for name in _COUNTS:
-        value = getattr(settings, name)
+        value = getattr(settings, name, None)
         if value is not None:
             check.count(f"--{name.replace('_', '-')}", value)
     for name in ("steps", "student_steps"):
-        if (getattr(settings, name) or 0) > _MOST_STEPS:
+        if (getattr(settings, name, None) or 0) > _MOST_STEPS:
             raise UsageError(
                 f"--{name.replace('_', '-')} {getattr(settings, name)} is more than any machine "
                 f"can do; at most {_MOST_STEPS}."
             )
-    check.number("--sticky", settings.sticky, low=0, high=1)
+    if not 0 <= settings.checkpoint_every < math.inf:
+        raise UsageError(
+            f"--checkpoint-every takes seconds, 0 or more, got {settings.checkpoint_every}."
+        )
     if not 0 <= settings.seed < 2**32:
         raise UsageError(f"--seed must be in [0, 2**32), got {settings.seed}.")
     if settings.lanes is not None and settings.lanes > settings.seeds:
@@ -152,11 +191,11 @@ def _check_numbers(settings: Distill, available: int) -> None:
     if results > available:
         raise UsageError(
             f"the results of --seeds {settings.seeds} x --episodes {settings.episodes} alone take "
-            f"{_in_words(results)}, and there are {_in_words(available)}. Take fewer."
+            f"{in_words(results)}, and there are {in_words(available)}. Take fewer."
         )
 
 
-def _check_steps(settings: Distill, option: str, steps_per_update: int) -> None:
+def _check_steps(settings: Distill | Teach, option: str, steps_per_update: int) -> None:
     """Steps that the user gave are at least those of one update; a preset's are."""
     given = getattr(settings, option)
     if given is not None and given < steps_per_update:
@@ -166,33 +205,46 @@ def _check_steps(settings: Distill, option: str, steps_per_update: int) -> None:
         )
 
 
-def _check_networks(
-    settings: Distill, chosen: Preset, learners: tuple[Policy, ...], available: int
+def _check_memory(
+    settings: Distill | Teach,
+    chosen: Preset,
+    env: Env,
+    learners: tuple[Policy, ...],
+    available: int,
 ) -> None:
-    """Refuses networks that cannot fit: the least that training them takes.
+    """Refuses what cannot fit: the least that training takes.
 
     It is far from what a run takes; it is known in no time, and tells a slip from a wish.
     """
-    rows = chosen.num_envs * chosen.unroll_length // chosen.num_minibatches
+    steps = chosen.num_envs * chosen.unroll_length
+    observations = steps * _bytes(env.obs_spec)
     at_once = settings.lanes or settings.seeds
     for policy in learners:
-        leaves = jax.tree.leaves(_shapes(policy))
-        kept = settings.seeds * _ADAM * sum(x.size * x.dtype.itemsize for x in leaves)
+        params = _shapes(policy)
+        kept = settings.seeds * _ADAM * _bytes(params)
         # A dense layer has as many activations as biases; the gradient needs a minibatch of them.
-        activations = at_once * rows * sum(x.size for x in leaves if x.ndim == 1) * 4
-        if kept + activations > available:
+        biases = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
+        activations = steps // chosen.num_minibatches * biases * 4
+        needed = kept + at_once * (observations + activations)
+        if needed > available:
+            student = getattr(settings, "student", "")
             raise UsageError(
-                f"--seeds {settings.seeds} with --student {settings.student} take at least "
-                f"{_in_words(kept + activations)}, and there are {_in_words(available)}. "
-                "Take fewer seeds (or --lanes), or a smaller student."
+                f"--seeds {settings.seeds}{student and f' with --student {student}'} take at least "
+                f"{in_words(needed)}, and there are {in_words(available)}. "
+                f"Take fewer seeds (or --lanes){student and ', or a smaller student'}."
             )
 
 
-def _in_words(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.3g} GiB"
+def _bytes(shapes: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
-def _memory(device: Any) -> int:
+def in_words(num_bytes: int) -> str:
+    size, unit = (2**30, "GiB") if num_bytes >= 2**29 else (2**20, "MiB")
+    return f"{num_bytes / size:.3g} {unit}"
+
+
+def available_memory(device: Any) -> int:
     """Bytes of the device; of the machine, where the device does not say."""
     stated = (device.memory_stats() or {}).get("bytes_limit")
     return stated or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -4,28 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg, subcommand
 
 Device = Literal["auto", "cpu", "gpu", "tpu"]
 
 
 @dataclass(frozen=True)
-class Distill:
-    """Train a teacher, distil it into a small student, compare.
-
-    Many seeds at once, one table, one directory.
-    """
+class _Run:
+    """What every command that trains takes."""
 
     env: Annotated[Positional[str], arg(metavar="ENV")]
     """Environment id; `jaxkd envs` lists all."""
-    method: str = "on_policy_distillation"
-    """How to distil; `jaxkd methods` lists all."""
-    student: str = "auto:1/15"
-    """auto:1/15 (the hidden layer whose actor is nearest to 1/15 of the teacher's), mlp:44,
-    mlp:32,32 or cnn:4,32."""
-    teacher: Path | None = None
-    """A policy saved by jaxkd.save_policy, the teacher of all seeds; without it every seed trains
-    its own."""
     seeds: int = 16
     """Number of seeds, trained in one compiled function."""
     lanes: int | None = None
@@ -38,15 +27,111 @@ class Distill:
     """Where to compute; fails where the device is not there."""
     steps: int | None = None
     """Environment steps of a teacher (default: the preset's)."""
+    episodes: int = 128
+    """Evaluation episodes of each policy and seed."""
+    set: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")] = ()
+    """Another value for a field of the preset, such as learning_rate=1e-3; may be repeated."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Compile everything, say what it takes, and run nothing."""
+    checkpoint_every: float = 30.0
+    """Seconds between two checkpoints; 0: at the end of each phase only."""
+    no_cache: FlagCreatePairsOff[bool] = False
+    """Compiled programs are not kept for the next start."""
+    quiet: FlagCreatePairsOff[bool] = False
+    """No progress."""
+    traceback: FlagCreatePairsOff[bool] = False
+    """Where an error came from, for a bug report."""
+
+
+@dataclass(frozen=True)
+class Distill(_Run):
+    """Train a teacher, distil it into a small student, compare.
+
+    Many seeds at once, one table, one directory.
+    """
+
+    method: str = "on_policy_distillation"
+    """How to distil; `jaxkd methods` lists all."""
+    student: str = "auto:1/15"
+    """auto:1/15 (the hidden layer whose actor is nearest to 1/15 of the teacher's), mlp:44,
+    mlp:32,32 or cnn:4,32."""
+    teacher: Path | None = None
+    """A policy saved by jaxkd.save_policy, the teacher of all seeds; without it every seed trains
+    its own."""
     student_steps: int | None = None
     """Environment steps of a student, and of the same network trained without a teacher (default:
     the preset's)."""
-    sticky: float | None = None
-    """Probability that an action is repeated, in training and in judging (default: the preset's)."""
-    episodes: int = 128
-    """Evaluation episodes of each policy and seed."""
+
+
+@dataclass(frozen=True)
+class Teach(_Run):
+    """Train a teacher with every seed, and save it."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was stopped or killed, as if it had not been."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Its directory."""
+    device: Device | None = None
+    """Where to compute (default: as before)."""
     quiet: FlagCreatePairsOff[bool] = False
     """No progress."""
+    traceback: FlagCreatePairsOff[bool] = False
+    """Where an error came from, for a bug report."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """List the runs below a directory: where they stand, and their returns."""
+
+    directory: Annotated[Positional[Path], arg(metavar="DIRECTORY")] = Path("runs")
+    """Where to look."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Put finished runs side by side: what was set otherwise, and what became of it."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN ...")]
+    """Their directories."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure this machine: compile seconds and steps a second of PPO, by environment."""
+
+    envs: Annotated[Positional[tuple[str, ...]], arg(metavar="ENV ...")] = ()
+    """Environment ids (default: CartPole-v1)."""
+    all: FlagCreatePairsOff[bool] = False
+    """Every environment that has a preset."""
+    seeds: int = 1
+    """Seeds at once."""
+    device: Device = "auto"
+    """Where to compute; fails where the device is not there."""
+    traceback: FlagCreatePairsOff[bool] = False
+    """Where an error came from, for a bug report."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Play episodes with a saved policy, acting alone."""
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """A policy saved by jaxkd.save_policy or a run: NAME.npz."""
+    env: Annotated[Positional[str], arg(metavar="ENV")]
+    """Environment id; `jaxkd envs` lists all."""
+    episodes: int = 128
+    """Episodes to play."""
+    seed: int = 0
+    """The number the key comes from."""
+    sample: FlagCreatePairsOff[bool] = False
+    """Sampled actions instead of the most likely ones."""
+    device: Device = "auto"
+    """Where to compute; fails where the device is not there."""
+    no_cache: FlagCreatePairsOff[bool] = False
+    """Compiled programs are not kept for the next start."""
     traceback: FlagCreatePairsOff[bool] = False
     """Where an error came from, for a bug report."""
 
@@ -73,6 +158,12 @@ class Doctor:
 
 COMMANDS = (
     Annotated[Distill, subcommand("distill")]
+    | Annotated[Teach, subcommand("teach")]
+    | Annotated[Resume, subcommand("resume")]
+    | Annotated[Runs, subcommand("runs")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Bench, subcommand("bench")]
     | Annotated[Methods, subcommand("methods")]
     | Annotated[Envs, subcommand("envs")]
     | Annotated[Doctor, subcommand("doctor")]

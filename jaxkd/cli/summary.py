@@ -31,7 +31,7 @@ def summarise(
 ) -> dict[str, Any]:
     """What summary.json holds beside the settings.
 
-    A row for teacher, student and control, and what compares them.
+    A row for teacher, student and control (or for the teacher alone), and what compares them.
     """
     floor = float(mean(random.returns))
     rows = {name: _row(result) for name, result in results.items()}
@@ -40,10 +40,14 @@ def summarise(
         own = row["iqm"]  # nan, and so are its ratios, where no episode counts
         row["fraction_of_teacher"] = own / top if top else None
         row["kept"] = (own - floor) / (top - floor) if top > floor else None
-        row["size_ratio"] = row["actor_parameters"] / rows["teacher"]["actor_parameters"]
+        largest = rows["teacher"]["actor_parameters"]  # 0 of a rule without parameters
+        row["size_ratio"] = row["actor_parameters"] / largest if largest else None
+    summary = {**rows, "random": {"mean": floor}}
+    if "student" not in results:
+        return summary
     alive = results["student"].trained.alive
     compared = {name: float(np.mean(values[alive])) for name, values in likeness.items()}
-    return {**rows, "random": {"mean": floor}, **compared, "likeness_by_seed": likeness}
+    return {**summary, **compared, "likeness_by_seed": likeness}
 
 
 def _row(result: Result) -> dict[str, Any]:

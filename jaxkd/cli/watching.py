@@ -1,7 +1,6 @@
-"""What happens beside a run: seconds that jax compiles, and signals that ask to stop."""
+"""What happens beside a run: seconds that jax compiles."""
 
 import contextlib
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,27 +27,3 @@ def compilation() -> Iterator[Callable[[], float]]:
         yield lambda: sum(end - start for start, end in spans)
     finally:
         jax.monitoring.unregister_event_time_span_listener(record)
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[Callable[[], str]]:
-    """A function that names the signal that asked to stop, "" before one did.
-
-    A second signal stops at once.
-    """
-    seen: list[str] = []
-    before = {}
-
-    def note(number: int, frame: Any) -> None:
-        seen.append(signal.Signals(number).name)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    # Only the main thread may handle signals (ValueError); in another one they are not ours.
-    with contextlib.suppress(ValueError):
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: seen[0] if seen else ""
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

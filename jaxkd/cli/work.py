@@ -14,6 +14,7 @@ from jaxkd.base import Algorithm, Env, Evaluation, Policy
 from jaxkd.cli import measure
 from jaxkd.cli.failure import Interrupted
 from jaxkd.cli.phases import Job
+from jaxkd.cli.saving import identify
 from jaxkd.cli.summary import Result, summarise
 from jaxkd.cli.training import Trained, train
 from jaxkd.policies import save_policy
@@ -28,6 +29,7 @@ class Learnt(NamedTuple):
     params: Any  # [n, ...]; without [n] where it is shared
     shared: bool  # the same for all seeds
     trained: Trained
+    source: str = "trained in this run"
 
 
 class Course(NamedTuple):
@@ -39,14 +41,22 @@ class Course(NamedTuple):
     at_once: int | None  # seeds computed together; None: all
 
 
-def load(env: Env, policy: Policy, params: Any, *, folder: str) -> Callable:
+class Made(NamedTuple):
+    """What is known of a phase's policy before it runs."""
+
+    policy: Policy
+    course: Course | None  # None: it is from a file
+    params: Any = None  # of the file
+
+
+def load(env: Env, policy: Policy, params: Any, *, source: str, folder: str) -> Callable:
     """A policy from a file, for all seeds; the run's directory gets a copy in `folder`."""
 
     def work(job: Job) -> Learnt:
         save_policy(job.directory.path / folder / "00", policy, params, env=env.name)
         everyone = np.ones(len(job.keys), bool)
         nothing = Trained(None, everyone, 0, 0, 0.0, 0.0)
-        return Learnt(policy, params, True, nothing)
+        return Learnt(policy, params, True, nothing, source)
 
     return work
 
@@ -67,10 +77,14 @@ def learn(name: str, env: Env, policy: Policy, course: Course, *, folder: str = 
             *[teacher.params for teacher in teachers],
             alive=alive,
             steps_per_update=course.steps_per_update,
+            teachers=[
+                identify(each.policy, each.params, each.source, env.obs_spec, each.shared)
+                for each in teachers
+            ],
         )
         if folder:
             _save(job, folder, policy, env, trained)
-        if job.stop():
+        if trained.updates < course.num_updates:
             done = f"{trained.updates} of {course.num_updates} updates"
             raise Interrupted(f"{job.stop()}: stopped after {done} ({name}).")
         return Learnt(policy, trained.state.params, False, trained)
@@ -86,7 +100,7 @@ def evaluate(env: Env, names: Sequence[str], episodes: int) -> Callable:
         job.progress.begin("evaluate", f"{whole_rounds} episodes of each policy and seed")
         results = {}
         for name, learnt in zip(names, policies, strict=True):
-            policy, params, shared, trained = learnt
+            policy, params, shared, trained = learnt[:4]
             played = measure.returns(
                 env, policy, params, job.keys, episodes=episodes, shared=shared
             )
@@ -111,11 +125,6 @@ def compare(env: Env, student_env: Env, episodes: int, length: int) -> Callable:
     def work(
         job: Job, teacher: Learnt, student: Learnt, results: dict[str, Result]
     ) -> dict[str, Any]:
-        random = random_policy(env)
-        params = random.init(job.keys[0])
-        floor = measure.returns(
-            env, random, params, job.keys, episodes=episodes, shared=True, greedy=False
-        )
         likeness = measure.likeness(
             student_env,
             student.policy,
@@ -126,9 +135,27 @@ def compare(env: Env, student_env: Env, episodes: int, length: int) -> Callable:
             shared=teacher.shared,
             length=length,
         )
-        return summarise(results, floor, likeness)
+        return summarise(results, _floor(job, env, episodes), likeness)
 
     return work
+
+
+def rank(env: Env, episodes: int) -> Callable:
+    """The summary of a teacher alone: its results beside a random policy's."""
+
+    def work(job: Job, results: dict[str, Result]) -> dict[str, Any]:
+        return summarise(results, _floor(job, env, episodes), {})
+
+    return work
+
+
+def _floor(job: Job, env: Env, episodes: int) -> Evaluation:
+    """Of a random policy."""
+    random = random_policy(env)
+    params = random.init(job.keys[0])
+    return measure.returns(
+        env, random, params, job.keys, episodes=episodes, shared=True, greedy=False
+    )
 
 
 def _warn_left_out(name: str, env: Env, played: Evaluation, alive: np.ndarray) -> None:

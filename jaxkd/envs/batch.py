@@ -81,13 +81,17 @@ def batch(start, transition, observe, num_envs, group_size, counts_time, own_ste
 
     def step(key, env_state, action):
         keys = jax.random.split(unrolled(key), num_envs + (pool is not None))
-        ended, after = jax.vmap(advance)(keys[:num_envs], env_state, action)
+        # gymnax's: one key of each pair for the step, one for the reset; an environment with a
+        # step of its own divides the whole one so itself, and what it draws for a reset is dropped
+        own = keys[:num_envs]
+        pairs = jax.vmap(jax.random.split)(jax.random.clone(own) if own_step else own)
+        ended, after = jax.vmap(advance)(own if own_step else pairs[:, 0], env_state, action)
         here = ended.obs, after
         done = jnp.logical_or(ended.terminated, ended.truncated)
         if pool is not None:
             here = _pooled(begin, pool, keys[-1], done, here)
         elif not resets_itself:
-            here = where_any(done, lambda: jax.vmap(restart)(keys, ended, after), here)
+            here = where_any(done, jax.vmap(restart), here, pairs[:, 1], ended, after)
         obs, after = here
         flags = (flag.astype(jnp.float32) for flag in (ended.terminated, ended.truncated))
         seen, successor = jax.vmap(observe)(obs), jax.vmap(observe)(ended.next_obs)
@@ -114,12 +118,14 @@ def _one(start, transition, grouped, counts_time) -> One:
         return ended, after
 
     def restart(key, ended, after):
-        _, key_reset = jax.random.split(key)
-        which = (after.episode + 1, after.group_key) if grouped else ()
-        first = begin(key_reset, *which)
+        group_key = after.group_key if grouped else ()
+        obs, begun = begin(key, after.episode + 1, group_key) if grouped else begin(key)
+        if grouped:  # the group's key stays; to choose between it and itself would use it up
+            begun, after = begun._replace(group_key=()), after._replace(group_key=())
         done = jnp.logical_or(ended.terminated, ended.truncated)
         choose = lambda new, old: jax.lax.select(done, new, old)
-        return jax.tree.map(choose, first, (ended.obs, after))
+        obs, chosen = jax.tree.map(choose, (obs, begun), (ended.obs, after))
+        return obs, chosen._replace(group_key=group_key) if grouped else chosen
 
     return One(begin, advance, restart)
 

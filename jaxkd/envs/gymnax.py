@@ -21,12 +21,14 @@ from jax.core import Tracer
 
 from jaxkd.base import Box, Discrete, Env, UsageError
 from jaxkd.check import count, divides
+from jaxkd.envs import protocol
 from jaxkd.envs.batch import Ended, First, batch
 from jaxkd.envs.limits import cut_steps, ends, fields, time_limit, with_limit
 from jaxkd.envs.seaquest import ShortLists
 from jaxkd.envs.sticky import check_probability, with_sticky_actions
 
 _NEEDS_DOWNLOAD, _SEAQUEST = "MNISTBandit-bsuite", "Seaquest-MinAtar"
+_NARROW = {"float64": jnp.float32, "int64": jnp.int32, "uint64": jnp.uint32}
 
 
 # --- public --------------------------------------------------------------------------------------
@@ -102,11 +104,11 @@ def make(
     own_step = _has_own_step(environment)
     _check_pool(name, reset_pool, own_step, group_size)
     params = with_limit(params, max_steps)
-    begin = _beginning(environment, params, own_step)
+    begin = _beginning(environment, params, own_step, name)
     like = jax.eval_shape(lambda: begin(jax.random.key(0)))
     limit = time_limit(environment, params, like.env_state, max_steps, name)
     space, to_action = _actions(environment, params, name)
-    start = lambda key: _cast(begin(key), like, name)
+    start = lambda key: protocol.cast(begin(key), like, name)
     transition = _transition(environment, params, to_action, limit, like, own_step, name)
     observe = _observation(environment, params, like.obs)
     seen = jax.eval_shape(lambda: observe(start(jax.random.key(0)).obs))
@@ -128,13 +130,14 @@ def make(
     return with_sticky_actions(env, sticky)
 
 
-def _beginning(environment, params, own_step):
+def _beginning(environment, params, own_step, name):
     """-> function key -> First, as the environment begins an episode."""
 
-    @_given(params)
+    @protocol.given(environment, params)
     def begin(params, key):
-        reset = environment.reset if own_step else environment.reset_env
-        return First(*reset(key, params))
+        method = "reset" if own_step else "reset_env"
+        returned = getattr(environment, method)(key, params)
+        return First(*protocol.values(returned, protocol.RESET, method, name))
 
     return begin
 
@@ -153,7 +156,7 @@ def _cut_steps(environment, params, limit, start, transition, space):
 
     def begin(key):  # the action too is made where this is called: outside of a user's trace
         discrete = isinstance(space, Discrete)
-        action = jnp.zeros((), jnp.int32) if discrete else jnp.zeros(space.shape)
+        action = jnp.zeros((), jnp.int32) if discrete else jnp.zeros(space.shape, jnp.float32)
         return start(key).env_state, action
 
     def advance(key, state, action):
@@ -233,9 +236,9 @@ def _construct(
 
 def _gymnax() -> Any:
     """gymnax, imported when first needed. It makes arrays while it is imported: under a trace they
-    would be tracers for good.
+    would be tracers for good, in 64-bit mode too wide for 32 bits.
     """
-    with jax.ensure_compile_time_eval():
+    with jax.enable_x64(False), jax.ensure_compile_time_eval():
         import gymnax
     return gymnax
 
@@ -255,7 +258,7 @@ def _by_id(name, arguments):
         close = difflib.get_close_matches(name.lower(), lower, n=1)
         hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
         raise UsageError(f"unknown environment {name!r}.{hint} (jaxkd envs lists all)")
-    with _concrete(arguments):
+    with protocol.settings(gymnax), _concrete(arguments):
         return gymnax.make(name, **arguments)[0]
 
 
@@ -268,7 +271,7 @@ def _short_lists(environment, entities):
 
 
 def _default_params(environment) -> Any:
-    with jax.ensure_compile_time_eval():
+    with protocol.settings(environment), jax.ensure_compile_time_eval():
         return getattr(environment, "default_params", None)
 
 
@@ -299,7 +302,7 @@ def _actions(environment, params, name):
     """-> (space, function from a policy's action to the environment's), for gymnax's spaces and
     those of `base`.
     """
-    with _concrete(params):
+    with protocol.settings(environment), _concrete(params):
         space = environment.action_space(params)
     if hasattr(space, "n"):
         return Discrete(int(space.n)), lambda action: action
@@ -336,118 +339,60 @@ def _observation(environment, params, like):
     """-> function on one raw observation: one-hot for a Discrete space, else the identity."""
     leaves = jax.tree.leaves(like)
     if len(leaves) == 1 and leaves[0].shape == () and jnp.issubdtype(leaves[0].dtype, jnp.integer):
-        space = environment.observation_space(params)
+        with protocol.settings(environment):
+            space = environment.observation_space(params)
         if hasattr(space, "n"):
             return lambda obs: jax.nn.one_hot(obs, int(space.n), dtype=jnp.float32)
-    return lambda obs: obs
+    return lambda obs: jax.tree.map(_narrow, obs)
+
+
+def _narrow(leaf):
+    """At most 32 bits, in 64-bit mode too: policies are made and saved for the same observations."""
+    return leaf.astype(_NARROW.get(jnp.result_type(leaf).name, leaf.dtype))
 
 
 def _strong(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def _cast(tree, like, name):
-    """`tree` with the dtypes that a reset gives, none of them weak; what a cast would round off is
-    refused.
-    """
-
-    def cast(path, leaf, wanted):
-        if jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key):
-            return leaf
-        given = jnp.result_type(leaf)
-        if not jnp.issubdtype(wanted.dtype, jnp.floating) and not np.can_cast(
-            given, wanted.dtype, "same_kind"
-        ):
-            where = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise UsageError(
-                f"{where} of {name!r} is {wanted.dtype} after a reset, {given} after a step: make "
-                f"reset_env return {given}"
-            )
-        return jax.lax.convert_element_type(leaf, wanted.dtype)
-
-    return jax.tree_util.tree_map_with_path(cast, tree, like)
-
-
-def _scalar(value, dtype, what, name):
-    """`value` as a strongly typed scalar []."""
-    if jnp.shape(value) != ():
-        raise UsageError(
-            f"{what} of {name!r} has shape {jnp.shape(value)}, but must be a scalar: squeeze it "
-            f"in step_env"
-        )
-    return jnp.asarray(value, dtype)
-
-
 # --- one environment -----------------------------------------------------------------------------
-
-
-def _given(params: Any) -> Callable[[Callable], Callable[..., Any]]:
-    """Decorates a function (params, *args) -> into one of (*args), with the parameters as arguments
-    of a jit of its own.
-
-    That is how gymnax gets them. Closed over, Python's doubles would meet before float32 does, and
-    XLA would fuse, and so round, otherwise.
-    """
-    leaves, structure = jax.tree.flatten(params)
-    numbers = {
-        i: leaf
-        for i, leaf in enumerate(leaves)
-        if isinstance(leaf, int | float | np.ndarray | jax.Array)
-    }
-
-    def decorate(function):
-        @jax.jit
-        def with_numbers(numbers, *args):
-            return function(
-                structure.unflatten([numbers.get(i, leaf) for i, leaf in enumerate(leaves)]), *args
-            )
-
-        return lambda *args: with_numbers(numbers, *args)
-
-    return decorate
 
 
 def _transition(environment, params, to_action, limit, like, own_step, name):
     """-> function (key, inner, action, time) -> Ended of one; `time` counts this step."""
 
-    @_given(params)
+    @protocol.given(environment, params)
     def transition(params, key, inner, action, time):
         action = to_action(action)
         if own_step:
-            obs, inner, reward, done, cut, info = environment.step(key, inner, action, params)
+            returned = environment.step(key, inner, action, params)
+            returned = protocol.values(returned, protocol.OWN_STEP, "step", name)
+            obs, inner, reward, done, cut, info = returned
             next_obs = info["final_observation"]
             done, cut = (
-                _scalar(done, bool, "terminated", name),
-                _scalar(cut, bool, "truncated", name),
+                protocol.scalar(done, bool, "terminated", name),
+                protocol.scalar(cut, bool, "truncated", name),
             )
             cut = jnp.logical_or(cut, time >= limit.max_steps) if limit.counted else cut
             cut = jnp.logical_and(cut, jnp.logical_not(done))
         else:
-            key_step, _ = jax.random.split(key)
-            next_obs, inner, reward, done, info = environment.step_env(
-                key_step, inner, action, params
-            )
+            returned = environment.step_env(key, inner, action, params)
+            returned = protocol.values(returned, protocol.STEP, "step_env", name)
+            next_obs, inner, reward, done, info = returned
             obs = next_obs
             done, cut = ends(
-                environment, params, inner, _scalar(done, bool, "done", name), time, limit
+                environment, params, inner, protocol.scalar(done, bool, "done", name), time, limit
             )
-        next_obs, _ = _cast(First(next_obs, inner), like, name)
-        obs, inner = _cast(First(obs, inner), like, name)
+        next_obs, _ = protocol.cast(First(next_obs, inner), like, name)
+        obs, inner = protocol.cast(First(obs, inner), like, name)
         return Ended(
             next_obs,
             obs,
             inner,
-            _scalar(reward, jnp.float32, "reward", name),
+            protocol.scalar(reward, jnp.float32, "reward", name),
             done,
-            _scalar(cut, bool, "truncated", name),
-            _weight(info, name),
+            protocol.scalar(cut, bool, "truncated", name),
+            protocol.weight(info, name),
         )
 
     return transition
-
-
-def _weight(info, name):
-    """`info["weight"]`, what the action counts for the learner; () where nothing is said."""
-    if not isinstance(info, dict) or "weight" not in info:
-        return ()
-    return _scalar(info["weight"], jnp.float32, "info['weight']", name)

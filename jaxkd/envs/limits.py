@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from jaxkd import check
 from jaxkd.base import UsageError
+from jaxkd.envs import protocol
 
 # The field of the parameters that holds a time limit, and the field of the state that is compared
 # with it (gymnax; Craftax).
@@ -117,7 +118,7 @@ def cut_steps(environment: Any, params: Any, limit: Limit, begin: Callable, adva
         return getattr(state, _CLOCKS[limit.field]) >= getattr(params, limit.field)
 
     horizon = limit.max_steps or _HORIZON
-    with jax.ensure_compile_time_eval():
+    with protocol.settings(environment), jax.ensure_compile_time_eval():
         first = _first_cut(begin, advance, may_cut, horizon)
     return first if first is None or not limit.counted else min(first, horizon)
 

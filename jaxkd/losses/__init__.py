@@ -3,6 +3,7 @@
 from jaxkd.losses.combine import for_task, gate, proximal, scale, stateless, watch
 from jaxkd.losses.feature import feature_mse
 from jaxkd.losses.policy import (
+    action_mse,
     ce_kd,
     cross_entropy,
     forward_kl,
@@ -25,11 +26,13 @@ from jaxkd.losses.weights import (
     confidence,
     one_minus,
     performance_gate,
+    target_kl,
     value_gate,
 )
 
 __all__ = [
     "action_gap",
+    "action_mse",
     "advantage_kl",
     "advantage_mse",
     "agreement",
@@ -58,6 +61,7 @@ __all__ = [
     "skew_reverse_kl",
     "standardised_kl",
     "stateless",
+    "target_kl",
     "td_mse",
     "total_variation",
     "value_gate",

@@ -1,5 +1,6 @@
 """Combinators: how a function becomes a term, and how much and where a term counts."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,24 +13,13 @@ from jaxkd.description import described
 
 _LARGEST = 60.0  # of a log ratio: e^60 times any loss is finite in float32
 
-# What belongs to rows apart from what they show: `only` takes it away where a term is not to look.
-_OF_ROWS = (
-    "acting",
-    "acting_next",
-    "teacher",
-    "teacher_next",
-    "reward",
-    "streams",
-    "targets",
-    "advantage",
-    "target",
-    "weight",
-)
-
 
 def at(value: Any, context: Context) -> Any:
     """A number as it is, a schedule `update -> value` at this update."""
-    return value(context.update) if callable(value) else value
+    if not callable(value):
+        return value
+    with jax.numpy_dtype_promotion("standard"):  # a float times the number of updates
+        return jnp.asarray(value(context.update), jnp.float32)
 
 
 def probability_ratio(student: Outputs, batch: Batch) -> jax.Array:
@@ -39,10 +29,11 @@ def probability_ratio(student: Outputs, batch: Batch) -> jax.Array:
 
 
 def only(rows: jax.Array, student: Outputs, batch: Batch) -> tuple[Outputs, Batch]:
-    """Student and batch with zeros, weight 0 too, in every other row.
+    """Student and batch whose other rows show what the first of `rows` shows, with weight 0.
 
-    A loss on them has a finite gradient whatever stood there: the gradient of a selection is 0
-    where it does not choose, but that of 0 times nan is nan.
+    What stood there is not looked at, so that a loss has a finite gradient whatever it was: the
+    gradient of a selection is 0 where it does not choose, but that of 0 times nan is nan. A real
+    row takes the place because some losses have no gradient at zeros, such as a norm.
 
     Args:
         rows: bool [L, N].
@@ -51,17 +42,21 @@ def only(rows: jax.Array, student: Outputs, batch: Batch) -> tuple[Outputs, Batc
     >>> student = Outputs(Categorical(jnp.array([[[0.0, 1.0], [jnp.nan, 0.0]]])))
     >>> everything = (None,) * 10
     >>> only(jnp.array([[True, False]]), student, Batch(*everything))[0].policy.logits[0, 1]
-    Array([0., 0.], dtype=float32)
+    Array([0., 1.], dtype=float32)
     """
+    first, one_counts = jnp.argmax(rows.reshape(-1)), jnp.any(rows)
 
     def select(leaf):
         if leaf.shape[: rows.ndim] != rows.shape:
             return leaf  # not of rows: a standard deviation for all states
+        row = leaf.reshape(-1, *leaf.shape[rows.ndim :])[first]
+        row = jax.lax.stop_gradient(jnp.where(one_counts, row, jnp.zeros((), leaf.dtype)))
         here = rows.reshape(rows.shape + (1,) * (leaf.ndim - rows.ndim))
-        return jnp.where(here, leaf, jnp.zeros((), leaf.dtype))
+        return jnp.where(here, leaf, row)
 
-    fields = {name: jax.tree.map(select, getattr(batch, name)) for name in _OF_ROWS}
-    return jax.tree.map(select, student), batch._replace(**fields)
+    shown = jax.tree.map(select, batch._replace(carry=()))
+    weight = jax.tree.map(lambda weight: jnp.where(rows, weight, 0.0), batch.weight)
+    return jax.tree.map(select, student), shown._replace(carry=batch.carry, weight=weight)
 
 
 @described
@@ -79,14 +74,23 @@ def stateless(fn: Callable) -> LossTerm:
             f"a loss is a function (student, batch[, context]) -> [L, N] or a LossTerm, "
             f"got {type(fn).__name__}."
         )
-    names = getattr(getattr(fn, "__code__", None), "co_varnames", ())[
-        : getattr(getattr(fn, "__code__", None), "co_argcount", 2)
-    ]
+    more = _takes_context(fn)
 
     def loss(params, student, batch, context):
-        return fn(student, batch, context) if len(names) > 2 else fn(student, batch)
+        return fn(student, batch, context) if more else fn(student, batch)
 
     return LossTerm(lambda key, spec: (), loss)
+
+
+def _takes_context(fn: Callable) -> bool:
+    """Whether a function, bound method or partial has a third place that waits for the context."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # of what is not written in Python
+        return False
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    # a default is a value of the user's own: lambda student, batch, weight=weight: ...
+    return any(p.default is p.empty or p.name == "context" for p in places[2:3])
 
 
 @described
@@ -99,6 +103,7 @@ def scale(value: float | jax.Array | Callable, term: LossTerm | Callable) -> Los
     >>> from jaxkd.losses import forward_kl
     >>> term = scale(optax.linear_schedule(2.0, 0.0, 100), forward_kl())      # kickstarting
     """
+    check.number("value", value)
     term = term if isinstance(term, LossTerm) else stateless(term)
 
     def loss(params, student, batch, context):
@@ -111,7 +116,8 @@ def scale(value: float | jax.Array | Callable, term: LossTerm | Callable) -> Los
 def gate(weight: Callable, term: LossTerm | Callable) -> LossTerm:
     """`term` times `weight(student, batch, context)`, [L, N] or [].
 
-    No gradient flows through the weight.
+    No gradient flows through the weight. Where it is 0 the term sees nothing of the row, as in
+    `for_task`; the engine divides by the weight of all rows.
     `value_gate`, `performance_gate`, `agreement`, `one_minus`, `action_gap`, `confidence` and
     `burn_in` make weights.
 
@@ -123,7 +129,9 @@ def gate(weight: Callable, term: LossTerm | Callable) -> LossTerm:
 
     def loss(params, student, batch, context):
         factor = jax.lax.stop_gradient(jnp.asarray(weight(student, batch, context), jnp.float32))
-        return factor * term.loss(params, student, batch, context)
+        counts = jnp.broadcast_to(factor != 0, batch.reward.shape)
+        loss = term.loss(params, *only(counts, student, batch), context)
+        return jnp.where(counts, factor * loss, 0.0)
 
     return LossTerm(term.init, loss)
 

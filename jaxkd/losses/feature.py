@@ -51,7 +51,7 @@ def feature_mse(layers: Mapping[str, str] = _LAST) -> LossTerm:
             )  # by name: another layer changes no other's key
             return {
                 "kernel": jax.nn.initializers.lecun_normal()(own, (narrow, wide), jnp.float32),
-                "bias": jnp.zeros(wide),
+                "bias": jnp.zeros(wide, jnp.float32),
             }
 
         return {ours: projection(ours, theirs) for ours, theirs in layers.items()}

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxkd import check
 from jaxkd.base import Batch, Context, LossTerm, Outputs, UsageError
 from jaxkd.description import described
-from jaxkd.distributions import MASK, Categorical, legal, log_probs
+from jaxkd.distributions import MASK, Categorical, full_precision, legal, log_probs
 from jaxkd.losses.combine import at, stateless
 
-# Of beta: nearer to 0 or 1 the float32 quotient of the normalised divergence loses its digits.
-_END = 1e-3
+_NEAR = 0.03  # of y: below it the series of `_growth` has float32's precision
+_LARGEST = 60.0  # of a log ratio: e^60 times any probability is finite in float32
 
 
 @described
@@ -25,7 +25,8 @@ def forward_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
 
     Args:
         temperature: of both, > 0; a number or a schedule `update -> temperature`. The factor T^2
-            keeps the gradient's size.
+            keeps the gradient's size in logits. Of normals, whose variances T multiplies, that in
+            the mean grows as T and that in log_std as T^2: leave T at 1, or `scale` the term.
 
     Returns:
         a term, [L, N], nats; reads `batch.teacher.policy`.
@@ -46,7 +47,8 @@ def forward_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
 def reverse_kl(temperature: float | jax.Array | Callable = 1.0) -> LossTerm:
     """KL(student || teacher), mode-seeking: T^2 KL(p_S^(1/T) || p_T^(1/T)).
 
-    Agarwal et al. 2024, GKD at beta = 1.
+    Agarwal et al. 2024, GKD at beta = 1. Both KLs in one dict are the symmetric divergence
+    (Jeffreys 1946): losses add.
 
     Args:
         temperature: as in `forward_kl`.
@@ -76,13 +78,14 @@ def jsd(
     As written it fades at both ends: about b KL(T || S) near b = 0, (1 - b) KL(S || T) near b = 1,
     exactly 0 at 0 and 1.
     `normalise` divides by b (1 - b): then it runs continuously from `forward_kl` at 0 to
-    `reverse_kl` at 1.
+    `reverse_kl` at 1, steeply near the ends where one policy is sure of what the other excludes:
+    KL(T || M) is at most -log b.
 
     Args:
         beta: b, the teacher's share of the mixture, in [0, 1]; a number or a schedule
             `update -> beta`.
         temperature: of both, as in `forward_kl`.
-        normalise: divide by b (1 - b); within 1e-3 of 0 and 1 the limits themselves are taken.
+        normalise: divide by b (1 - b).
 
     Returns:
         a term, [L, N], nats; discrete actions only; reads `batch.teacher.policy`.
@@ -97,15 +100,8 @@ def jsd(
         ours, theirs, squared = _tempered(temperature, student, batch, context)
         log_q, log_p = _log_probs(ours, theirs, "forward_kl or reverse_kl")
         b = at(beta, context)
-        end = (b < _END) | (b > 1 - _END) if normalise else False
-        inside = jnp.where(end, 0.5, b)  # where the limit is taken, no gradient of a division by 0
-        mixed = inside * _skewed(log_p, log_q, inside) + (1 - inside) * _skewed(
-            log_q, log_p, 1 - inside
-        )
-        if not normalise:
-            return squared * mixed
-        limit = jnp.where(b < 0.5, theirs.kl(ours), ours.kl(theirs))
-        return squared * jnp.where(end, limit, mixed / (inside * (1 - inside)))
+        teacher, student = _skewed(log_p, log_q, b), _skewed(log_q, log_p, 1 - b)
+        return squared * (teacher + student if normalise else b * (1 - b) * (teacher + student))
 
     return stateless(loss)
 
@@ -129,7 +125,8 @@ def skew_kl(alpha: float | jax.Array | Callable = 0.1) -> LossTerm:
 
     def loss(student, batch, context):
         log_q, log_p = _log_probs(student.policy, batch.teacher.policy, "forward_kl")
-        return _skewed(log_p, log_q, at(alpha, context))
+        a = at(alpha, context)
+        return (1 - a) * _skewed(log_p, log_q, a)
 
     return stateless(loss)
 
@@ -150,7 +147,8 @@ def skew_reverse_kl(alpha: float | jax.Array | Callable = 0.1) -> LossTerm:
 
     def loss(student, batch, context):
         log_q, log_p = _log_probs(student.policy, batch.teacher.policy, "reverse_kl")
-        return _skewed(log_q, log_p, at(alpha, context))
+        a = at(alpha, context)
+        return (1 - a) * _skewed(log_q, log_p, a)
 
     return stateless(loss)
 
@@ -178,7 +176,8 @@ def total_variation() -> LossTerm:
 def nll() -> LossTerm:
     """-log p_S(mode of the teacher): the teacher's best action as a hard label.
 
-    Rusu et al. 2015, NLL; for normals the mode is the mean.
+    Rusu et al. 2015, NLL. For normals the mode is the mean, and a student that meets it shrinks its
+    deviation to the least there is (`distributions.Normal`); `action_mse` leaves that alone.
 
     >>> nll().init(None, None)
     ()
@@ -186,6 +185,39 @@ def nll() -> LossTerm:
 
     def loss(student, batch):
         return -student.policy.log_prob(batch.teacher.policy.mode())
+
+    return stateless(loss)
+
+
+@described
+def action_mse(delta: float | jax.Array | None = None) -> LossTerm:
+    """mean_D (a_S - a_T)^2 of both modes: behaviour cloning of continuous actions.
+
+    rsl_rl's distillation. The deviations are neither compared nor trained.
+
+    Args:
+        delta: Huber's instead (1964): d^2 / 2 where |d| <= delta, delta (|d| - delta / 2) beyond.
+
+    Returns:
+        a term, [L, N]; continuous actions only; reads `batch.teacher.policy`.
+
+    >>> action_mse(delta=1.0).init(None, None)
+    ()
+    """
+    check.number("delta", delta, low=0, above=True)
+
+    def loss(student, batch):
+        for who, policy in (("student", student.policy), ("teacher", batch.teacher.policy)):
+            if hasattr(policy, "logits"):
+                raise UsageError(
+                    f"it is for continuous actions, but the {who}'s policy is a "
+                    f"{type(policy).__name__}. Use nll."
+                )
+        apart = student.policy.mode() - batch.teacher.policy.mode()
+        if delta is None:
+            return jnp.mean(jnp.square(apart), axis=-1)
+        near = jnp.minimum(jnp.abs(apart), delta)
+        return jnp.mean(near * (jnp.abs(apart) - near / 2), axis=-1)
 
     return stateless(loss)
 
@@ -286,7 +318,7 @@ def standardised_kl(
 
     The scale of Q-values drops out, and with it the teacher's confidence: the student's own logits
     may have any scale, so judge it greedy, or standardise while acting too. With few actions take
-    T < 1: at T = 2 no probability of 3 exceeds 0.54.
+    T < 1: at T = 2 no probability of 3 exceeds 0.544.
 
     Args:
         temperature: > 0; a number or a schedule.
@@ -325,7 +357,7 @@ def logits_of(policy: Any, who: str, instead: str) -> jax.Array:
             f"it is for discrete actions, but the {who}'s policy is a {type(policy).__name__}. "
             f"Use {instead}."
         )
-    return policy.logits
+    return full_precision(policy.logits)
 
 
 def both_logits(ours: Any, theirs: Any, instead: str) -> tuple[jax.Array, jax.Array]:
@@ -340,13 +372,30 @@ def _log_probs(ours: Any, theirs: Any, instead: str) -> tuple[jax.Array, jax.Arr
 
 
 def _skewed(log_p: jax.Array, log_q: jax.Array, share: Any) -> jax.Array:
-    """KL(p || share p + (1 - share) q) [...] from log-probabilities [..., A].
+    """KL(p || share p + (1 - share) q) / (1 - share) [...] from log-probabilities [..., A].
 
-    Finite for masked actions and at both ends.
+    With y = (1 - share) (q / p - 1), which is m / p - 1 for the mixture m, it is sum (q - p) g(y)
+    for g(y) = 1 - log(1 + y) / y. No term is negative, nothing is divided by what may be 0: it is
+    KL(p || q) at share 0 and 0 at share 1.
     """
-    tiny = jnp.finfo(log_p.dtype).tiny
-    ours, others = (jnp.log(jnp.maximum(x, tiny)) for x in (share, 1 - share))
-    return jnp.sum(jnp.exp(log_p) * (log_p - jnp.logaddexp(log_p + ours, log_q + others)), axis=-1)
+    ratio = log_q - log_p
+    mixed = jnp.logaddexp(_log(share), _log(1 - share) + ratio)  # log(m / p) = log(1 + y)
+    y = (1 - share) * jnp.expm1(jnp.minimum(ratio, _LARGEST))
+    return jnp.sum((jnp.exp(log_q) - jnp.exp(log_p)) * _growth(y, mixed), axis=-1)
+
+
+def _growth(y: jax.Array, log_1_plus_y: jax.Array) -> jax.Array:
+    """1 - log(1 + y) / y, elementwise; 0 at y = 0."""
+    near = jnp.abs(y) < _NEAR
+    small, large = jnp.where(near, y, 0.0), jnp.where(near, 1.0, y)
+    series = small * (1 / 2 - small * (1 / 3 - small * (1 / 4 - small / 5)))
+    return jnp.where(near, series, 1 - log_1_plus_y / large)
+
+
+def _log(share: Any) -> jax.Array:
+    """log of a share in [0, 1]; that of 0 is a mask, finite with gradient 0."""
+    some = jnp.asarray(share) > 0
+    return jnp.where(some, jnp.log(jnp.where(some, share, 1.0)), MASK)
 
 
 def _standardised(z: jax.Array, temperature: Any) -> jax.Array:
@@ -355,7 +404,7 @@ def _standardised(z: jax.Array, temperature: Any) -> jax.Array:
     0 with a finite gradient where all are equal.
     """
     allowed = legal(z)
-    number = jnp.sum(allowed, axis=-1, keepdims=True)
+    number = jnp.sum(allowed, axis=-1, keepdims=True, dtype=z.dtype)
     inside = jnp.where(allowed, z, 0.0)
     mean = jnp.sum(inside, axis=-1, keepdims=True) / number
     centred = jnp.where(allowed, inside - mean, 0.0)

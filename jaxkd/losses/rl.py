@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxkd import check
+from jaxkd import check, moments
 from jaxkd.base import LossTerm, UsageError
 from jaxkd.description import described
 from jaxkd.losses.combine import probability_ratio, stateless
@@ -14,7 +14,7 @@ from jaxkd.losses.value import value_of, weighted_moments
 def policy_gradient() -> LossTerm:
     """-log pi_S(a) A: its gradient is the policy gradient (Williams 1992; Sutton et al. 2000).
 
-    Of one step from the policy that acted. The advantage is data and is not normalised:
+    Of one step from the policy that acted, the student's own, sampled. The advantage is data and is not normalised:
     Czarnecki et al. (2019, theorem 2) need it as it is, of Monte-Carlo returns.
     Exact for one epoch and one minibatch; for more steps on the same rollout take `ppo_clip`.
 
@@ -32,28 +32,46 @@ def policy_gradient() -> LossTerm:
 
 
 @described
-def ppo_clip(epsilon: float | jax.Array = 0.2, *, normalise: bool = True) -> LossTerm:
+def ppo_clip(
+    epsilon: float | jax.Array = 0.2,
+    *,
+    epsilon_high: float | jax.Array | None = None,
+    normalise: bool = True,
+) -> LossTerm:
     """-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) (Schulman et al. 2017).
 
-    rho = pi_S / pi_acting, at most e^60, which float32 holds.
+    rho = pi_S / pi_acting, at most e^60, which float32 holds. pi_acting is the student's policy in
+    that step: a ratio of probabilities only where it acted itself, sampled (`student_acts()`).
 
     Args:
         epsilon: clip range, > 0.
+        epsilon_high: of the upper end, 1 + epsilon_high, where it is another one: "clip-higher"
+            (Yu et al. 2025, DAPO: 0.2 and 0.28) lets improbable actions grow.
         normalise: A gets mean 0 and standard deviation 1 over the rows of the minibatch that count
             (weight above 0), and is 0 where it does not vary: beyond rounding, 1e-6 of its size.
 
     Returns:
         a term, [L, N]; reads `batch.advantage` and `batch.acting.policy`.
 
+    Raises:
+        UsageError: it normalises over minibatches of one row, which makes every advantage 0.
+
     >>> ppo_clip(0.1).init(None, None)
     ()
     """
     check.number("epsilon", epsilon, low=0, above=True)
+    check.number("epsilon_high", epsilon_high, low=0, above=True)
+    above = epsilon if epsilon_high is None else epsilon_high
 
     def loss(student, batch):
+        if normalise and batch.advantage.size == 1:
+            raise UsageError(
+                "it normalises the advantage over a minibatch of one row, where it is always 0. "
+                "Take fewer minibatches, or ppo_clip(normalise=False)."
+            )
         ratio = probability_ratio(student, batch)
         advantage = _standardised(batch.advantage, batch.weight) if normalise else batch.advantage
-        clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
+        clipped = jnp.clip(ratio, 1 - epsilon, 1 + above)
         return -jnp.minimum(ratio * advantage, clipped * advantage)
 
     return stateless(loss)
@@ -63,12 +81,8 @@ def _standardised(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x [L, N] with mean 0 and deviation 1 where it counts; 0 elsewhere, and if constant."""
     counts = weight > 0
     mean, var = weighted_moments(x, weight)
-    # The mean of equal numbers is off by rounding: judged by the deviation, 7 times .1 would vary.
-    highest = jnp.max(jnp.where(counts, x, -jnp.inf))
-    lowest = jnp.min(jnp.where(counts, x, jnp.inf))
-    size = jnp.max(jnp.where(counts, jnp.abs(x), 0.0))
-    varies = highest - lowest > 1e-6 * size
-    return jnp.where(counts & varies, (x - mean) / (jnp.sqrt(var) + 1e-8), 0.0)
+    shown = counts & moments.varies(x, counts)
+    return jnp.where(shown, (x - mean) / (jnp.sqrt(var) + 1e-8), 0.0)
 
 
 @described

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxkd import check
+from jaxkd import check, moments
 from jaxkd.base import Batch, LossTerm, Outputs, UsageError
 from jaxkd.description import described
 from jaxkd.distributions import Categorical, legal
@@ -57,7 +57,8 @@ def value_mse(*, normalise: bool = False) -> LossTerm:
 def q_mse() -> LossTerm:
     """(Q_S(s, a) - target)^2 at the action taken: PQN (Gallici et al. 2025).
 
-    Q-learning without a replay. A Q network is a policy whose logits are Q-values and whose value
+    Q-learning without a replay. It is twice purejaxql's loss, which has a factor 1/2: that matters
+    beside a gradient clip and other terms. A Q network is a policy whose logits are Q-values and whose value
     is their maximum; the target is what `returns` says.
 
     Returns:
@@ -103,7 +104,7 @@ def advantage_mse(*, normalise: bool = True) -> LossTerm:
         allowed = legal(ours) & legal(theirs)
         ours, theirs = (jnp.where(allowed, x, 0.0) for x in (ours, theirs))
         error = jnp.sum(jnp.square(ours - theirs), axis=-1)
-        weight = allowed * batch.weight[..., None]
+        weight = jnp.where(allowed, batch.weight[..., None], 0.0)
         return error / _spread(theirs, weight) if normalise else error
 
     return stateless(loss)
@@ -143,15 +144,17 @@ def weighted_moments(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Ar
     What has weight 0 is not looked at, whatever it is; both are 0 where every weight is 0.
     """
     total = jnp.maximum(jnp.sum(weight), 1e-8)
-    mean = jnp.sum(jnp.where(weight > 0, weight * x, 0.0)) / total
-    squares = jnp.where(weight > 0, weight * jnp.square(x - mean), 0.0)
-    return mean, jnp.sum(squares) / total
+    average = lambda x: jnp.sum(jnp.where(weight > 0, weight * x, 0.0)) / total
+    mean = average(x)
+    error = average(x - mean)  # of the mean, which would count as variance where x is large
+    var = average(jnp.square(x - mean)) - jnp.square(error)
+    return mean + error, jnp.maximum(var, 0.0)
 
 
 def _spread(x: jax.Array, weight: jax.Array) -> jax.Array:
     """The variance [] of x as a unit, without gradient; 1 where x is constant up to rounding."""
-    mean, var = weighted_moments(x, weight)
-    return jax.lax.stop_gradient(jnp.where(var > 1e-10 * (var + jnp.square(mean)), var, 1.0))
+    _, var = weighted_moments(x, weight)
+    return jax.lax.stop_gradient(jnp.where(moments.varies(x, weight > 0), var, 1.0))
 
 
 def _advantages(student: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:

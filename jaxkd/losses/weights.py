@@ -14,7 +14,7 @@ from jaxkd.description import described
 from jaxkd.distributions import legal
 from jaxkd.losses.combine import at
 from jaxkd.losses.policy import logits_of
-from jaxkd.losses.value import value_of
+from jaxkd.losses.value import value_of, weighted_moments
 
 
 @described
@@ -71,7 +71,33 @@ def performance_gate(
 
     def weight(student, batch, context):
         share = 1 - (context.episode_return - random_return) / (teacher_return - random_return)
-        return jnp.where(jnp.isnan(context.episode_return), 1.0, jnp.clip(share, 0, 1))
+        return jnp.clip(share, 0, 1)  # 1 for -inf, "none yet"
+
+    return weight
+
+
+@described
+def target_kl(limit: float | jax.Array | Callable) -> Callable:
+    """1 while the mean KL(pi_acting || pi_S) of the minibatch is at most `limit`, else 0.
+
+    It holds the policy near to what acted: further epochs of PPO change nothing once the limit is
+    passed (Stable-Baselines3 and CleanRL leave the update there, with the mean of an estimate).
+    Gate every term that should rest; momentum of the optimizer goes on.
+
+    Args:
+        limit: nats, > 0, such as 0.02; a number or a schedule `update -> limit`.
+
+    Returns:
+        a weight, []; reads `batch.acting.policy`.
+
+    >>> from jaxkd.losses import gate, ppo_clip
+    >>> term = gate(target_kl(0.02), ppo_clip())
+    """
+    check.number("limit", limit, low=0, above=True)
+
+    def weight(student, batch, context):
+        moved = batch.acting.policy.kl(student.policy)
+        return weighted_moments(moved, batch.weight)[0] <= at(limit, context)
 
     return weight
 
@@ -141,7 +167,8 @@ def action_gap() -> Callable:
     def weight(student, batch, context):
         q = logits_of(batch.teacher.policy, "teacher", "agreement")
         allowed = legal(q)
-        mean = jnp.sum(jnp.where(allowed, q, 0.0), axis=-1) / jnp.sum(allowed, axis=-1)
+        number = jnp.sum(allowed, axis=-1, dtype=q.dtype)
+        mean = jnp.sum(jnp.where(allowed, q, 0.0), axis=-1) / number
         return jnp.max(q, axis=-1) - mean
 
     return weight
@@ -162,7 +189,7 @@ def confidence() -> Callable:
 
     def weight(student, batch, context):
         logits = logits_of(batch.teacher.policy, "teacher", "agreement")
-        number = jnp.sum(legal(logits), axis=-1)
+        number = jnp.sum(legal(logits), axis=-1, dtype=logits.dtype)
         most = jnp.log(jnp.maximum(number, 2))  # of an entropy; of a single action it is 0
         return 1 - batch.teacher.policy.entropy() / most
 

@@ -125,6 +125,7 @@ def cnn(
             f"{len(channels)} convolutions, the observation is {shape}. Use networks.mlp, or "
             f"select= a field."
         )
+    check.function("activation", activation, "such as jax.nn.relu")
     torso = partial(Convolutional, channels, dense, activation, dtype)
     return actor_critic(
         env,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxkd import check
 from jaxkd.base import Discrete, Outputs, Policy, UsageError
 from jaxkd.description import Spec, described
-from jaxkd.distributions import MASK, Categorical, Normal
+from jaxkd.distributions import MASK, Categorical, Normal, log_probs
 from jaxkd.networks.mlp import mlp
 
 
@@ -120,7 +120,7 @@ def multihead(
 
     def one_head(out, obs):
         # [..., K]; a sum over tasks, because the gradient of a gather is a slow scatter
-        mine = jax.nn.one_hot(obs["task"], number)
+        mine = jax.nn.one_hot(obs["task"], number, dtype=jnp.float32)
 
         def pick(name):
             first = out.extra[name] if name else out.value
@@ -154,8 +154,9 @@ def per_env(policy: Policy, num_envs: int) -> Policy:
 
     Its params are `policy`'s with a leading environment axis [B]. A row is answered by the params
     of the environment it comes from, in whatever order rows are stacked, flattened or shuffled on
-    their way: the carry says it, see `_own`. Because of that carry it is treated like a recurrent
-    policy. Costs one set of weights a row.
+    their way: the carry says it, see `_own`. As a teacher it costs little more than its products.
+    As a student it learns in sequences like a recurrent one: T long unless `sequence_length` says
+    otherwise, and each of them takes a copy of its weights.
 
     Args:
         policy: of one environment; recurrent ones too, and `normalise` (a statistic each).
@@ -202,10 +203,18 @@ def per_env(policy: Policy, num_envs: int) -> Policy:
         return answered
 
     def observe(params, obs):
-        def one(own, obs):  # [T, ...] of one environment
-            return policy.observe(own, jax.tree.map(lambda x: x[:, None], obs))
+        rows = jax.tree.leaves(obs)[0].shape[1]
+        if rows % num_envs:
+            raise UsageError(
+                f"per_env has params for {num_envs} environments, which observe {rows}. "
+                f"Make it with num_envs={rows}."
+            )
 
-        return jax.vmap(one, (0, 1))(params, obs)
+        def one(own, obs):  # [T, B / n, ...] of the environments with these params
+            return policy.observe(own, obs)
+
+        split = lambda x: x.reshape((x.shape[0], -1, num_envs, *x.shape[2:]))
+        return jax.vmap(one, (0, 2))(params, jax.tree.map(split, obs))
 
     step, unroll = through(policy.step, 0), through(policy.unroll, 1)
     return Policy(init, initial_carry, step, unroll, observe, policy.trainable)
@@ -214,9 +223,11 @@ def per_env(policy: Policy, num_envs: int) -> Policy:
 def _own(params: Any, env: jax.Array) -> Any:
     """Of params [B, ...], those of each row: [N, ...] for the environments' numbers `env` [N].
 
-    The engine has rows in several layouts: [B] while acting, [T, B] unrolled, [(K + 1) * B] at
+    The engine has rows in several layouts: [B] while acting, [T, B] unrolled, [(K + 1) B] at
     successors (K slots and the last observation, slot by slot), shuffled columns in a minibatch.
-    None of them is spelt out here: a row's carry travels with it and names its environment.
+    None of them is spelt out here: a row's carry travels with it and names its environment. And
+    because it never changes, successors are asked like a sequence, [K + 1, B]
+    (`successors.remembers`).
     """
     return jax.tree.map(lambda x: jnp.take(x, env, axis=0, mode="clip"), params)
 
@@ -236,7 +247,7 @@ def mixture(policies: Sequence[Policy], weights: Sequence[float] | jax.Array | C
 
     Returns:
         a Policy whose params are the tuple of theirs; it has no `features`, and a value where all
-        have one.
+        have one. Statistics of `normalise` stay as they are.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
@@ -274,8 +285,7 @@ def _mixed(outputs: Sequence[Outputs], weights: jax.Array) -> Outputs:
     records = [out.policy for out in outputs]
     policy: Any
     if all(isinstance(record, Categorical) for record in records):
-        log_probs = [jax.nn.log_softmax(record.logits) for record in records]
-        stacked = jnp.stack(log_probs, axis=-1)  # [..., A, n]
+        stacked = jnp.stack([log_probs(record.logits) for record in records], -1)  # [..., A, n]
         # with b= a policy of weight 0 is left out, and its gradient is not nan
         policy = Categorical(jax.nn.logsumexp(stacked, axis=-1, b=weights[..., None, :]))
     elif all(isinstance(record, Normal) for record in records):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,16 +24,23 @@ def orthogonal(gain: float) -> Callable:
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         rows, columns = math.prod(shape[:-1]), shape[-1]
-        few, many = min(rows, columns), max(rows, columns)
-        vectors = jax.random.normal(key, (few, many), jnp.float32)  # one in each row
-
-        def body(i, done):
-            vector = vectors[i]
-            for _ in range(2):
-                vector = vector - (done @ vector) @ done
-            return done.at[i].set(vector / jnp.linalg.norm(vector))
-
-        found = jax.lax.fori_loop(0, vectors.shape[0], body, jnp.zeros_like(vectors))
+        found = _orthonormal(key, min(rows, columns), max(rows, columns))
         return gain * (found if rows < columns else found.T).reshape(shape).astype(dtype)
 
     return init
+
+
+# Inlined, so that programs are the same; traced once a size, where flax asks for the shape of every
+# kernel at every call of a network.
+@partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _orthonormal(key: jax.Array, few: int, many: int) -> jax.Array:
+    """`few` orthonormal rows [few, many]."""
+    vectors = jax.random.normal(key, (few, many), jnp.float32)
+
+    def body(i, done):
+        vector = vectors[i]
+        for _ in range(2):
+            vector = vector - (done @ vector) @ done
+        return done.at[i].set(vector / jnp.linalg.norm(vector))
+
+    return jax.lax.fori_loop(0, few, body, jnp.zeros_like(vectors))

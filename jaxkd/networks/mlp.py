@@ -92,7 +92,7 @@ def heads(
         policy = Categorical(head("policy", features, module.action_space.n, _POLICY))
     else:
         mean = head("policy", features, math.prod(module.action_space.shape), _POLICY)
-        log_std = module.param("log_std", nn.initializers.zeros, mean.shape[-1:])
+        log_std = module.param("log_std", nn.initializers.zeros, mean.shape[-1:], jnp.float32)
         policy = Normal(mean, jnp.broadcast_to(log_std, mean.shape))
     value = head("value", behind, 1, _VALUE)[..., 0]
     extra = {name: head(name, behind, 1, _VALUE)[..., 0] for name in module.extra}
@@ -152,6 +152,7 @@ def mlp(
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
     >>> student = mlp(env, hidden=(44,))
     """
+    check.function("activation", activation, "such as jax.nn.tanh")
     hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     for width in hidden:
         check.count("hidden", width)

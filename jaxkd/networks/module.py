@@ -12,22 +12,23 @@ from jaxkd.base import Discrete, Outputs, Policy, UsageError
 from jaxkd.description import Spec as Spec  # what a test or a user gives instead of an Env
 from jaxkd.description import described
 from jaxkd.distributions import Categorical, Normal
-from jaxkd.networks import wrap
+from jaxkd.networks import nnx, wrap
 
 
 @described
 def feedforward(
-    env: Any, module: nn.Module, *, normalise: bool = False, select: str | None = None
+    env: Any, module: Any, *, normalise: bool = False, select: str | None = None
 ) -> Policy:
-    """A policy from your own flax module.
+    """A policy from your own flax module, of linen or nnx.
 
-    What the module keeps beside its collection "params" is not trained: running averages of a
-    `BatchNorm(use_running_average=True)` stay as they are (right for a teacher that was trained
-    elsewhere). A module that must update them, or draw random numbers, is refused.
+    What the module keeps beside its collection "params" (its `nnx.Param`s) is not trained: running
+    averages of a `BatchNorm(use_running_average=True)` stay as they are (right for a teacher that
+    was trained elsewhere). A module that must update them, or draw random numbers, is refused.
 
     Args:
         env: an `Env` or anything with `obs_spec` and `action_space`.
-        module: called with obs [..., *obs_shape] in its own dtype, returns `Outputs`, or (policy
+        module: a linen module; or what makes an nnx module, a function (rngs) -> module such as its
+            class; or an nnx module, whose arrays every seed begins with. It is called with obs [..., *obs_shape] in its own dtype, returns `Outputs`, or (policy
             parameters, value [...]), or policy parameters alone: logits [..., A], or for D
             continuous actions mean and log-std [..., 2 D], or a distribution record. To be saved,
             its class and functions are defined at the top of a module.
@@ -37,16 +38,34 @@ def feedforward(
     >>> import jaxkd, flax.linen as nn
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=2)
     >>> policy = feedforward(env, nn.Dense(2))                       # logits alone
+    >>> from flax import nnx
+    >>> policy = feedforward(env, lambda rngs: nnx.Linear(4, 2, rngs=rngs))
+
+    Raises:
+        UsageError: it is no module.
     """
     obs_spec = wrap.field(env.obs_spec, select)
     action_space = env.action_space
 
+    if isinstance(module, type) and issubclass(module, nn.Module):
+        raise UsageError(
+            f"module is the class {module.__name__}: give an instance, such as {module.__name__}()."
+        )
+    made = _linen(module, obs_spec) if isinstance(module, nn.Module) else nnx.functions(module)
+
+    def step(params, carry, obs, reset):
+        return carry, _outputs(made.apply(params, obs), action_space)
+
+    policy = Policy(made.init, lambda num_envs: (), step, step, trainable=made.trainable)
+    return wrapped(policy, obs_spec, normalise, select)
+
+
+def _linen(module: nn.Module, obs_spec: Any) -> nnx.Functions:
+    """Of a linen module."""
+
     def init(key):
         obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), obs_spec)
         return _called(module.init, module, key, obs)
-
-    def step(params, carry, obs, reset):
-        return carry, _outputs(_called(module.apply, module, params, obs), action_space)
 
     def trainable(params):
         return {
@@ -54,8 +73,8 @@ def feedforward(
             for collection, variables in params.items()
         }
 
-    policy = Policy(init, lambda num_envs: (), step, step, trainable=trainable)
-    return wrapped(policy, obs_spec, normalise, select)
+    apply = lambda params, obs: _called(module.apply, module, params, obs)
+    return nnx.Functions(init, apply, trainable)
 
 
 def wrapped(policy: Policy, obs_spec: Any, normalise: bool, select: str | None) -> Policy:
@@ -69,10 +88,14 @@ def _called(function: Any, module: nn.Module, *args: Any) -> Any:
     """`function(*args)` of a module; what flax says of a module that needs more becomes ours."""
     try:
         return function(*args)
-    except (errors.ModifyScopeVariableError, errors.InvalidRngError) as error:
+    except (errors.ModifyScopeVariableError, errors.InvalidRngError, ValueError) as error:
+        # what BatchNorm and Dropout say where nobody has chosen
+        undecided = "must be passed to the constructor or at call time" in str(error)
+        if isinstance(error, ValueError) and not undecided:
+            raise
         raise UsageError(
             f"{type(module).__name__} updates running averages or draws random numbers (BatchNorm, "
-            f"Dropout), which a policy cannot. Make it with use_running_average=True and "
+            f"SpectralNorm, Dropout), which a policy cannot. Make it with use_running_average=True and "
             f"deterministic=True, or use LayerNorm, or normalise=True."
         ) from error
 

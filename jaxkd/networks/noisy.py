@@ -36,7 +36,10 @@ def noisy(policy: Policy, std: float | jax.Array) -> Policy:
     def init(key):
         key_policy, key_seed = jax.random.split(key)
         # a float, because optimizers and gradients take nothing else
-        return {"policy": policy.init(key_policy), "seed": jax.random.uniform(key_seed)}
+        return {
+            "policy": policy.init(key_policy),
+            "seed": jax.random.uniform(key_seed, (), jnp.float32),
+        }
 
     def initial_carry(num_envs):
         episode = jnp.arange(num_envs, dtype=jnp.int32)

@@ -127,15 +127,16 @@ def _recurrent(
     check.count("units", units)
     obs_spec = wrap.field(env.obs_spec, select)
     ranks = tuple(len(x.shape) for x in jax.tree.leaves(obs_spec))
+    check.function("activation", activation, "such as jax.nn.tanh")
     torso = partial(Dense, hidden, activation, False, dtype, ranks)
     network = Recurrent(torso, cell, units, env.action_space, extra_heads(extra), dtype)
 
     def initial_carry(num_envs):
-        return tuple(jnp.zeros((num_envs, units)) for _ in range(cell.memories))
+        return tuple(jnp.zeros((num_envs, units), jnp.float32) for _ in range(cell.memories))
 
     def init(key):
         obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), obs_spec)
-        return network.init(key, initial_carry(1), obs, jnp.ones(1))
+        return network.init(key, initial_carry(1), obs, jnp.ones(1, jnp.float32))
 
     policy = Policy(init, initial_carry, network.apply, network.apply)
     return module.wrapped(policy, obs_spec, normalise, select)

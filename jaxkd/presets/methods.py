@@ -1,6 +1,6 @@
 """The methods, one record each: the recipe, what it needs, what a preset gives it, the paper.
 
-`jaxkd methods`, `jaxkd distill --method` and the README's table read `METHODS`. A method of your
+`jaxkd methods`, `jaxkd distill --method` and benchmarks/README.md read `METHODS`. A method of your
 own is one more record, given as it is:
 
     mine = presets.Method(my_recipe, paper="Doe 2026, Distilling Everything")

@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from jaxkd import rewards
+from jaxkd import check, rewards
 from jaxkd.base import Env, UsageError
 from jaxkd.presets.table import RANDOM_RETURNS, Preset
 from jaxkd.returns import gae
@@ -130,6 +130,7 @@ def grouped(env: Env, preset: Preset, num_updates: int) -> Keywords:
 
 def _decaying(rate: float, num_updates: int, num_epochs: int, num_minibatches: int):
     """A learning rate that falls linearly to 0 at the last minibatch."""
+    check.number("learning_rate", rate, low=0)
     minibatches = num_updates * num_epochs * num_minibatches
     if minibatches > _MOST_COUNTED:
         raise UsageError(

@@ -18,7 +18,8 @@ def console() -> Console:
 
 def headline(summary: dict[str, Any], to: Console) -> None:
     """Prints the table of a summary.json, what compares the policies and what the run took."""
-    seeds, episodes = len(summary["student"]["returns"]), summary["student"]["episodes"]
+    first = summary["teacher"]
+    seeds, episodes = len(first["returns"]), first["episodes"]
     played = f"{seeds} seeds, {episodes} greedy episodes each, every policy acting alone"
     title = f"{summary['env']}: {played}"
     table = rich.table.Table(title=title, title_justify="left", title_style="bold")
@@ -32,11 +33,16 @@ def headline(summary: dict[str, Any], to: Console) -> None:
         "bytes",
     ):
         table.add_column(heading, justify="right")
-    for name, label in _NAMES.items():
-        table.add_row(f"{label}\n{summary[name]['network']}", *_cells(summary[name]))
+    for name in _rows(summary):
+        table.add_row(f"{_NAMES[name]}\n{summary[name]['network']}", *_cells(summary[name]))
     to.print(table)
     for line in _lines(summary):
         to.print(line, highlight=False, markup=False)
+
+
+def _rows(summary: dict[str, Any]) -> list[str]:
+    """The policies of a summary: all of a distillation, or a teacher alone."""
+    return [name for name in _NAMES if name in summary]
 
 
 def _number(value: float | None, form: str) -> str:
@@ -57,16 +63,16 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _ratio(ratio: float) -> str:
+def _ratio(ratio: float | None) -> str:
     """A size against the teacher's, on a line of its own; nothing for an equal one."""
-    if ratio == 1:
+    if ratio is None or ratio == 1:
         return ""
     return f"\n1/{1 / ratio:.1f}" if ratio < 1 else f"\n{ratio:.1f}x"
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:
     """Below the table."""
-    rows = {name: summary[name] for name in _NAMES}
+    rows = {name: summary[name] for name in _rows(summary)}
     steps = ", ".join(
         f"{name} {row['env_steps']:,}" if row["env_steps"] else f"{name} from a file"
         for name, row in rows.items()
@@ -76,12 +82,15 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     )
     floor = _number(summary["random"]["mean"], ".2f")
     wall, compiling = summary["wall_seconds"], summary["compile_seconds"]
-    return [
-        f"{_alike(summary)}; KL(teacher || student) {_number(summary['kl'], '.4f')} nats",
+    lines = [
         f"random policy {floor} = 0 % kept; discounted return (0.99) IQM: {discounted}",
         f"environment steps a seed: {steps}",
         f"wall {wall:.1f} s, and {compiling:.1f} s of compiling",
     ]
+    if "kl" in summary:
+        divergence = f"KL(teacher || student) {_number(summary['kl'], '.4f')} nats"
+        lines.insert(0, f"{_alike(summary)}; {divergence}")
+    return lines
 
 
 def _alike(summary: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxkd import check
 from jaxkd.base import RewardTransform, UsageError
 from jaxkd.description import described
 from jaxkd.losses.combine import at
@@ -24,7 +25,8 @@ def add(
 
     >>> alive = add(lambda batch, context: 1 - batch.terminated, 0.1)
     """
-    check_function("fn", fn, "(batch, context) -> [T, B]")
+    check.function("fn", fn, "(batch, context) -> [T, B]")
+    check.number("coef", coef)
 
     def update(reward, state, batch, context):
         chex.assert_rank(reward, 2)
@@ -41,7 +43,7 @@ def replace(fn: Callable, *, stream: str = "") -> RewardTransform:
 
     >>> imitate = replace(lambda batch, context: batch.teacher.policy.log_prob(batch.action))
     """
-    check_function("fn", fn, "(batch, context) -> [T, B]")
+    check.function("fn", fn, "(batch, context) -> [T, B]")
 
     def update(reward, state, batch, context):
         chex.assert_rank(reward, 2)
@@ -62,6 +64,7 @@ def scale(coef: float | jax.Array | Callable, *, stream: str = "") -> RewardTran
     >>> scale(0.1).stream
     ''
     """
+    check.number("coef", coef)
 
     def update(reward, state, batch, context):
         chex.assert_rank(reward, 2)
@@ -89,9 +92,3 @@ def clip(low: float | jax.Array, high: float | jax.Array, *, stream: str = "") -
 
 def _no_state(key, spec):
     return ()
-
-
-def check_function(name: str, fn: Callable, signature: str) -> None:
-    """Raises unless `fn` can be called."""
-    if not callable(fn):
-        raise UsageError(f"{name} must be a function {signature}, got {type(fn).__name__}.")

@@ -10,7 +10,6 @@ from jaxkd import check
 from jaxkd.base import RewardTransform
 from jaxkd.description import described
 from jaxkd.losses.combine import at
-from jaxkd.rewards.combine import check_function
 
 
 @described
@@ -33,7 +32,8 @@ def count(
 
     >>> deep_sea = count(lambda obs: jnp.argmax(obs), 14 * 14, terminal=False)
     """
-    check_function("index", index, "(observation) -> int32 []")
+    check.number("coef", coef)
+    check.function("index", index, "(observation) -> int32 []")
     check.count("size", size)
 
     def update(reward, state, batch, context):
@@ -50,4 +50,4 @@ def count(
             bonus = jnp.where(batch.weight > 0, bonus, 0.0)
         return reward + at(coef, context) * bonus, visits
 
-    return RewardTransform(lambda key, spec: jnp.zeros(size), update, stream)
+    return RewardTransform(lambda key, spec: jnp.zeros(size, jnp.float32), update, stream)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxkd import check
 from jaxkd.base import Batch, RewardTransform
 from jaxkd.description import described
-from jaxkd.rewards.combine import add, check_function
+from jaxkd.rewards.combine import add
 from jaxkd.rewards.learned import (
     PREDICTOR,
     Model,
@@ -42,7 +42,7 @@ def disagreement(
     ''
     """
     measure = measure or (lambda student, teacher: teacher.policy.kl(student.policy))
-    check_function("measure", measure, "(student Outputs, teacher Outputs) -> [T, B]")
+    check.function("measure", measure, "(student Outputs, teacher Outputs) -> [T, B]")
 
     def apart(batch, context):
         distance = measure(batch.acting_next, batch.teacher_next)

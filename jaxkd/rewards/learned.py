@@ -18,10 +18,10 @@ from jaxkd import check, moments
 from jaxkd.base import Batch, Discrete, Env, RewardTransform, UsageError
 from jaxkd.cpu import grad
 from jaxkd.description import described
+from jaxkd.keys import scan
 from jaxkd.losses.combine import at
 from jaxkd.moments import Moments
 from jaxkd.networks.initial import orthogonal
-from jaxkd.rewards.combine import check_function
 
 _CLIP = 5.0  # of standardised observations (Burda et al. 2018)
 
@@ -105,8 +105,8 @@ def learned(
     >>> far_from_the_usual = learned(centre, lambda batch: batch.next_obs, 0.1)
     """
     check.kind("model", model, Model, "a Model (jaxkd.rewards.Model(init, bonus, loss))")
-    check_function("rows", rows, "(batch) -> a pytree of [T, B, ...]")
-    _check_training(training)
+    check.function("rows", rows, "(batch) -> a pytree of [T, B, ...]")
+    _check_training(training, coef)
     optimizer = optax.adam(training.learning_rate)
 
     def drawn(statistics, batch, counts):
@@ -136,7 +136,7 @@ def learned(
         step = _training_step(model, training, optimizer, state["fixed"], data, counts)
         keys = jax.random.split(context.key, training.num_minibatches)
         trained = state["params"], state["optimizer"]
-        (params, opt_state), _ = jax.lax.scan(step, trained, keys)
+        (params, opt_state), _ = scan(step, trained, keys)
         after = dict(params=params, optimizer=opt_state, statistics=statistics)
         return reward + at(coef, context) * bonus, state | after
 
@@ -158,7 +158,7 @@ def _training_step(
     def step(trained, key):
         params, opt_state = trained
         key_rows, key_loss = jax.random.split(key)
-        index = jax.random.randint(key_rows, (training.batch_size,), 0, number)
+        index = jax.random.randint(key_rows, (training.batch_size,), 0, number, jnp.int32)
         minibatch = jax.tree.map(lambda leaf: leaf[index], data)
 
         def mean_loss(params):
@@ -171,7 +171,8 @@ def _training_step(
             return jnp.mean(jnp.where(counts[index], loss, 0.0)) / share
 
         gradient = grad(mean_loss)(params)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
     return step
@@ -218,9 +219,11 @@ def _in_one_axis(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _check_training(predictor: Any) -> None:
+def _check_training(predictor: Any, coef: Any) -> None:
+    check.number("coef", coef)
     hint = "a Predictor (jaxkd.rewards.Predictor(hidden=..., ...))"
     check.kind("predictor", predictor, Predictor, hint)
+    check.number("learning_rate", predictor.learning_rate, low=0)
     for name in ("batch_size", "num_minibatches", "features"):
         check.count(name, getattr(predictor, name))
     if not predictor.hidden:
@@ -265,15 +268,15 @@ def random_statistics(env: Env, key: jax.Array, num_steps: int = 128) -> Moments
     def step(env_state, key):
         keys = jax.random.split(key)
         if isinstance(space, Discrete):
-            action = jax.random.randint(keys[0], (env.num_envs,), 0, space.n)
+            action = jax.random.randint(keys[0], (env.num_envs,), 0, space.n, jnp.int32)
         else:
-            action = jax.random.uniform(keys[0], (env.num_envs, *space.shape), minval=-1.0)
+            action = jax.random.uniform(keys[0], (env.num_envs, *space.shape), jnp.float32, -1.0)
         env_state, time_step = env.step(keys[1], env_state, action)
         return env_state, (time_step.next_obs, time_step.weight)
 
     first, rest = jax.random.split(key)
     env_state = env.reset(first)[0]
-    _, (next_obs, weight) = jax.lax.scan(step, env_state, jax.random.split(rest, num_steps))
+    _, (next_obs, weight) = scan(step, env_state, jax.random.split(rest, num_steps))
     samples = flat(next_obs)
     return moments.update(moments.empty(samples[0, 0]), samples, weight)
 
@@ -297,7 +300,7 @@ def init_layers(key: jax.Array, widths: Sequence[int]) -> list[dict[str, jax.Arr
     layers = []
     for i, key_layer in enumerate(keys):
         kernel = orthogonal(math.sqrt(2))(key_layer, (widths[i], widths[i + 1]))
-        layers.append({"kernel": kernel, "bias": jnp.zeros(widths[i + 1])})
+        layers.append({"kernel": kernel, "bias": jnp.zeros(widths[i + 1], jnp.float32)})
     return layers
 
 

@@ -37,7 +37,7 @@ def normalise(
 
     def init(key, spec):
         return {
-            "actors": jnp.zeros(spec[1].reward.shape[1:]),
+            "actors": jnp.zeros(spec[1].reward.shape[1:], jnp.float32),
             "moments": moments.empty(jnp.zeros(())),
         }
 
@@ -56,7 +56,7 @@ def normalise(
         last, running = jax.lax.scan(body, state["actors"], (reward, decay), unroll=8)
         known = moments.update(state["moments"], running, batch.weight)
         # Beyond the rounding of float32.
-        varies = known.var > 1e-10 * (known.var + jnp.square(known.mean))
+        varies = known.var > 1e-12 * (known.var + jnp.square(known.mean))
         scale = jnp.where(varies, jax.lax.rsqrt(known.var + 1e-8), 1.0)
         return reward * scale, {"actors": last, "moments": known}
 

@@ -39,6 +39,7 @@ def rnd(
     coef: float | jax.Array | Callable = 1.0,
     *,
     target: str = "random",
+    norm: bool = False,
     terminal: bool = True,
     predictor: Predictor = PREDICTOR,
     stream: str = "",
@@ -53,6 +54,7 @@ def rnd(
     Args:
         coef: a number or a schedule `update -> coef`.
         target: "random" a fixed random network, "teacher" the teacher's features at s'.
+        norm: pays the distance |f - t| instead (rsl_rl); f learns by the mean square all the same.
         terminal: False pays nothing for a state that terminates the episode.
         predictor: sizes and training of f.
         stream: the reward it is added to; a new name starts a stream of its own at 0.
@@ -66,25 +68,27 @@ def rnd(
     """
     if target not in ("random", "teacher"):
         raise UsageError(f"target must be 'random' or 'teacher', got {target!r}.")
-    model = _of_random_features(predictor) if target == "random" else _of_teacher(predictor)
+    pays = _distance if norm else _error
+    made = _of_random_features if target == "random" else _of_teacher
+    model = made(predictor, pays)
     rows = _successors if target == "random" else _successors_and_features
     return learned(model, rows, coef, training=predictor, terminal=terminal, stream=stream)
 
 
-def _of_random_features(predictor: Predictor) -> Model:
+def _of_random_features(predictor: Predictor, pays: Callable) -> Model:
     """f learns the features of a fixed random network; a row is s' [D]."""
 
-    def rnd(key, fixed, params, rows):
-        return _error(apply_layers(params, rows), apply_layers(fixed, rows))
+    def apart(measure, fixed, params, rows):
+        return measure(apply_layers(params, rows), apply_layers(fixed, rows))
 
     return Model(
         lambda key, rows: _target_and_learner(key, predictor, rows),
-        lambda fixed, params, rows: rnd(None, fixed, params, rows),
-        rnd,
+        lambda fixed, params, rows: apart(pays, fixed, params, rows),
+        lambda key, fixed, params, rows: apart(_error, fixed, params, rows),
     )
 
 
-def _of_teacher(predictor: Predictor) -> Model:
+def _of_teacher(predictor: Predictor, pays: Callable) -> Model:
     """f learns the teacher's features; a row is the pair s' [D] and features [F]."""
 
     def init(key, rows):
@@ -92,11 +96,15 @@ def _of_teacher(predictor: Predictor) -> Model:
         key_learner = jax.random.split(key)[1]
         return (), init_layers(key_learner, (obs, *predictor.hidden, features))
 
-    def rnd(key, fixed, params, rows):
+    def apart(measure, params, rows):
         obs, features = rows
-        return _error(apply_layers(params, obs), features)
+        return measure(apply_layers(params, obs), features)
 
-    return Model(init, lambda fixed, params, rows: rnd(None, fixed, params, rows), rnd)
+    return Model(
+        init,
+        lambda fixed, params, rows: apart(pays, params, rows),
+        lambda key, fixed, params, rows: apart(_error, params, rows),
+    )
 
 
 def _successors_and_features(batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -110,6 +118,7 @@ def drnd(
     alpha: float | jax.Array = 0.9,
     num_targets: int = 10,
     estimator: str = "mean_first",
+    summed: bool = False,
     terminal: bool = True,
     predictor: Predictor = PREDICTOR,
     stream: str = "",
@@ -119,7 +128,7 @@ def drnd(
     The predictor f learns one of N random targets, drawn anew for every row. With mu and B the mean
     and the mean square over targets, b1 = |f - mu|^2 falls to 0 and b2 = sqrt(y) to 1 / sqrt(n)
     after n visits: y = (f^2 - mu^2) / (B - mu^2) is an unbiased estimate of 1 / n. b1 is a mean
-    over features here, as in `rnd`, not their sum.
+    over features here, as in `rnd`, unless `summed`.
 
     Args:
         alpha: share of b1, in [0, 1].
@@ -127,6 +136,8 @@ def drnd(
         estimator: of b2. "mean_first" sqrt(clip(mean_F y, 0, 1)), because y is unbiased only before
             any other operation; "offline" mean_F sqrt(clip(|y|, 1e-3, 1)) and "online"
             sum_F sqrt(clip(|y|, 1e-6, 1)) are the reference codes'.
+        summed: b1 is the sum over features, as in the paper and its codes (which divide it by a
+            running std offline): F times as large beside b2.
         coef, terminal, predictor, stream: as in `rnd`.
 
     Raises:
@@ -152,14 +163,14 @@ def drnd(
             prediction = apply_layers(params, obs)
             wanted = apply_each(targets, obs)
             mean, square = jnp.mean(wanted, axis=0), jnp.mean(jnp.square(wanted), axis=0)
-            b1 = _error(prediction, mean)
+            b1 = _error(prediction, mean) * (prediction.shape[-1] if summed else 1)
             b2 = _ESTIMATORS[estimator](visits_estimate(prediction, mean, square))
             return alpha * b1 + (1 - alpha) * b2
 
         return jax.lax.map(one, rows, batch_size=_BLOCK)
 
     def loss(key, targets, params, rows):
-        index = jax.random.randint(key, rows.shape[:1], 0, num_targets)
+        index = jax.random.randint(key, rows.shape[:1], 0, num_targets, jnp.int32)
         wanted = jnp.take_along_axis(apply_each(targets, rows), index[None, :, None], axis=0)[0]
         return _error(apply_layers(params, rows), wanted)
 
@@ -222,7 +233,7 @@ def rdd(
 
     def loss(key, fixed, params, rows):
         mu = apply_layers(fixed, rows)
-        noise = std * jax.random.normal(key, mu.shape)
+        noise = std * jax.random.normal(key, mu.shape, jnp.float32)
         return jnp.mean(jnp.square(apply_layers(params, rows) - mu - noise), axis=-1)
 
     model = Model(lambda key, rows: _target_and_learner(key, predictor, rows), bonus, loss)
@@ -278,7 +289,7 @@ def ensemble(
     def loss(key, fixed, params, rows):
         error = jnp.square(apply_each(params, rows) - apply_layers(fixed, rows)[None])  # [N, M, F]
         learns = jax.random.bernoulli(key, share, error.shape[:2])  # who learns from which row
-        return jnp.sum(jnp.mean(error * learns[..., None], axis=-1), axis=0)
+        return jnp.sum(jnp.mean(jnp.where(learns[..., None], error, 0.0), axis=-1), axis=0)
 
     model = Model(init, bonus, loss)
     return learned(model, _successors, coef, training=predictor, terminal=terminal, stream=stream)
@@ -295,3 +306,8 @@ def _target_and_learner(key: jax.Array, predictor: Predictor, rows: jax.Array) -
 def _error(prediction: jax.Array, wanted: jax.Array) -> jax.Array:
     """Mean over the features of the squared error, [...]."""
     return jnp.mean(jnp.square(prediction - wanted), axis=-1)
+
+
+def _distance(prediction: jax.Array, wanted: jax.Array) -> jax.Array:
+    """The Euclidean distance, [...]."""
+    return jnp.linalg.norm(prediction - wanted, axis=-1)

@@ -12,15 +12,17 @@ from jaxkd import check
 from jaxkd.base import RewardTransform
 from jaxkd.description import described
 from jaxkd.losses.value import value_of
-from jaxkd.rewards.combine import add, check_function
+from jaxkd.rewards.combine import add
 
 
 @described
 def teacher_reward(coef: float | jax.Array | Callable = 1.0, stream: str = "") -> RewardTransform:
     """r + coef log pi_T(a | s): entropy regularised distillation with `losses.entropy`.
 
-    Together they are the reverse KL along the student's trajectories (Czarnecki et al. 2019). With
-    continuous actions it is a log density, any sign. Rows of weight 0 pay nothing: the action was
+    Czarnecki et al. 2019. Together they leave out how an action changes the entropy of later
+    states. The gradient of the reverse KL along the student's trajectories has one term more,
+    `successor(lambda student, teacher: -student.policy.entropy(), gamma=gamma)`. With continuous
+    actions it is a log density, any sign. Rows of weight 0 pay nothing: the action was
     not the student's.
 
     Args:
@@ -67,7 +69,7 @@ def successor(
     >>> cross = lambda student, teacher: teacher.policy.cross_entropy(student.policy)
     >>> n_distill = successor(cross, gamma=0.99)
     """
-    check_function("measure", measure, "(student Outputs, teacher Outputs) -> [T, B]")
+    check.function("measure", measure, "(student Outputs, teacher Outputs) -> [T, B]")
     check.number("gamma", gamma, low=0, high=1)
 
     def cost(batch, context):

@@ -1,0 +1,347 @@
+"""Does a run survive whatever stops it, and is the result the same to the last bit?
+
+    python benchmarks/studies/reliability.py                   # all rows; or their names
+
+A tiny distillation of two seeds (CartPole, checkpoints after every update) runs once undisturbed.
+`kills`: SIGKILL at so many instants, by turns after so many updates and after so many operations on
+files of its directory, which is inside saves and restores. Every run is killed CHAIN times, goes on
+from where it was each time, and then ends. `signals`: SIGINT and SIGTERM, from the process's first
+millisecond to its last. `damage`: one file of a killed run's directory has a bit flipped, is cut,
+emptied, deleted or swapped with another. Writes results/studies/reliability/<row>.json and
+results/studies/reliability.json: how often a run ended how. Where the result is another one and
+nothing was said, that is "silent"; there may be none of it, and nothing "bad".
+"""
+
+from benchmarks import frame
+
+if __name__ == "__main__":  # before jax is imported: --help answers at once
+    GIVEN = frame.start(frame.Named, __doc__, __file__)
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAIN = 5  # kills of one run
+RUN = "the-run"
+_TINY = "num_envs=8 unroll_length=8 num_epochs=1 num_minibatches=2 hidden=8 student_epochs=1"
+BEGIN = [
+    *"distill CartPole-v1 --seeds 2 --steps 640 --student-steps 512 --student mlp:4".split(),
+    *"--episodes 8 --checkpoint-every 0.001 --device cpu --quiet --out".split(),
+    RUN,
+    *[word for pair in _TINY.split() for word in ("--set", pair)],
+]
+RESUME = ["resume", RUN, "--quiet"]
+TIMES = ("wall_seconds", "compile_seconds", "latency_us")  # of summary.json
+_FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
+
+
+class Sizes(NamedTuple):
+    """How often each is tried."""
+
+    kills: int = 200
+    signals: int = 50
+    damage: int = 300
+
+
+SIZES = {"full": Sizes(), "cpu": Sizes(10, 6, 10), "tiny": Sizes(5, 2, 2)}
+ROWS = Sizes._fields
+
+
+# --- the process that is killed -----------------------------------------------------------------
+
+
+def child() -> int:
+    """The command in sys.argv[4:], which kills itself when it has done `number` things of `kind`.
+
+    Kinds are "update" and "file"; counts of both go to the file `counts`.
+    """
+    counts, kind, number, *argv = sys.argv[1:]
+    done = Counter()
+
+    def count(what: str) -> None:
+        done[what] += 1
+        if what == kind and done[what] == int(number):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def seen(event: str, arguments: tuple) -> None:
+        if event in _FILE_EVENTS and RUN in str(arguments[0]):
+            count("file")
+
+    sys.addaudithook(seen)
+    from jaxkd.cli import main, training
+
+    training._CHUNK_SECONDS = 0.0  # a look, and so a checkpoint, after every update
+    looks = training._Watch.looks
+
+    def counted(watch, metrics):
+        count("update")
+        return looks(watch, metrics)
+
+    training._Watch.looks = counted
+    code = main(argv)
+    Path(counts).write_text(json.dumps(done))
+    return code
+
+
+def run(
+    folder: Path, argv: list[str], kind: str = "", number: int = 0
+) -> subprocess.CompletedProcess:
+    """The command in `folder`, in a process that may kill itself."""
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder / "counts.json"), kind, str(number), *argv],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+PROGRAM = "import sys; from reliability import child; sys.exit(child())"
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a child: programs compiled once are shared by all."""
+    path = [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    cache = os.environ.get("RELIABILITY_CACHE") or str(folder.parent / "cache")
+    more = {"PYTHONPATH": os.pathsep.join(path), "XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu"}
+    return os.environ | more
+
+
+# --- what it leaves -----------------------------------------------------------------------------
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """All of a finished run that may not depend on how often it was stopped, by name."""
+    place = folder / RUN
+    found: dict[str, object] = {"metrics": (place / "metrics.jsonl").read_bytes()}
+    found |= {
+        f"{path.parent.name}/{path.name}": path.read_bytes() for path in place.glob("*s/*.npz")
+    }
+    for phase in ("teacher", "student", "control"):
+        newest = max((place / "checkpoints" / phase).iterdir(), key=lambda path: int(path.name))
+        card = json.loads((newest / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+        found[phase] = [leaf for leaf in card["leaves"] if leaf[0] != ".seconds"]
+    found["summary"] = without_times(json.loads((place / "summary.json").read_text()))
+    return found
+
+
+def without_times(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: without_times(part) for name, part in value.items() if name not in TIMES}
+    return value
+
+
+def differs(ours: dict, theirs: dict) -> list[str]:
+    """Names of what is not the same to the last bit."""
+    return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def undisturbed(folder: Path) -> tuple[dict[str, object], dict[str, int]]:
+    """What the run is without us, and how many updates it makes and file operations."""
+    folder.mkdir(parents=True)
+    done = run(folder, BEGIN)
+    assert done.returncode == 0, done.stderr
+    return outcome(folder), json.loads((folder / "counts.json").read_text())
+
+
+def chain(counts: dict[str, int], kills: int, stretch: float = 1.0) -> list[tuple[str, int]]:
+    """(kind, count) of kills, each so far from the one before that the last is near the end."""
+    kinds = ("update", "file")
+    return [
+        (kinds[i % 2], max(1, round(stretch * counts[kinds[i % 2]] / (kills + 1))))
+        for i in range(kills)
+    ]
+
+
+def killed(folder: Path, kills: list[tuple[str, int]]) -> Counter:
+    """How often one run was killed, by kind: each time it goes on from where it was, then ends."""
+    folder.mkdir(parents=True)
+    ends, argv = Counter(), BEGIN
+    for kind, number in [*kills, ("", 0)]:
+        done = run(folder, argv, kind, number)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        ends[kind] += done.returncode == -signal.SIGKILL
+        if (folder / RUN / "run.json").exists():
+            argv = RESUME
+        else:  # killed before there was anything to resume
+            shutil.rmtree(folder / RUN, ignore_errors=True)
+    return ends
+
+
+def stopped(folder: Path, delay: float, number: int) -> tuple[int, str]:
+    """(exit code, standard error) of a run that gets a signal after `delay` seconds."""
+    folder.mkdir(parents=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *BEGIN],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(delay)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+COMMAND = "import sys; from jaxkd.cli import main; sys.exit(main())"
+
+
+def ended_well(folder: Path, code: int, said: str, whole: dict) -> str:
+    """How a run that got a signal ended; "silent" where the result is another, "bad" otherwise."""
+    resumable = (folder / RUN / "run.json").exists()
+    if code == 75 and not resumable:
+        return "before it began" if "Nothing is lost" in said else f"bad: {said}"
+    if code == 75 and f"jaxkd resume {RUN}" in said.splitlines()[-1]:
+        done = run(folder, RESUME)
+        if done.returncode:
+            return f"bad: {done.stderr}"
+        return "silent" if differs(outcome(folder), whole) else "saved and resumed"
+    if code == 0:
+        return "silent" if differs(outcome(folder), whole) else "finished before"
+    return f"bad: {code}, {said}"
+
+
+def spoil(file: Path, other: Path, draw: random.Random) -> str:
+    """A flipped bit, a cut, nothing left, gone, or another file's content."""
+    content = bytearray(file.read_bytes())
+    kind = draw.choice(("flip", "cut", "empty", "delete", "swap"))
+    if kind == "flip" and content:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    elif kind == "cut":
+        content = content[: draw.randrange(len(content) + 1)]
+    elif kind == "swap":
+        content = bytearray(other.read_bytes())
+    file.write_bytes(b"" if kind == "empty" else content)
+    if kind == "delete":
+        file.unlink()
+    return kind
+
+
+def full(folder: Path, room: int) -> subprocess.CompletedProcess:
+    """A run on a disk where no file may be larger than `room` bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
+{COMMAND}"""
+    return subprocess.run(
+        [sys.executable, "-c", program, *BEGIN],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+# --- the study ----------------------------------------------------------------------------------
+
+
+def kill_many(place: Path, whole: dict, counts: dict[str, int], number: int) -> Counter:
+    """R1: chains of CHAIN kills, each chain with other distances, until there are enough."""
+    ends, chains = Counter(), -(-number // CHAIN)
+    for i in range(chains):
+        folder = place / f"killed{i}"
+        ends += killed(folder, chain(counts, CHAIN, stretch=0.4 + 0.8 * (i + 0.5) / chains))
+        ends["silent"] += bool(differs(outcome(folder), whole))
+        ends["resumed"] += 1
+        shutil.rmtree(folder)
+    return ends
+
+
+def stop_many(place: Path, whole: dict, seconds: float, number: int) -> Counter:
+    """R2: signals at even distances over the seconds that a run takes."""
+    ends = Counter()
+    for i in range(number):
+        folder = place / f"stopped{i}"
+        asked = (signal.SIGINT, signal.SIGTERM)[i % 2]
+        code, said = stopped(folder, seconds * (i + 0.5) / number, asked)
+        ends[ended_well(folder, code, said, whole)] += 1
+        shutil.rmtree(folder)
+    return ends
+
+
+def damage_many(place: Path, whole: dict, counts: dict[str, int], number: int) -> Counter:
+    """R4: one file of a run that was killed late is spoilt, then it is resumed."""
+    draw, ends, begun = random.Random(0), Counter(), place / "begun"
+    begun.mkdir()
+    done = run(begun, BEGIN, "update", counts["update"] * 3 // 4)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    files = sorted(path for path in (begun / RUN).rglob("*") if path.is_file())
+    for i in range(number):
+        folder = place / f"damaged{i}"
+        shutil.copytree(begun, folder)
+        file, other = (folder / path.relative_to(begun) for path in draw.choices(files, k=2))
+        kind = spoil(file, other, draw)
+        done = run(folder, RESUME)
+        same = done.returncode == 0 and not differs(outcome(folder), whole)
+        warned = "warning: " in done.stderr
+        if done.returncode not in (0, 2, 4) or "Traceback" in done.stderr:
+            ends[f"bad: {kind} of {file.relative_to(folder)}: {done.stderr[-200:]}"] += 1
+        elif done.returncode:
+            ends["refused"] += 1
+        else:
+            ends["same" if same else "warned" if warned else f"silent: {kind} of {file.name}"] += 1
+        shutil.rmtree(folder)
+    return ends
+
+
+def gate(results: dict[str, dict]) -> list[str]:
+    """What may not be: results that are others in silence, tracebacks, wrong exit codes."""
+    return [
+        f"{row}: {number} of them {end}"
+        for row, result in results.items()
+        for end, number in result["ends"].items()
+        if number and end.startswith(("silent", "bad"))
+    ]
+
+
+def main(given: frame.Named) -> int:
+    from benchmarks import protocol
+
+    size = frame.sized(given, SIZES)
+    settings = protocol.digest({"size": size._asdict(), "chain": CHAIN, "begin": BEGIN})
+
+    def experiment(row: str) -> dict:
+        with tempfile.TemporaryDirectory() as scratch:
+            place, began = Path(scratch), time.monotonic()
+            undisturbed(place / "cold")
+            warm = time.monotonic()
+            whole, counts = undisturbed(place / "whole")
+            seconds, number = time.monotonic() - warm, getattr(size, row)
+            work = {
+                "kills": lambda: kill_many(place, whole, counts, number),
+                "signals": lambda: stop_many(place, whole, seconds, number),
+                "damage": lambda: damage_many(place, whole, counts, number),
+            }
+            ends = work[row]()
+            print(f"{row}: {dict(ends)}", flush=True)
+            return {"counts": counts, "ends": ends, "seconds": time.monotonic() - began}
+
+    results = protocol.by_game("reliability", given.names, ROWS, experiment, settings)
+    if not results:
+        return 0
+    failed = gate(results)
+    protocol.write("reliability", {"failed": failed, "settings": settings})
+    return protocol.verdict(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(GIVEN))

@@ -1,0 +1,73 @@
+"""run.json: what a run was asked for, where it stands, what it became.
+
+Imports no jax: `jaxkd runs` reads many of them at once.
+"""
+
+import fcntl
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+CARD, LOCK, FORMAT = "run.json", ".lock", 2
+_DIGEST = "sha256"  # of the rest of the card
+
+
+class Damaged(ValueError):
+    """No run, or one whose card cannot be believed."""
+
+
+def sealed(card: dict[str, Any]) -> dict[str, Any]:
+    """The card with its digest."""
+    return card | {_DIGEST: _digest(card)}
+
+
+def read(run: Path) -> dict[str, Any]:
+    """The card of a run's directory.
+
+    Raises:
+        Damaged: there is none, it changed after it was written, or another version wrote it.
+    """
+    path = run / CARD
+    if not path.is_file():
+        there = "is no directory of a run: it has no run.json" if run.is_dir() else "is not there"
+        raise Damaged(f"{run} {there}. `jaxkd runs` lists the runs here.")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged ({type(error).__name__}). Begin the run anew.") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else None
+        raise Damaged(
+            f"{path} has format {found!r}, and this version reads {FORMAT}. Take the version of "
+            f"jaxkd that wrote it."
+        )
+    if card.get(_DIGEST) != _digest(card):
+        raise Damaged(f"{path} changed after it was written. Put the original back.")
+    return card
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def busy(run: Path) -> bool:
+    """Whether a process is at work there."""
+    try:
+        with (run / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _digest(card: dict[str, Any]) -> str:
+    rest = {name: value for name, value in card.items() if name != _DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
