@@ -401,6 +401,7 @@ def teachers(tmp_path_factory) -> Path:
         (["CartPole-v1", "--seeds", "0"], 2, "--seeds must be a positive int"),
         (["CartPole-v1", "--episodes", "0"], 2, "--episodes must be a positive int"),
         (["CartPole-v1", "--student-steps", "0"], 2, "--student-steps must be a positive int"),
+        (["CartPole-v1", "--set", "sticky=1.5"], 2, "sticky must be in [0, 1], got 1.5"),
         (["CartPole-v1", "--seed=-1"], 2, "--seed must be in [0, 2**32), got -1"),
         (["CartPole-v1", "--student", "tiny"], 2, "student must be auto:1/15"),
         (["CartPole-v1", "--student", "cnn:4"], 2, "cnn needs one grid"),

@@ -132,10 +132,8 @@ def one_seed(algorithm, times: int):
 
 def row(size: Sizes, num_envs: int, num_seeds: int) -> dict[str, dict[str, float]]:
     usual = jaxkd.envs.make("CartPole-v1", num_envs)
-    big, small = (
-        jaxkd.networks.mlp(usual, (64, 64), separate=True),
-        jaxkd.networks.mlp(usual, (44,)),
-    )
+    big = jaxkd.networks.mlp(usual, (64, 64), separate=True)
+    small = jaxkd.networks.mlp(usual, (44,))
     sources = {}
     for name in size.levers:
         change = LEVERS[name]
