@@ -290,44 +290,27 @@ def test_saved_policies_are_those_of_the_summary(ran):
         assert again.tolist() == ran.summary[name]["returns"]
 
 
-def test_a_saved_teacher_teaches(ran, tmp_path):
-    teacher = ran.path / "teachers" / "01.npz"
-    out = tmp_path / "deep" / "out"
-    arguments = [
-        "--teacher",
-        str(teacher),
-        "--seeds",
-        "1",
-        "--student",
-        "mlp:8",
-        "--out",
-        str(out),
-        "--quiet",
-    ]
-    code, printed = command("distill", "CartPole-v1", *arguments, *SIZES, folder=tmp_path)
-    summary = json.loads((out / "summary.json").read_text())
-    assert code == 0 and "updates" not in printed and "from a file" in printed
-    assert summary["teacher"]["env_steps"] == 0 and summary["student"]["network"] == "mlp:8"
-    ours, theirs = (jaxkd.load_policy(path)[1] for path in (out / "teachers" / "00.npz", teacher))
-    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), ours, theirs))
-    assert {
-        json.loads(line)["phase"] for line in (out / "metrics.jsonl").read_text().splitlines()
-    } == {"student", "control"}
-    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
-
-
-def test_a_recurrent_teacher_and_a_method_that_needs_none(tmp_path):
-    """The student of `exploration` learns alone and is compared with the teacher all the same."""
-    teacher = jaxkd.networks.lstm(jaxkd.envs.make("CartPole-v1", num_envs=2), (8,), units=4)
-    jaxkd.save_policy(tmp_path / "lstm", teacher, teacher.init(jax.random.key(0)))
-    arguments = "--teacher lstm.npz --method exploration --seeds 1 --student mlp:8 --out out"
+def test_a_saved_teacher_and_a_method_that_needs_none(tmp_path):
+    """Recurrent; the student of `exploration` learns alone and is compared with it all the same."""
+    policy = jaxkd.networks.lstm(jaxkd.envs.make("CartPole-v1", num_envs=2), (8,), units=4)
+    saved = policy.init(jax.random.key(0))
+    jaxkd.save_policy(tmp_path / "lstm", policy, saved)
+    arguments = "--teacher lstm.npz --method exploration --seeds 1 --student mlp:8 --out deep/out"
     code, printed = command(
         "distill", "CartPole-v1", *arguments.split(), "--quiet", *SIZES, folder=tmp_path
     )
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert code == 0 and "lstm:8,4" in printed and summary["teacher"]["network"] == "lstm:8,4"
-    last = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0]
-    assert "loss/bonus value" in last and "loss/kl" not in last and summary["kl"] > 0
+    out = tmp_path / "deep" / "out"
+    summary = json.loads((out / "summary.json").read_text())
+    assert code == 0 and "updates" not in printed and "from a file" in printed
+    assert "lstm:8,4" in printed and summary["teacher"]["network"] == "lstm:8,4"
+    assert summary["teacher"]["env_steps"] == 0 and summary["student"]["network"] == "mlp:8"
+    assert summary["kl"] > 0
+    _, again = jaxkd.load_policy(out / "teachers" / "00.npz")
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), again, saved))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {line["phase"] for line in lines} == {"student", "control"}
+    assert "loss/bonus value" in lines[0]["seeds"] and "loss/kl" not in lines[0]["seeds"]
+    assert {path.name for path in tmp_path.iterdir()} == {"deep", "lstm.npz", "lstm.json"}
 
 
 def test_every_network_is_described():

@@ -212,7 +212,7 @@ def test_defaults_and_what_replaces_them(capsys):
     text = capsys.readouterr().out
     assert (
         "q_mse" in text
-        and "q_lambda(gamma=0.99, lambda_=0.65)" in text
+        and "q_lambda(gamma=0.99, lambda_=0.65, watkins=False)" in text
         and "epsilon_greedy(epsilon=" in text
     )
     describe(

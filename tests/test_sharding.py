@@ -1,5 +1,6 @@
 """Seeds and environments over 8 virtual devices, in one process and in two: as on one device."""
 
+import functools
 import json
 import socket
 import subprocess
@@ -42,6 +43,7 @@ def children(code: str, number: int = 1) -> list[dict]:
     return [json.loads(out.splitlines()[-1]) for (out, _), _ in ended]
 
 
+@functools.cache  # tracing them takes longer than what is done with them
 def algorithms() -> dict:
     """Everything that keeps something an environment, or a statistic of all of them.
 
