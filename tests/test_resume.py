@@ -18,7 +18,20 @@ from reliability import RESUME, differs, outcome
 
 import jaxkd
 from jaxkd.base import Algorithm, UsageError
-from jaxkd.cli import card, directory, log, main, phases, progress, saving, training
+from jaxkd.cli import (
+    card,
+    directory,
+    log,
+    main,
+    phases,
+    progress,
+    running,
+    saving,
+    settings,
+    training,
+)
+from jaxkd.cli.plan import Plan
+from jaxkd.presets import preset
 
 UPDATES = 450  # a line of metrics.jsonl every third one
 
@@ -258,6 +271,28 @@ def test_what_is_not_resumed(values, code, message, tmp_path, capsys):
     printed = capsys.readouterr()
     said = printed.err or printed.out
     assert message in said and said.count("\n") == 1
+
+
+def test_a_run_goes_on_with_its_own_copy_of_the_teacher(tmp_path):
+    run = written(tmp_path / "run")
+    given = dict(env="CartPole-v1", set=["gamma=0.9"], teacher="gone.npz", device="cpu")
+    before = card.read(run) | dict(settings=given)
+    wanted = settings.Resume(run, device="gpu", quiet=True)
+    asked = running._asked(before, wanted)
+    assert asked.teacher == Path("gone.npz") and asked.device == "gpu" and asked.quiet
+    assert asked.set == ("gamma=0.9",)
+    (run / "teachers").mkdir()
+    (run / "teachers" / "00.npz").touch()
+    assert running._asked(before, wanted).teacher == run / "teachers" / "00.npz"
+
+
+def test_another_preset_is_refused_with_both_sides(tmp_path):
+    chosen = preset("CartPole-v1")
+    before = CARD | dict(preset=directory.plain(chosen._asdict()), versions={"jaxkd-rl": "0.1"})
+    asked = settings.Distill("CartPole-v1")
+    running._check_same(before, asked, Plan(chosen, []))
+    with pytest.raises(UsageError, match="gamma then 0.99, now 0.9. Resume it with jaxkd 0.1"):
+        running._check_same(before, asked, Plan(chosen._replace(gamma=0.9), []))
 
 
 def test_runs_are_listed(tmp_path, capsys):
