@@ -67,7 +67,7 @@ class Convolutional(nn.Module):
             kernel = self.param(
                 f"conv_{i}", orthogonal(math.sqrt(2)), (_SIZE, _SIZE, x.shape[-1], width)
             )
-            bias = self.param(f"conv_{i}_bias", nn.initializers.zeros, (width,))
+            bias = self.param(f"conv_{i}_bias", nn.initializers.zeros, (width,), jnp.float32)
             x = self.activation(
                 banded(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None, None]
             )

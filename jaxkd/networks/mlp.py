@@ -44,9 +44,10 @@ class Dense(nn.Module):
         layers = (jnp.concatenate([leaf.astype(self.dtype) for leaf in leaves], axis=-1),)
         for width in self.hidden:
             x = nn.Dense(width, kernel_init=orthogonal(_HIDDEN), dtype=self.dtype)(layers[-1])
-            layers += (
-                self.activation(nn.LayerNorm(dtype=self.dtype)(x) if self.layer_norm else x),
-            )
+            if self.layer_norm:
+                with jax.numpy_dtype_promotion("standard"):  # flax computes its moments in float32
+                    x = nn.LayerNorm(dtype=self.dtype)(x)
+            layers += (self.activation(x),)
         return layers
 
     def __call__(self, obs):
