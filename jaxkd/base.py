@@ -285,6 +285,7 @@ class Env(NamedTuple):
     name: str = ""  # for messages
     cut_steps: int | None = None  # cuts of one environment are at least so many steps apart
     tasks: tuple[str, ...] = ()  # names of the tasks of `envs.concat`; obs["task"] counts them
+    sticky: Any = 0.0  # probability that an action is repeated; of `envs.concat` a tuple of them
 
 
 def _explain_fields(record: Any = None) -> None:

@@ -11,6 +11,10 @@ import numpy as np
 from jaxkd.base import Policy, State, UsageError
 from jaxkd.description import spec
 
+NOT_TRACED = (
+    "calls float(), int(), bool() or `if` on a value that is only known when the program runs. Keep "
+    "it an array: jnp.where for branches"
+)
 _INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint")
 
 
@@ -271,11 +275,7 @@ def traced(name: str, fn: Callable, **args: Any) -> tuple[Any, frozenset[str]]:
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
     except jax.errors.ConcretizationTypeError as error:
-        raise UsageError(
-            f"{name} calls float(), int(), bool() or `if` on a value that is only known when the "
-            f"program runs. Keep it an array: jnp.where for branches, no float() around a "
-            f"hyperparameter."
-        ) from error
+        raise UsageError(f"{name} {NOT_TRACED}, no float() around a hyperparameter.") from error
     except Exception as error:
         raise UsageError(f"{name} fails on its batch: {line(error)}") from error
 

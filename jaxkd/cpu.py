@@ -57,11 +57,11 @@ def where_any(wanted: jax.Array, then: Callable, otherwise: Any, *args: Any) -> 
     usual = keys.words(otherwise)
     chosen = jax.lax.cond(
         jnp.any(wanted),
-        lambda given: keys.words(then(*keys.keys(given, args))),
+        lambda given: keys.words(then(*keys.typed(given, args))),
         lambda given: usual,
         keys.words(args),
     )
-    return keys.keys(chosen, otherwise)
+    return keys.typed(chosen, otherwise)
 
 
 def unrolled(key: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ def table(parts: Parts) -> tuple:
         ("student", description.show(o.student)),
         ("teacher", description.show(o.teacher) if o.teacher else "none"),
         ("num_envs", o.env.num_envs),
+        ("sticky", description.show(o.env.sticky)),
         ("unroll_length", o.unroll_length),
         ("sequence_length", o.sequence_length),
         ("num_epochs", trained.num_epochs),

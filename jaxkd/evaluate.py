@@ -129,7 +129,7 @@ def _begin(env: Env, policy: Policy, key: jax.Array, rounds: int) -> _Play:
 
 def _add(running: Evaluation, reward: jax.Array, gamma: Any) -> Evaluation:
     """The episodes under way, one step longer."""
-    discount = jnp.float32(gamma) ** running.lengths
+    discount = jnp.float32(gamma) ** running.lengths.astype(jnp.float32)
     return Evaluation(
         returns=running.returns + reward,
         lengths=running.lengths + 1,

@@ -22,10 +22,10 @@ def words(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
 
 
-def keys(tree: Any, like: Any) -> Any:
+def typed(tree: Any, like: Any) -> Any:
     """`tree` with keys again where `like` has keys of the same kind.
 
-    >>> keys(words(jax.random.key(7)), jax.random.key(0)) == jax.random.key(7)
+    >>> typed(words(jax.random.key(7)), jax.random.key(0)) == jax.random.key(7)
     Array(True, dtype=bool)
     """
 
@@ -37,7 +37,9 @@ def keys(tree: Any, like: Any) -> Any:
 
 def scan(body: Callable, carry: Any, rows: Any, length: int | None = None) -> tuple[Any, Any]:
     """`jax.lax.scan`, with keys among the rows [T, ...]."""
-    return jax.lax.scan(lambda carry, row: body(carry, keys(row, rows)), carry, words(rows), length)
+    return jax.lax.scan(
+        lambda carry, row: body(carry, typed(row, rows)), carry, words(rows), length
+    )
 
 
 def is_key(x: Any) -> bool:

@@ -134,9 +134,8 @@ def step(parts: Parts, state: State, teacher_params: Any) -> tuple[State, dict]:
     sample = restore(sample, parts.earned[1], parts.kept)
     trained = state.params, state.loss_params, state.opt_state
     *trained, means = optimize.learn(parts.optimization, *trained, sample, own("learn"))
-    params, loss_params, opt_state = trained
-    params = parts.rollout.student.observe(params, batch.obs)
-    after = (params, loss_params, opt_state, rewards, memory, actors, state.update + 1, state.key)
+    params = parts.rollout.student.observe(trained[0], batch.obs)
+    after = (params, trained[1], trained[2], rewards, memory, actors, state.update + 1, state.key)
     return State(*after), metrics.report(parts.rollout.env, actors, batch, means, paid)
 
 

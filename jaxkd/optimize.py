@@ -16,6 +16,7 @@ from jaxkd.base import Batch, Context, LossTerm, Outputs, Policy
 from jaxkd.cpu import grad
 from jaxkd.keys import scan
 from jaxkd.losses.combine import only
+from jaxkd.metrics import mean
 
 
 class Optimization(NamedTuple):
@@ -86,7 +87,7 @@ def learn(
     """`num_epochs` passes over the batch [T, B] in shuffled minibatches [L, N].
 
     Returns:
-        (params, loss_params, opt_state, the mean of each term over all minibatches by name).
+        (params, loss_params, opt_state, the mean of each term over all rows, by their weights).
     """
     units = arrange(batch, o.sequence_length, o.shuffle)
     weighted = not isinstance(batch.weight, tuple)
@@ -106,7 +107,8 @@ def learn(
         gradient, means = grad(loss_fn, has_aux=True)(trained, fixed, minibatch, own)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats
             updates, opt_state = o.optimizer.update(gradient, opt_state, trained)
-        return (optax.apply_updates(trained, updates), opt_state), means
+        share = jnp.sum(minibatch.weight) if weighted else ()
+        return (optax.apply_updates(trained, updates), opt_state), (means, share)
 
     def one_epoch(state, key):
         key_shuffle, key_losses = jax.random.split(key)
@@ -120,10 +122,10 @@ def learn(
 
     keys = jax.random.split(context.key, o.num_epochs)
     trained: Any = student_trained, loss_params
-    (trained, opt_state), means = scan(one_epoch, (trained, opt_state), keys)
+    (trained, opt_state), (means, shares) = scan(one_epoch, (trained, opt_state), keys)
     student_trained, loss_params = trained
     params = combine(student_trained, fixed)
-    return params, loss_params, opt_state, jax.tree.map(jnp.mean, means)
+    return params, loss_params, opt_state, {k: mean(x, shares) for k, x in means.items()}
 
 
 def arrange(batch: Batch, length: int, shuffle: str) -> Batch:

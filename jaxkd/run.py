@@ -153,11 +153,12 @@ def lanes(algorithm: Algorithm, *, shared: bool = True, at_once: int | None = No
 def _check_leading(inputs: tuple, n: int) -> None:
     """Raises unless every array leads with [n], one row for each lane."""
     for path, x in jax.tree_util.tree_flatten_with_path(inputs)[0]:
-        if x.shape[:1] != (n,):
+        shape = jnp.shape(x)
+        if shape[:1] != (n,):
             where = jax.tree_util.keystr(path[1:], simple=True, separator="/")
             raise UsageError(
                 f"lanes(shared=False) of {n} keys take inputs that lead with [{n}], such as a "
-                f"teacher for each; {where!r} has shape {x.shape}. One teacher of all: shared=True."
+                f"teacher for each; {where!r} has shape {shape}. One teacher of all: shared=True."
             )
 
 

@@ -133,14 +133,21 @@ for file in {files!r}:
 """
 
 
+def committed() -> dict[Path, int]:
+    """When each committed result was written."""
+    return {file: file.stat().st_mtime_ns for file in (ROOT / "benchmarks/results").rglob("*")}
+
+
 def told(option: str) -> dict[Path, dict]:
     """What each script says to one option, and what has been imported by then."""
+    before = committed()
     program = ALL_SCRIPTS.format(files=[str(file) for file in SCRIPTS], option=option)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, cwd=ROOT
     )
     lines = done.stdout.splitlines()
     assert len(lines) == len(SCRIPTS), done.stderr
+    assert committed() == before
     return dict(zip(SCRIPTS, map(json.loads, lines), strict=True))
 
 
@@ -213,6 +220,14 @@ def test_what_contradicts_itself_is_refused_in_one_line(begin, tmp_path, capsys,
     assert refused.value.code == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith(line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_size_is_refused(begin, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        begin("--size", "huge")
+    assert refused.value.code == 2
+    assert "'huge'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -350,7 +365,27 @@ def test_how_long_it_takes_is_what_the_committed_files_say(monkeypatch, tmp_path
 
 # --- every script, end to end --------------------------------------------------------------------
 
+
+@pytest.mark.slow
+def test_every_lever_fits_the_engine(key):
+    """The tiniest size pulls three of them."""
+    import levers
+
+    import jaxkd
+
+    env = jaxkd.envs.make("CartPole-v1", 4)
+    ppo = jaxkd.ppo(env, jaxkd.networks.mlp(env, (4,)), unroll_length=4)
+    state = jax.eval_shape(ppo.init, key)
+    for change in levers.LEVERS.values():
+        after = jax.eval_shape(levers.within(change, ppo.step), state)[0]
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
 OPTIONS = {"accelerator.py": ["--rows", "device"]}  # its other rows have tests of their own
+SKIPPED = {
+    "peers.py": "it builds environments of other libraries with pip",
+    "reliability.py": "dozens of processes, the most important of which test_resume.py starts",
+}
 
 
 @pytest.fixture
@@ -367,9 +402,9 @@ def hurried(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
 def test_every_script_runs_at_its_tiniest(file, hurried, monkeypatch, tmp_path):
-    if file.name == "peers.py":
-        pytest.skip("it builds environments of other libraries with pip")
-    committed = {f: f.stat().st_mtime_ns for f in (ROOT / "benchmarks/results").rglob("*")}
+    if file.name in SKIPPED:
+        pytest.skip(SKIPPED[file.name])
+    before = committed()
     options = ["--size", "tiny", "--out", str(tmp_path), *OPTIONS.get(file.name, [])]
     monkeypatch.setattr(sys, "argv", [str(file), *options])
     monkeypatch.setenv("JAXKD_BENCHMARK", "{}")
@@ -380,7 +415,7 @@ def test_every_script_runs_at_its_tiniest(file, hurried, monkeypatch, tmp_path):
     except SystemExit as done:
         assert not done.code
     results = [f for f in tmp_path.glob("tiny/**/*.json") if "kept" not in f.parts]
-    assert tmp_path / "tiny" / f"{file.stem}.json" in results or len(results) > 0
-    for result in results if file.name != "accelerator.py" else ():
-        assert json.loads(result.read_text())["size"] == "tiny"
-    assert committed == {f: f.stat().st_mtime_ns for f in (ROOT / "benchmarks/results").rglob("*")}
+    assert results
+    for made in [json.loads(file.read_text()) for file in results]:
+        assert made.get("size", "tiny") == "tiny" and ("device" in made or "made" in made)
+    assert committed() == before

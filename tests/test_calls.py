@@ -52,6 +52,22 @@ class Changing(Line):
         return (self.obs(obs), self.state(state), *others)
 
 
+class Paying(Line):
+    """A reward of its own."""
+
+    def __init__(self, reward):
+        super().__init__()
+        self.reward = reward
+
+    def step_env(self, key, state, action, params):
+        obs, state, _, *others = super().step_env(key, state, action, params)
+        return obs, state, self.reward, *others
+
+
+class Spaceless(Line):
+    action_space = None
+
+
 def made(environment):
     return lambda: kd(env=envs.make(environment, B))
 
@@ -173,6 +189,17 @@ MISTAKES = {
         made(Changing(state=lambda state: {"time": state["time"]})),
         ["env_state of 'Line2' has the structure", "let reset_env and step_env return the same"],
     ),
+    "a state with a name": (
+        made(Changing(state=lambda state: state | {"name": "x"})),
+        ["state/name of 'Line2' is a str in step_env", "only arrays and numbers"],
+    ),
+    "a choice by if": (
+        made(Changing(obs=lambda obs: obs if obs[0] > 0 else -obs)),
+        ["of 'Line2' calls float(), int(), bool() or `if`", "jnp.where"],
+    ),
+    "no reward": (made(Paying(None)), ["reward of 'Line2' is a NoneType"]),
+    "a vector of rewards": (made(Paying(jnp.ones(1))), ["reward of 'Line2' has shape (1,)"]),
+    "no space of actions": (made(Spaceless()), ["has no method action_space(params)"]),
     # functions
     "an activation by name": (
         lambda: networks.mlp(ENV, (4,), activation="tanh"),

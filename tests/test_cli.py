@@ -136,6 +136,15 @@ def test_doctor(capsys):
     )
 
 
+@pytest.mark.slow
+def test_bench(capsys, monkeypatch):
+    monkeypatch.setattr("jaxkd.cli.bench._SECONDS", 0.1)
+    assert main(["bench", "Catch-bsuite", "--seeds", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "│ Catch-bsuite │ 64 x 16 x 2" in printed and "ms" in printed
+    assert main(["bench", "Catch"]) == 2
+
+
 SMALL = [
     *"--seeds 2 --steps 256 --episodes 8 --set num_envs=4 --set unroll_length=8".split(),
     *"--set num_epochs=1 --set num_minibatches=1 --set hidden=4".split(),
@@ -392,6 +401,7 @@ def teachers(tmp_path_factory) -> Path:
         (["CartPole-v1", "--seeds", "0"], 2, "--seeds must be a positive int"),
         (["CartPole-v1", "--episodes", "0"], 2, "--episodes must be a positive int"),
         (["CartPole-v1", "--student-steps", "0"], 2, "--student-steps must be a positive int"),
+        (["CartPole-v1", "--set", "sticky=1.5"], 2, "sticky must be in [0, 1], got 1.5"),
         (["CartPole-v1", "--seed=-1"], 2, "--seed must be in [0, 2**32), got -1"),
         (["CartPole-v1", "--student", "tiny"], 2, "student must be auto:1/15"),
         (["CartPole-v1", "--student", "cnn:4"], 2, "cnn needs one grid"),

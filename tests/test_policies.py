@@ -421,6 +421,12 @@ def test_damage_is_one_line(suffix, damage, tmp_path):
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "folder.npz/x"])
+def test_names_that_no_file_can_have(name, tmp_path):
+    with pytest.raises(ArtifactError, match="no file"):
+        load_policy(f"{tmp_path}/{name}")
+
+
 def test_a_header_that_claims_too_much_is_not_believed(tmp_path):
     """Before anything is allocated: 10^12 numbers in a file of some hundred bytes."""
     *_, file = saved(tmp_path)

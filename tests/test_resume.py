@@ -18,7 +18,20 @@ from reliability import RESUME, differs, outcome
 
 import jaxkd
 from jaxkd.base import Algorithm, UsageError
-from jaxkd.cli import card, directory, log, main, phases, progress, saving, training
+from jaxkd.cli import (
+    card,
+    directory,
+    log,
+    main,
+    phases,
+    progress,
+    running,
+    saving,
+    settings,
+    training,
+)
+from jaxkd.cli.plan import Plan
+from jaxkd.presets import preset
 
 UPDATES = 450  # a line of metrics.jsonl every third one
 
@@ -260,6 +273,28 @@ def test_what_is_not_resumed(values, code, message, tmp_path, capsys):
     assert message in said and said.count("\n") == 1
 
 
+def test_a_run_goes_on_with_its_own_copy_of_the_teacher(tmp_path):
+    run = written(tmp_path / "run")
+    given = dict(env="CartPole-v1", set=["gamma=0.9"], teacher="gone.npz", device="cpu")
+    before = card.read(run) | dict(settings=given)
+    wanted = settings.Resume(run, device="gpu", quiet=True)
+    asked = running._asked(before, wanted)
+    assert asked.teacher == Path("gone.npz") and asked.device == "gpu" and asked.quiet
+    assert asked.set == ("gamma=0.9",)
+    (run / "teachers").mkdir()
+    (run / "teachers" / "00.npz").touch()
+    assert running._asked(before, wanted).teacher == run / "teachers" / "00.npz"
+
+
+def test_another_preset_is_refused_with_both_sides(tmp_path):
+    chosen = preset("CartPole-v1")
+    before = CARD | dict(preset=directory.plain(chosen._asdict()), versions={"jaxkd-rl": "0.1"})
+    asked = settings.Distill("CartPole-v1")
+    running._check_same(before, asked, Plan(chosen, []))
+    with pytest.raises(UsageError, match="gamma then 0.99, now 0.9. Resume it with jaxkd 0.1"):
+        running._check_same(before, asked, Plan(chosen._replace(gamma=0.9), []))
+
+
 def test_runs_are_listed(tmp_path, capsys):
     begun = written(tmp_path / "killed")
     running = directory.Directory(written(tmp_path / "running"))
@@ -275,6 +310,29 @@ def test_runs_are_listed(tmp_path, capsys):
     assert (
         main(["runs", str(tmp_path / "none")]) == 0 and "no runs below" in capsys.readouterr().out
     )
+
+
+def test_runs_are_compared(tmp_path, capsys):
+    row = dict(iqm=400.0, interval=[300.0, 500.0], network="mlp:44", actor_parameters=310)
+    for name, seeds in (("a", 3), ("b", 4)):
+        folder = written(
+            tmp_path / name, settings={"seeds": seeds, "lanes": None}, status="finished"
+        )
+        summary = dict(teacher=row, wall_seconds=5.0)
+        summary |= dict(student=row | dict(iqm=300.0, kept=0.75)) if name == "b" else {}
+        directory.Directory(folder).write("summary.json", summary)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert main(["compare", a, b]) == 0
+    cells = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert ["seeds", "3", "4"] in cells and "lanes" not in {first for first, *_ in cells}
+    assert ["student: return IQM", "-", "300.00 [300.00, 500.00]"] in cells
+    assert ["student keeps", "-", "75.0 %"] in cells
+    assert main(["compare", a]) == 2 and "two runs or more" in capsys.readouterr().err
+    assert main(["compare", a, str(written(tmp_path / "c"))]) == 4
+    assert "c has no whole summary.json. `jaxkd resume" in capsys.readouterr().err
 
 
 # --- whole runs, in processes -------------------------------------------------------------------

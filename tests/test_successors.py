@@ -180,6 +180,15 @@ def test_tasks_of_which_one_gives_weights():
     weight = env.step(jax.random.key(1), state, jnp.zeros(4, jnp.int32))[1].weight
     np.testing.assert_array_equal(weight, [0, 0, 1, 1])
 
+    def say(params, carry, obs, reset):
+        return carry, Outputs(Categorical(jnp.zeros((*reset.shape, 2))), params + 0 * reset)
+
+    policy = Policy(lambda key: jnp.ones(()), lambda num_envs: (), say, say)
+    one, still = losses.stateless(lambda student, batch: student.value), optax.sgd(0.0)
+    ones = jaxkd.distill(env, policy, losses={"one": one}, unroll_length=2, optimizer=still)
+    # Half of the minibatches has no weight: the mean is of the others.
+    assert jaxkd.run(ones, jax.random.key(0), 1)[1]["loss/one"] == 1
+
 
 def test_a_component_is_shown_what_its_stage_has():
     env = envs.make("CartPole-v1", 4)

@@ -72,7 +72,8 @@ def rolled():
 @contextlib.contextmanager
 def always():
     """Beginnings of episodes computed in every step."""
-    with mock.patch.object(envs.batch, "where_any", lambda wanted, then, otherwise: then()):
+    computed = lambda wanted, then, otherwise, *args: then(*args)
+    with mock.patch.object(envs.batch, "where_any", computed):
         yield
 
 
@@ -112,6 +113,7 @@ class Sizes(NamedTuple):
 
     points: tuple[tuple[int, int], ...] = ((64, 1), (64, 16), (512, 1))  # environments, seeds
     works: tuple[str, ...] = ("distillation", "ppo")
+    levers: tuple[str, ...] = tuple(LEVERS)
     repeats: int = throughput.REPEATS
     rounds: int = throughput.ROUNDS
 
@@ -119,7 +121,7 @@ class Sizes(NamedTuple):
 SIZES = {
     "full": Sizes(),
     "cpu": Sizes(points=((64, 1),)),
-    "tiny": Sizes(((4, 1),), ("ppo",), 1, 1),
+    "tiny": Sizes(((4, 1),), ("ppo",), ("as it is", "always reset", "reset pool"), 1, 1),
 }
 
 
@@ -130,12 +132,11 @@ def one_seed(algorithm, times: int):
 
 def row(size: Sizes, num_envs: int, num_seeds: int) -> dict[str, dict[str, float]]:
     usual = jaxkd.envs.make("CartPole-v1", num_envs)
-    big, small = (
-        jaxkd.networks.mlp(usual, (64, 64), separate=True),
-        jaxkd.networks.mlp(usual, (44,)),
-    )
+    big = jaxkd.networks.mlp(usual, (64, 64), separate=True)
+    small = jaxkd.networks.mlp(usual, (44,))
     sources = {}
-    for name, change in LEVERS.items():
+    for name in size.levers:
+        change = LEVERS[name]
         env = (
             jaxkd.envs.make("CartPole-v1", num_envs, reset_pool=8)
             if name == "reset pool"

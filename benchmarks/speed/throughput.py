@@ -63,13 +63,14 @@ class Sizes(NamedTuple):
     points: tuple[tuple[str, int, int], ...] = tuple(POINTS)  # environment, how many, seeds
     repeats: int = REPEATS  # of an update of 64 environments, in one measurement
     rounds: int = ROUNDS
-    seaquest: int = 128  # environments
+    aside: tuple[str, ...] = ("banded_convolution", "seaquest_entities", "added_to_ppo")
 
 
 SIZES = {
     "full": Sizes(),
     "cpu": Sizes(points=tuple(POINTS[:2])),
-    "tiny": Sizes(points=(("CartPole-v1", 4, 1),), repeats=1, rounds=1, seaquest=2),
+    # Seaquest compiles for as long as all else together.
+    "tiny": Sizes((("CartPole-v1", 4, 1),), 1, 1, ("banded_convolution",)),
 }
 
 
@@ -355,23 +356,16 @@ def main(given: frame.Given) -> None:
     import throughput_extras as extras  # which imports this file
 
     size = frame.sized(given, SIZES)
-    runs = {
+    runs: dict = {
         f"{name}, {n} x {seeds}": partial(row, size, name, n, seeds)
         for name, n, seeds in size.points
     }
-    aside = {
-        "banded_convolution": partial(extras.convolution, size),
-        "seaquest_entities": partial(extras.seaquest, size),
-        "added_to_ppo": partial(extras.added_to_ppo, size),
-    }
+    aside = {name: partial(extras.MEASURES[name], size) for name in size.aside}
     found, _ = protocol.arms("throughput", runs | aside, lambda _: size)
     rows = [found[name] for name in runs]
     Console(width=140).print(table(rows))
     made: dict = {"unroll_length": T, "rounds": size.rounds} | {name: found[name] for name in aside}
-    print(f"banded convolution: {made['banded_convolution']:.1f} times as fast as lax.conv")
-    print(f"Seaquest with entities=32: {made['seaquest_entities']:.1f} times as fast")
-    shares = [f"{name} {100 * share:.0f} %" for name, share in made["added_to_ppo"].items()]
-    print(f"added to PPO's time: {', '.join(shares)}")
+    print(*(f"{name}: {found[name]}" for name in aside), sep="\n")
     rounded = json.loads(
         json.dumps(made | {"rows": rows}),
         parse_float=lambda x: float(np.format_float_positional(float(x), 4, fractional=False)),

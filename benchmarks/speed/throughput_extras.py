@@ -39,11 +39,11 @@ def convolution(size: Sizes) -> float:
 
 def seaquest(size: Sizes) -> float:
     """How much faster Seaquest steps with room for 32 entities of each kind than with 100: a ratio."""
-    sources, key, num_envs = {}, jaxkd.seeds(0, 1), size.seaquest
+    sources, key = {}, jaxkd.seeds(0, 1)
     for name, given in {"100": {}, "32": {"entities": 32}}.items():
-        env = jaxkd.envs.make("Seaquest-MinAtar", num_envs, **given)
+        env = jaxkd.envs.make("Seaquest-MinAtar", 128, **given)
         start = jax.tree.map(
-            lambda x: x[None], (env.reset(key[0])[0], (), jnp.ones((T, num_envs), jnp.int32))
+            lambda x: x[None], (env.reset(key[0])[0], (), jnp.ones((T, 128), jnp.int32))
         )
         first = jax.jit(jax.vmap(env_only(env)))(
             (start[0], (), start[2]), key
@@ -79,3 +79,10 @@ def added_to_ppo(size: Sizes) -> dict[str, float]:
     }
     seconds, _ = measure(timed, size.rounds)
     return {name: ratio(seconds[name], seconds["ppo"]) - 1 for name in sources if name != "ppo"}
+
+
+MEASURES = {
+    "banded_convolution": convolution,
+    "seaquest_entities": seaquest,
+    "added_to_ppo": added_to_ppo,
+}

@@ -1,15 +1,15 @@
 """Does a run survive whatever stops it, and is the result the same to the last bit?
 
-    python benchmarks/studies/reliability.py
+    python benchmarks/studies/reliability.py                   # all rows; or their names
 
 A tiny distillation of two seeds (CartPole, checkpoints after every update) runs once undisturbed.
-`kills`: SIGKILL at KILLS instants, by turns after so many updates and after so many operations on
+`kills`: SIGKILL at so many instants, by turns after so many updates and after so many operations on
 files of its directory, which is inside saves and restores. Every run is killed CHAIN times, goes on
-from where it was each time, and then ends. `signals`: SIGINT and SIGTERM at SIGNALS
-instants from the process's first millisecond on. `damage`: a file of a killed run's directory has a
-bit flipped, is cut, emptied, deleted or swapped with another, DAMAGED times.
-Writes results/studies/reliability.json: how often each ended how; a result that is another is
-"silent", and there may be none.
+from where it was each time, and then ends. `signals`: SIGINT and SIGTERM, from the process's first
+millisecond to its last. `damage`: one file of a killed run's directory has a bit flipped, is cut,
+emptied, deleted or swapped with another. Writes results/studies/reliability/<row>.json and
+results/studies/reliability.json: how often a run ended how. Where the result is another one and
+nothing was said, that is "silent"; there may be none of it, and nothing "bad".
 """
 
 from benchmarks import frame
@@ -28,9 +28,10 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS, CHAIN, SIGNALS, DAMAGED = 200, 5, 50, 300
+CHAIN = 5  # kills of one run
 RUN = "the-run"
 _TINY = "num_envs=8 unroll_length=8 num_epochs=1 num_minibatches=2 hidden=8 student_epochs=1"
 BEGIN = [
@@ -42,6 +43,18 @@ BEGIN = [
 RESUME = ["resume", RUN, "--quiet"]
 TIMES = ("wall_seconds", "compile_seconds", "latency_us")  # of summary.json
 _FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
+
+
+class Sizes(NamedTuple):
+    """How often each is tried."""
+
+    kills: int = 200
+    signals: int = 50
+    damage: int = 300
+
+
+SIZES = {"full": Sizes(), "cpu": Sizes(10, 6, 10), "tiny": Sizes(5, 2, 2)}
+ROWS = Sizes._fields
 
 
 # --- the process that is killed -----------------------------------------------------------------
@@ -290,27 +303,45 @@ def damage_many(place: Path, whole: dict, counts: dict[str, int], number: int) -
     return ends
 
 
-def main(quick: bool) -> None:
+def gate(results: dict[str, dict]) -> list[str]:
+    """What may not be: results that are others in silence, tracebacks, wrong exit codes."""
+    return [
+        f"{row}: {number} of them {end}"
+        for row, result in results.items()
+        for end, number in result["ends"].items()
+        if number and end.startswith(("silent", "bad"))
+    ]
+
+
+def main(given: frame.Named) -> int:
     from benchmarks import protocol
 
-    sizes = (10, 6, 10) if quick else (KILLS, SIGNALS, DAMAGED)
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
-        undisturbed(place / "cold")
-        started = time.monotonic()
-        whole, counts = undisturbed(place / "whole")
-        seconds = time.monotonic() - started
-        result = {
-            "counts": counts,
-            "kills": kill_many(place, whole, counts, sizes[0]),
-            "signals": stop_many(place, whole, seconds, sizes[1]),
-            "damage": damage_many(place, whole, counts, sizes[2]),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-    print(json.dumps(result, indent=1))
-    if not quick:
-        protocol.write("reliability", result)
+    size = frame.sized(given, SIZES)
+    settings = protocol.digest({"size": size._asdict(), "chain": CHAIN, "begin": BEGIN})
+
+    def experiment(row: str) -> dict:
+        with tempfile.TemporaryDirectory() as scratch:
+            place, began = Path(scratch), time.monotonic()
+            undisturbed(place / "cold")
+            warm = time.monotonic()
+            whole, counts = undisturbed(place / "whole")
+            seconds, number = time.monotonic() - warm, getattr(size, row)
+            work = {
+                "kills": lambda: kill_many(place, whole, counts, number),
+                "signals": lambda: stop_many(place, whole, seconds, number),
+                "damage": lambda: damage_many(place, whole, counts, number),
+            }
+            ends = work[row]()
+            print(f"{row}: {dict(ends)}", flush=True)
+            return {"counts": counts, "ends": ends, "seconds": time.monotonic() - began}
+
+    results = protocol.by_game("reliability", given.names, ROWS, experiment, settings)
+    if not results:
+        return 0
+    failed = gate(results)
+    protocol.write("reliability", {"failed": failed, "settings": settings})
+    return protocol.verdict(failed)
 
 
 if __name__ == "__main__":
-    main(GIVEN.quick)
+    sys.exit(main(GIVEN))

@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         argv = list(sys.argv[1:] if argv is None else argv)
         command = tyro.cli(settings.COMMANDS, args=argv, prog="jaxkd", description=_DESCRIPTION)
-        if isinstance(command, settings.Runs):
-            from jaxkd.cli.runs import runs
+        if isinstance(command, settings.Runs | settings.Compare):
+            from jaxkd.cli import runs
 
-            return runs(command)
+            return runs.answer(command)
         from jaxkd.cli import failure
 
         try:
@@ -56,6 +56,10 @@ def _call(command: Any, argv: list[str], stop: signals.Stop) -> int:
         from jaxkd.cli.playing import evaluate
 
         return evaluate(command)
+    if isinstance(command, settings.Bench):
+        from jaxkd.cli.bench import bench
+
+        return bench(command)
     if isinstance(command, settings.Doctor):
         from jaxkd.cli.doctor import doctor
 

@@ -3,11 +3,16 @@
 Imports no jax: `jaxkd runs` reads many of them at once.
 """
 
-import fcntl
+import contextlib
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody is kept out
+    fcntl = None
 
 CARD, LOCK, FORMAT = "run.json", ".lock", 2
 _DIGEST = "sha256"  # of the rest of the card
@@ -58,14 +63,20 @@ def json_of(path: Path) -> dict[str, Any]:
 
 def busy(run: Path) -> bool:
     """Whether a process is at work there."""
-    try:
-        with (run / LOCK).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), (run / LOCK).open() as file:
+        return not free(file, exclusive=False)
     return False
+
+
+def free(file: Any, *, exclusive: bool) -> bool:
+    """Takes an open file's lock, which is gone with the process; False where another has it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _digest(card: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ Lines are flushed as they come, whole files appear at once.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd.base import UsageError
-from jaxkd.cli.card import CARD, LOCK, sealed
+from jaxkd.cli.card import CARD, LOCK, free, sealed
 
 CHECKPOINTS = "checkpoints"
 
@@ -37,14 +36,14 @@ class Directory:
             UsageError: another process is at work here.
         """
         file = (self.path / LOCK).open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not free(file, exclusive=True):
             file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
             raise UsageError(
-                f"process {file.read().strip() or 'unknown'} is at work in {self.path}. Wait for "
-                f"it, stop it, or name another directory."
-            ) from error
+                f"process {holder} is at work in {self.path}. Wait for it, stop it, or name "
+                f"another directory."
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -21,7 +21,7 @@ class Job(NamedTuple):
     stop: Callable[[], str]  # names the signal that asked to stop, "" before one did
     log: Log
     settings_digest: str  # of all that the result depends on
-    checkpoint_every: float  # seconds; 0: at the end of a phase only
+    checkpoint_every: float | None  # seconds; 0: at the end of a phase only; None: as may be
 
 
 class Phase(NamedTuple):

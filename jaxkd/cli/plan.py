@@ -176,7 +176,7 @@ def _check_numbers(settings: Distill | Teach, available: int) -> None:
                 f"--{name.replace('_', '-')} {getattr(settings, name)} is more than any machine "
                 f"can do; at most {_MOST_STEPS}."
             )
-    if not 0 <= settings.checkpoint_every < math.inf:
+    if not 0 <= (settings.checkpoint_every or 0) < math.inf:
         raise UsageError(
             f"--checkpoint-every takes seconds, 0 or more, got {settings.checkpoint_every}."
         )

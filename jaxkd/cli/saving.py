@@ -21,6 +21,8 @@ from jaxkd.cli.log import MARK
 from jaxkd.cli.phases import Job
 
 _QUESTIONS = 8  # observations that a teacher is known by
+_EVERY = 30.0  # seconds between two checkpoints where nobody says otherwise
+_SHARE = 0.02  # of its time that a phase then gives to them, at most
 _TOLERANCE = 1e-3  # of its answers; another device rounds otherwise
 
 
@@ -77,12 +79,13 @@ class Saves:
         )
         self._sources = [each.source for each in teachers]
         self._answers = [each.answers for each in teachers]
-        self._checkpoints, self._last = Checkpoints(self._path), time.monotonic()
+        self._checkpoints, self._last, self._took = Checkpoints(self._path), time.monotonic(), 0.0
 
     def due(self) -> bool:
-        """Whether it is time for another one."""
+        """Whether it is time for another one; where they are large that is later."""
         every = self._job.checkpoint_every
-        return bool(every) and time.monotonic() - self._last >= every
+        wait = max(_EVERY, self._took / _SHARE) if every is None else every
+        return wait > 0 and time.monotonic() - self._last >= wait
 
     def save(self, step: int, score: float, **kept: Any) -> None:
         """Everything but what is known here: the mark of metrics.jsonl and the teachers' answers.
@@ -90,6 +93,7 @@ class Saves:
         Args:
             score: higher is better; one that is not finite is none.
         """
+        began = time.monotonic()
         whole = Kept(mark=self._job.log.mark(), answers=self._answers, **kept)
         self._checkpoints.save(
             whole,
@@ -99,6 +103,7 @@ class Saves:
             sources=self._sources,
         )
         self._last = time.monotonic()
+        self._took = self._last - began
 
     def restore(self, like: Callable[[], dict[str, Any]]) -> tuple[Kept, int] | None:
         """What the phase goes on from, and its step; None: it begins.

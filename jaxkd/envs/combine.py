@@ -80,6 +80,7 @@ def concat(*envs: Env) -> Env:
         truncates=any(env.truncates for env in envs),
         name="+".join(names),
         tasks=_numbered(names),
+        sticky=tuple(env.sticky for env in envs),
     )
 
 

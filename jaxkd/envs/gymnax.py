@@ -25,6 +25,7 @@ from jaxkd.envs import protocol
 from jaxkd.envs.batch import Ended, First, batch
 from jaxkd.envs.limits import cut_steps, ends, fields, time_limit, with_limit
 from jaxkd.envs.seaquest import ShortLists
+from jaxkd.envs.sticky import check_probability, with_sticky_actions
 
 _NEEDS_DOWNLOAD, _SEAQUEST = "MNISTBandit-bsuite", "Seaquest-MinAtar"
 _NARROW = {"float64": jnp.float32, "int64": jnp.int32, "uint64": jnp.uint32}
@@ -48,6 +49,7 @@ def make(
     group_size: int = 1,
     max_steps: int | None = None,
     reset_pool: int | None = None,
+    sticky: Any = 0.0,
     **env_kwargs: Any,
 ) -> Env:
     """A batch of environments that reset themselves.
@@ -74,6 +76,10 @@ def make(
             ended, not on the draw, so both are equal in distribution. Worth a try on a CPU where
             few episodes end in a step (benchmarks/speed/levers.py); on an accelerator a loop of
             unknown length is dear.
+        sticky: the probability that an environment does again what it did one step before, instead
+            of what it is told (Machado et al. 2018, who take 0.25; MinAtar's own is 0.1). Never in
+            the first step of an episode. It may be a traced value. Without it a policy that plays
+            its best action may play one and the same game for ever, as in SpaceInvaders-MinAtar.
         **env_kwargs: those named like a field of the parameters replace it, the others go to the
             environment's constructor. Of Seaquest-MinAtar, `entities=32` is room for 32 of each
             kind where gymnax has 100: the same frames, faster on a CPU, and a reward of nan should
@@ -93,9 +99,9 @@ def make(
     >>> obs.shape, env.action_space, env.max_steps
     ((8, 4), Discrete(n=2), 500)
     """
-    _check_sizes(num_envs, group_size, max_steps, reset_pool)
+    _check_numbers(num_envs, group_size, max_steps, reset_pool, sticky)
     environment, params, name = _construct(id_or_environment, env_params, env_kwargs)
-    _check_environment(environment, name)
+    _check_space(environment, name)
     own_step = _has_own_step(environment)
     _check_pool(name, reset_pool, own_step, group_size)
     params = with_limit(params, max_steps)
@@ -110,7 +116,7 @@ def make(
     reset, step = batch(
         start, transition, observe, num_envs, group_size, limit.counted, own_step, reset_pool
     )
-    return Env(
+    env = Env(
         reset=reset,
         step=step,
         num_envs=int(num_envs),
@@ -122,6 +128,7 @@ def make(
         group_size=int(group_size),
         name=name,
     )
+    return with_sticky_actions(env, sticky)
 
 
 def _beginning(environment, params, own_step, name):
@@ -159,13 +166,14 @@ def _cut_steps(environment, params, limit, start, transition, space):
     return cut_steps(environment, params, limit, begin, advance)
 
 
-def _check_sizes(num_envs, group_size, max_steps, reset_pool):
+def _check_numbers(num_envs, group_size, max_steps, reset_pool, sticky):
     count("num_envs", num_envs)
     count("group_size", group_size)
     divides("group_size", group_size, "num_envs", num_envs)
     for name, size in (("max_steps", max_steps), ("reset_pool", reset_pool)):
         if size is not None:
             count(name, size)
+    check_probability(sticky)
 
 
 # --- the environment and its parameters ----------------------------------------------------------
@@ -190,10 +198,18 @@ def _check_environment(environment, name):
             )
 
 
+def _check_space(environment, name):
+    if not callable(getattr(environment, "action_space", None)):
+        raise UsageError(
+            f"{name!r} has no method action_space(params): let it return jaxkd.base.Discrete(n), "
+            f"jaxkd.base.Box(shape) or a space of gymnax"
+        )
+
+
 def _construct(
     id_or_environment: Any, env_params: Any, env_kwargs: dict[str, Any]
 ) -> tuple[Any, Any, str]:
-    """-> (environment, params, name), with every keyword used."""
+    """-> (environment, params, name), with every keyword used, and methods that can be called."""
     by_name = isinstance(id_or_environment, str)
     if by_name:
         name = id_or_environment
@@ -222,6 +238,7 @@ def _construct(
                 f"Constructor arguments: {_listed(inspect.signature(type(environment)).parameters)}"
             ) from error
         params = _default_params(environment) if env_params is None else env_params
+    _check_environment(environment, name)
     given = {key: value for key, value in env_kwargs.items() if key not in others}
     return environment, (dataclasses.replace(params, **given) if given else params), name
 

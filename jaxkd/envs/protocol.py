@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.base import UsageError
+from jaxkd.check import NOT_TRACED
 
+_NUMBERS = bool | int | float | np.generic | np.ndarray | jax.Array
 RESET = ("obs", "state")
 STEP = ("obs", "state", "reward", "done", "info")
 OWN_STEP = ("obs", "state", "reward", "terminated", "truncated", "info")
@@ -60,8 +62,12 @@ def given(environment: Any, params: Any) -> Callable[[Callable], Callable[..., A
             )
 
         def call(*args):
-            with settings(environment):
-                return with_numbers(numbers, *args)
+            try:
+                with settings(environment):
+                    return with_numbers(numbers, *args)
+            except jax.errors.ConcretizationTypeError as error:
+                name = getattr(environment, "name", type(environment).__name__)
+                raise UsageError(f"{function.__name__} of {name!r} {NOT_TRACED}.") from error
 
         return call
 
@@ -72,18 +78,26 @@ def given(environment: Any, params: Any) -> Callable[[Callable], Callable[..., A
 
 
 def values(returned: Any, names: tuple[str, ...], method: str, name: str) -> Any:
-    """`returned`, which is as many values as `names`.
+    """`returned`, which is as many values as `names`, observation and state of arrays.
 
     Raises:
         UsageError: it is not.
     """
     number = len(returned) if isinstance(returned, tuple | list) else 1
-    if number == len(names):
-        return returned
-    raise UsageError(
-        f"{method} of {name!r} gives {number} values, but must give {len(names)}: "
-        f"{', '.join(names)}. (A time limit belongs into is_truncated, or max_steps=.)"
-    )
+    if number != len(names):
+        raise UsageError(
+            f"{method} of {name!r} gives {number} values, but must give {len(names)}: "
+            f"{', '.join(names)}. (A time limit belongs into is_truncated, or max_steps=.)"
+        )
+    for what, tree in zip(names[:2], returned, strict=False):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            if not isinstance(leaf, _NUMBERS):
+                where = "/".join([what, jax.tree_util.keystr(path, simple=True, separator="/")])
+                raise UsageError(
+                    f"{where.rstrip('/')} of {name!r} is a {type(leaf).__name__} in {method}: only "
+                    f"arrays and numbers can be in it. Keep the rest in the environment itself."
+                )
+    return returned
 
 
 def cast(tree: Any, like: Any, name: str) -> Any:
@@ -128,6 +142,8 @@ def _check_structure(tree: Any, like: Any, what: str) -> None:
 
 def scalar(value: Any, dtype: Any, what: str, name: str) -> jax.Array:
     """`value` as a strongly typed scalar []."""
+    if not isinstance(value, _NUMBERS):
+        raise UsageError(f"{what} of {name!r} is a {type(value).__name__}, but must be a scalar")
     if jnp.shape(value) != ():
         raise UsageError(
             f"{what} of {name!r} has shape {jnp.shape(value)}, but must be a scalar: squeeze it "

@@ -25,8 +25,10 @@ _SIZES = re.compile(r"\d{1,18}(,\d{1,18})*")
 
 def make_env(name: str, preset: Preset) -> Env:
     """The environments a preset trains on; those without a time limit are cut at 1000 steps."""
-    env = envs.make(name, preset.num_envs)
-    return env if env.max_steps else envs.make(name, preset.num_envs, max_steps=1000)
+    env = envs.make(name, preset.num_envs, sticky=preset.sticky)
+    if env.max_steps:
+        return env
+    return envs.make(name, preset.num_envs, sticky=preset.sticky, max_steps=1000)
 
 
 def method_env(env: Env, method: str | Method) -> Env:
@@ -34,7 +36,13 @@ def method_env(env: Env, method: str | Method) -> Env:
     group_size = find_method(method).group_size
     if not group_size:
         return env
-    return envs.make(env.name, env.num_envs, max_steps=env.max_steps, group_size=group_size)
+    return envs.make(
+        env.name,
+        env.num_envs,
+        max_steps=env.max_steps,
+        group_size=group_size,
+        sticky=env.sticky,
+    )
 
 
 def teacher_network(env: Env, preset: Preset) -> Policy:

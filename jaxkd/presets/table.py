@@ -23,6 +23,7 @@ class Preset(NamedTuple):
     student_epochs: int = 4
     student_learning_rate: float = 3e-3  # decays linearly to 0
     gate: float | None = None  # mean greedy return that the teacher reaches over 10 seeds
+    sticky: float = 0.0  # probability that an action is repeated, in training and in judging
 
 
 _MINATAR = Preset(
