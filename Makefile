@@ -40,7 +40,7 @@ doctest: $(VENV)/.installed-test
 	$(PYTEST) --doctest-modules jaxkd
 
 slow: $(VENV)/.installed-test
-	$(PYTEST) -m slow $(PYTEST_ARGS) tests
+	$(PYTEST) -m "slow or bits" $(PYTEST_ARGS) tests
 
 # One short round of speed beside each; ~/.cache/jaxkd-peers keeps their environments.
 extras: $(VENV)/.installed-base

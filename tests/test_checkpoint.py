@@ -77,6 +77,7 @@ def test_the_newest_two_and_the_best_are_kept_and_come_back(trained, saved):
             assert jax.tree.structure(state) == jax.tree.structure(shapes(trained))
 
 
+@pytest.mark.bits
 def test_a_restored_run_goes_on_with_the_same_bits(trained, saved):
     many, keys, params, states = trained
     state = jaxkd.restore(saved, shapes(trained), step=1)

@@ -237,6 +237,7 @@ def test_changed_numbers_trace_once():
         assert distance(first, once(**(base | changed))) > 1e-4
 
 
+@pytest.mark.bits
 def test_stream_is_run_bit_for_bit_and_a_second_run_compiles_nothing(key):
     """Five updates at once, one by one, two by two (which does not divide), and resumed; then
     another key, without a compilation.

@@ -29,6 +29,7 @@ def ppo():
     return jaxkd.ppo(env, jaxkd.networks.mlp(env, (8,)), unroll_length=8)
 
 
+@pytest.mark.bits
 def test_deterministic_is_the_same_run(ppo, key):
     plain, _ = jaxkd.run(ppo, key, 2)
     once, again = (jaxkd.run(ppo, key, 2, deterministic=True)[0] for _ in range(2))
