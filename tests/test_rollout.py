@@ -435,9 +435,10 @@ def test_arrange_and_pick_keep_rows_together(length, shuffle):
     """
     time, env = jnp.meshgrid(jnp.arange(6), jnp.arange(3), indexing="ij")
     row = 100 * env + time
-    none = dict.fromkeys(("next_obs", "terminated", "truncated", "reset", "acting", "teacher"), ())
+    none = dict.fromkeys(("next_obs", "terminated", "truncated", "acting", "teacher"), ())
     batch = Batch(
         **none,
+        reset=jnp.zeros((6, 3)),
         obs={"row": jnp.stack([row, row], -1)},
         action=row,
         reward=row,
