@@ -41,7 +41,6 @@ SETS = {
 }
 GAMES = SETS["three"]
 STUDENT, CONTROL, OWN = "student", "control", "control, own statistics"
-COLOURS = {OWN: "tab:green", CONTROL: "tab:orange", STUDENT: "tab:blue"}
 ROLES = {"two": (STUDENT, CONTROL), "three": (STUDENT, CONTROL, OWN)}
 HIDDEN = (32, 32)
 NUM_ENVS, UNROLL_LENGTH, UPDATES = 32, 64, 40  # environments of one game
@@ -248,6 +247,7 @@ def draw(result: dict, curves: dict, size: Sizes):
     """A row a student, a column a game: returns while learning, every seed; dashed: the game's
     teacher, acting greedily.
     """
+    colours = {OWN: "tab:green", CONTROL: "tab:orange", STUDENT: "tab:blue"}
     shape = len(size.sets), len(size.games)
     figure, axes = plt.subplots(*shape, figsize=(13, 9), layout="constrained", squeeze=False)
     places = {
@@ -259,7 +259,7 @@ def draw(result: dict, curves: dict, size: Sizes):
         if game not in size.sets[number]:
             axis.axis("off")
             continue
-        for role, colour in COLOURS.items():
+        for role, colour in colours.items():
             if role not in size.roles[number]:
                 continue
             curve, found = curves[number, role, game], result[number][role][game]
