@@ -47,7 +47,8 @@ def test_accelerator_measures_on_a_cpu(tmp_path):
     assert not [row["error"] for row in result["rows"].values() if "error" in row]
     assert all(e["right"] for e in result["rows"]["correct"]["entries"])
     points = result["rows"]["distil-CartPole"]["entries"]
-    assert len(points) == 3 and all(e["steps_per_second"] > 0 for e in points)
+    assert ["skipped" in point for point in points] == [False, False, False, True]  # too large
+    assert all(point["steps_per_second"] > 0 for point in points[:3])
     assert script("--size", "tiny", "--draw", "--out", str(tmp_path)).returncode == 0
     assert out.with_suffix(".png").stat().st_size > 1000
 

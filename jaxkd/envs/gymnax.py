@@ -101,7 +101,6 @@ def make(
     """
     _check_numbers(num_envs, group_size, max_steps, reset_pool, sticky)
     environment, params, name = _construct(id_or_environment, env_params, env_kwargs)
-    _check_space(environment, name)
     own_step = _has_own_step(environment)
     _check_pool(name, reset_pool, own_step, group_size)
     params = with_limit(params, max_steps)
@@ -239,6 +238,7 @@ def _construct(
             ) from error
         params = _default_params(environment) if env_params is None else env_params
     _check_environment(environment, name)
+    _check_space(environment, name)
     given = {key: value for key, value in env_kwargs.items() if key not in others}
     return environment, (dataclasses.replace(params, **given) if given else params), name
 
