@@ -33,7 +33,7 @@ def evaluate(
     key: jax.Array,
     *,
     num_episodes: int,
-    greedy: bool = True,
+    greedy: bool | jax.Array = True,
     gamma: float = 0.99,
 ) -> Evaluation:
     """Plays whole episodes, the same number in every environment: short ones are not favoured.
@@ -51,7 +51,8 @@ def evaluate(
     Args:
         env: needs a time limit (`max_steps=` in `envs.make` gives one).
         num_episodes: E, rounded up to a multiple of `env.num_envs`.
-        greedy: the policy's mode; False samples.
+        greedy: the policy's mode; False samples. It may be a traced value: both ways are one
+            compiled program.
         gamma: of the discounted returns.
 
     >>> import jaxkd
@@ -75,7 +76,7 @@ def evaluate(
     return _evaluate(env, policy, params, key, rounds, greedy, gamma)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 4, 5))
+@partial(jax.jit, static_argnums=(0, 1, 4))
 def _evaluate(env, policy, params, key, rounds, greedy, gamma):
     key_reset, key_steps = jax.random.split(key)
     most_steps = rounds * _PATIENCE * env.max_steps
@@ -86,7 +87,7 @@ def _evaluate(env, policy, params, key, rounds, greedy, gamma):
     def advance(play):
         key_act, key_env = jax.random.split(jax.random.fold_in(key_steps, play.step))
         carry, out = policy.step(params, play.carry, play.obs, play.reset)
-        action = out.policy.mode() if greedy else out.policy.sample(key_act)
+        action = jnp.where(greedy, out.policy.mode(), out.policy.sample(key_act))
         env_state, now = env.step(key_env, play.env_state, action)
         running = _add(play.running, now.reward, gamma)
         done = now.terminated + now.truncated

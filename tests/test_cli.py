@@ -188,7 +188,8 @@ def test_run_says_where_and_what(ran):
         assert any(line.startswith(f"{phase}: ") and "steps/s" in line for line in others)
     assert "evaluate: 64 episodes of each policy and seed" in ran.printed  # as the table says
     for heading in (
-        "return IQM",
+        "greedy: IQM",
+        "sampled: IQM",
         "FLOPs",
         "same network, no teacher",
         "mlp:44",
@@ -253,13 +254,18 @@ def test_the_same_seeds_find_the_same(ran):
 
 def test_summary_is_consistent(ran):
     summary = ran.summary
-    floor, top = summary["random"]["mean"], summary["teacher"]["iqm"]
+    floor, top = summary["random"], summary["teacher"]
+    assert floor["interval"][0] <= floor["mean"] <= floor["interval"][1]
     for name, steps in (("teacher", 4096), ("student", 2048), ("control", 2048)):
         row = summary[name]
         assert len(row["returns"]) == 2 and row["iqm"] == pytest.approx(np.mean(row["returns"]))
         assert row["interval"][0] <= row["iqm"] <= row["interval"][1]
-        assert row["fraction_of_teacher"] == pytest.approx(row["iqm"] / top)
-        assert row["kept"] == pytest.approx((row["iqm"] - floor) / (top - floor))
+        assert row["fraction_of_teacher"] == pytest.approx(row["iqm"] / top["iqm"])
+        for own, best in ((row, top), (row["sampled"], top["sampled"])):
+            assert own["iqm"] == pytest.approx(np.mean(own["returns"]))
+            above = best["interval"][0] > floor["interval"][1]
+            share = (own["iqm"] - floor["mean"]) / (best["iqm"] - floor["mean"])
+            assert own["kept"] == (pytest.approx(share) if above else None)
         assert row["env_steps"] == steps and row["episodes"] == 64 and row["seeds_diverged"] == []
         assert (
             row["compile_seconds"] > 0 and 0 < row["latency_us"] < 1e5 and row["wall_seconds"] > 0
@@ -274,6 +280,11 @@ def test_summary_is_consistent(ran):
     )  # multiplications and additions, biases once
     assert summary["control"]["flops_per_action"] == summary["student"]["flops_per_action"]
     assert 0 <= summary["agreement"] <= 1 and summary["kl"] >= 0
+    assert summary["different_starts"] == 64 and top["different_episodes"] > 1
+    (kl,) = (line["seeds"]["loss/kl"] for line in ran.lines if line["phase"] == "student")
+    assert summary["kl_while_learning"] == dict.fromkeys(
+        ("half", "end"), pytest.approx(np.mean(kl))
+    )
     assert summary["compile_seconds"] >= sum(
         summary[name]["compile_seconds"] for name in ("teacher", "student", "control")
     )
@@ -284,10 +295,10 @@ def test_saved_policies_are_those_of_the_summary(ran):
     for name in ("teacher", "student"):
         loaded = [jaxkd.load_policy(ran.path / f"{name}s" / f"{seed:02d}.npz") for seed in range(2)]
         params = jax.tree.map(lambda *x: jnp.stack(x), *[params for _, params in loaded])
-        again = measure.returns(
-            env, loaded[0][0], params, keys, episodes=64, shared=False
-        ).returns.mean(axis=1)
-        assert again.tolist() == ran.summary[name]["returns"]
+        again = measure.returns(env, loaded[0][0], params, keys, episodes=64, shared=False)
+        found = ran.summary[name]
+        for played, row in zip(again, (found, found["sampled"]), strict=True):
+            assert played.returns.mean(axis=1).tolist() == row["returns"]
 
 
 def test_a_saved_teacher_and_a_method_that_needs_none(tmp_path):
@@ -327,9 +338,6 @@ def test_every_network_is_described():
     assert {words: network(policy) for words, policy in made.items()} == {w: w for w in made}
 
 
-COST = {"flops_per_action": None, "latency_us": 1.0, "actor_bytes": 4}
-
-
 def test_episodes_that_did_not_end_are_left_out_and_counted(capsys):
     returns = np.array([[1.0, 3.0, np.nan], [5.0, np.nan, np.nan]], np.float32)
     lengths = np.array([[2, 2, 0], [2, 2, 0]])
@@ -340,19 +348,74 @@ def test_episodes_that_did_not_end_are_left_out_and_counted(capsys):
     assert capsys.readouterr().err.startswith(
         "warning: 3 of 6 episodes of the student are in no mean: 2 did not end within twice"
     )
-    policy = jaxkd.networks.mlp(env, (8,))
-    rows = dict.fromkeys(
-        ("teacher", "student", "control"),
-        Result(policy, played, {"actor_parameters": 1}, trained),
-    )
-    row = summarise(rows, played, {})["student"]
+    row = summary_of(played, played, played)["student"]
     assert row["returns"].tolist() == [2.0, 5.0] and row["episodes_left_out"] == 3
     nothing = played._replace(returns=np.full((2, 3), np.nan))
-    row = summarise(rows | {"student": rows["student"]._replace(episodes=nothing)}, played, {})
-    assert np.isnan(row["student"]["iqm"]) and np.isnan(row["student"]["kept"])
-    plain = directory.plain(row | {"env": "x", "wall_seconds": 0.0, "compile_seconds": 0.0})
-    assert plain["student"]["iqm"] is None and plain["student"]["kept"] is None
-    assert table._cells({**plain["student"], "interval": [None, None], **COST})[0] == "-\n[-, -]"
+    row = summary_of(played, nothing, played)["student"]
+    assert np.isnan(row["iqm"]) and np.isnan(row["sampled"]["iqm"])
+    shown = directory.plain(row) | {"size_ratio": 1.0, "latency_us": 1.0, "actor_bytes": 4}
+    assert shown["iqm"] is None and table._cells(shown)[:2] == ["-\n[-, -]"] * 2
+
+
+# --- what the table says ------------------------------------------------------------------------
+
+
+def evaluation(returns) -> Evaluation:
+    """Episodes [n, E] of one step each."""
+    returns = np.asarray(returns, np.float32)
+    return Evaluation(returns, np.ones(returns.shape, np.int32), returns)
+
+
+def summary_of(teacher, student, random, kl=(), starts=64) -> dict:
+    """A summary of two seeds' episodes [2, E]; student and control play alike."""
+    policy = jaxkd.networks.mlp(jaxkd.envs.make("CartPole-v1", num_envs=2), (8,))
+    seeds = np.ones(len(random.returns), bool)
+    trained = training.Trained(None, seeds, 1, 1, 0.0, 0.0)
+    cost = {"actor_parameters": 1, "flops_per_action": None}
+    played = {"teacher": teacher, "student": student, "control": student}
+    rows = {name: Result(policy, one, one, cost, trained) for name, one in played.items()}
+    return summarise(rows, random, {}, starts=starts, kl=np.asarray(kl))
+
+
+def test_kept_is_of_a_teacher_above_chance():
+    chance = evaluation([[0.0, 1.0], [0.0, 3.0]])  # by seed .5 and 1.5: mean 1
+    above = summary_of(evaluation([[3.0, 3.0], [7.0, 7.0]]), evaluation([[4.0], [4.0]]), chance)
+    assert above["student"]["kept"] == above["student"]["sampled"]["kept"] == 3 / 4
+    assert above["teacher"]["kept"] == 1 and above["random"]["interval"] == (0.5, 1.5)
+    assert table._cautions(above) == []
+    within = summary_of(evaluation([[1.5, 1.5], [7.0, 7.0]]), chance, chance)
+    assert within["student"]["kept"] is None is within["teacher"]["sampled"]["kept"]
+    greedy, sampled, advice = table._cautions(within)
+    assert greedy.startswith("kept is -: the teacher's [1.50, 7.00] (greedy) is not above a random")
+    assert "(sampled)" in sampled and "[0.50, 1.50]" in sampled and "more --steps" in advice
+
+
+def test_one_seed_is_judged_by_its_episodes():
+    chance = evaluation([[0.0, 2.0]])
+    row = summary_of(evaluation([[1.0, 2.0, 9.0, 0.0]]), chance, chance)["teacher"]
+    assert row["interval"][0] < 2 < row["iqm"] == 3 < row["interval"][1]
+    assert row["kept"] is None
+
+
+def test_a_kl_that_has_not_flattened_is_named():
+    chance, good = evaluation([[0.0], [0.0]]), evaluation([[3.0], [3.0]])
+    course = np.linspace(2.0, 1.0, 40)[:, None] + np.array([0.5, -0.5])  # [lines, n]
+    falling = summary_of(good, good, chance, kl=course)
+    assert falling["kl_while_learning"]["half"] == pytest.approx(1.5, abs=0.02)
+    (caution,) = table._cautions(falling)
+    assert "still falling: 1.5 nats at half of its updates, 1.04 at the end" in caution
+    assert table._cautions(summary_of(good, good, chance, kl=np.full((40, 2), 0.7))) == []
+
+
+def test_games_played_again_and_again_are_counted():
+    """One start, one game; many starts and one ending are a success, few episodes are few."""
+    chance, one_game = evaluation(np.zeros((2, 64))), evaluation(np.full((2, 64), 3.0))
+    games = evaluation(np.arange(128.0).reshape(2, 64) + 9)
+    (caution,) = table._cautions(summary_of(one_game, games, chance, starts=1))
+    assert caution.startswith("of 64 greedy episodes a seed so many differ: teacher 1. One game")
+    assert table._cautions(summary_of(one_game, games, chance, starts=2)) == []
+    few = evaluation(np.full((2, 16), 3.0))
+    assert table._cautions(summary_of(few, few, chance, starts=1)) == []
 
 
 # --- phases -------------------------------------------------------------------------------------

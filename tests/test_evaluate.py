@@ -97,6 +97,9 @@ def test_greedy_takes_the_mode_and_sampled_does_not(key):
     assert abs(rate - 3.25) < 0.5
     other = evaluate(env, policy, params, jax.random.key(9), num_episodes=200, greedy=False)
     assert not np.array_equal(sampled.returns, other.returns)
+    play = lambda greedy: evaluate(env, policy, params, key, num_episodes=200, greedy=greedy)
+    both = jax.vmap(play)(np.array([True, False]))  # traced: one program
+    np.testing.assert_array_equal(both.returns, [greedy.returns, sampled.returns])
     # Its params are an input: another policy of the same network, nothing of the first is left.
     flipped = evaluate(env, policy, params[::-1], key, num_episodes=200)
     assert set(np.unique(flipped.returns)) == {30.0, 360.0}

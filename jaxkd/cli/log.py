@@ -3,7 +3,9 @@
 Legend of shapes: `n` seeds, `U` updates of a chunk.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -65,6 +67,16 @@ class Log:
         if len(head) < len(there):
             os.truncate(self.path, len(head))
         self._sha, self._length = hashlib.sha256(head), len(head)
+
+    def curve(self, phase: str, name: str) -> np.ndarray:
+        """A metric of a phase at each of its lines [lines, n]; [0] where it has none."""
+        found = []
+        for line in self.path.read_text().splitlines():
+            with contextlib.suppress(ValueError):  # a damaged line: `cut` has warned
+                values = json.loads(line)
+                if values["phase"] == phase and name in values["seeds"]:
+                    found.append(values["seeds"][name])
+        return np.array(found, float)
 
 
 def _mark(content: bytes) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxkd import losses
@@ -30,23 +31,31 @@ def returns(
     *,
     episodes: int,
     shared: bool,
-    greedy: bool = True,
-) -> Evaluation:
-    """Episodes [n, E] of a policy acting alone.
+    greedy: tuple[bool, ...] = (True, False),
+) -> list[Evaluation]:
+    """Episodes [n, E] of a policy acting alone, for each of `greedy`: its mode, or sampled.
 
     The seed's key is folded with "evaluation", so that all policies meet equal starts.
     """
-    return jax.device_get(
-        _returns(env, policy, params, phase_keys(keys, "evaluation"), episodes, shared, greedy)
-    )
+    keys = phase_keys(keys, "evaluation")
+    played = jax.device_get(_returns(env, policy, params, keys, episodes, shared, greedy))
+    return [jax.tree.map(lambda x, i=i: x[i], played) for i in range(len(greedy))]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 4, 5, 6))
 def _returns(env, policy, params, keys, episodes, shared, greedy):
-    one = lambda params, key: evaluate(
-        env, policy, params, key, num_episodes=episodes, greedy=greedy
-    )
-    return jax.vmap(one, (None if shared else 0, 0))(params, keys)
+    def one(params, key, greedy):
+        return evaluate(env, policy, params, key, num_episodes=episodes, greedy=greedy)
+
+    seeds = jax.vmap(one, (None if shared else 0, 0, None))
+    return jax.vmap(seeds, (None, None, 0))(params, keys, jnp.array(greedy))
+
+
+def different_starts(env: Env, key: jax.Array) -> int:
+    """How many first observations of a batch of environments differ."""
+    obs = jax.device_get(jax.jit(env.reset)(key)[1])
+    rows = [np.reshape(leaf, (env.num_envs, -1)) for leaf in jax.tree.leaves(obs)]
+    return len(np.unique(np.concatenate(rows, axis=1), axis=0))
 
 
 def cost(env: Env, policy: Policy, params: Any) -> dict[str, Any]:

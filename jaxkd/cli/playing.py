@@ -37,8 +37,8 @@ def evaluate(settings: Evaluate) -> int:
     if not settings.no_cache:
         keep_programs()
     keys, greedy = seeds(settings.seed, 1), not settings.sample
-    played = measure.returns(
-        env, policy, params, keys, episodes=settings.episodes, shared=True, greedy=greedy
+    (played,) = measure.returns(
+        env, policy, params, keys, episodes=settings.episodes, shared=True, greedy=(greedy,)
     )
     returns, lengths = played.returns[0], played.lengths[0]
     ended = returns[np.isfinite(returns)]

@@ -28,7 +28,7 @@ class _Run:
     steps: int | None = None
     """Environment steps of a teacher (default: the preset's)."""
     episodes: int = 128
-    """Evaluation episodes of each policy and seed."""
+    """Evaluation episodes of each policy and seed, greedy and as many sampled."""
     set: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")] = ()
     """Another value for a field of the preset, such as learning_rate=1e-3; may be repeated."""
     dry_run: FlagCreatePairsOff[bool] = False

@@ -21,33 +21,56 @@ class Result(NamedTuple):
     """One row of the headline: a policy, what it cost to train and what it does alone."""
 
     policy: Policy
-    episodes: Evaluation  # [n, E]
+    episodes: Evaluation  # [n, E], greedy
+    sampled: Evaluation  # [n, E]
     cost: dict[str, Any]
     trained: Trained  # without steps and seconds for a teacher from a file
 
 
 def summarise(
-    results: dict[str, Result], random: Evaluation, likeness: dict[str, Any]
+    results: dict[str, Result],
+    random: Evaluation,
+    likeness: dict[str, Any],
+    *,
+    starts: int,
+    kl: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """What summary.json holds beside the settings.
 
-    A row for teacher, student and control (or for the teacher alone), and what compares them.
+    A row for teacher, student and control (or for the teacher alone), and what compares them. A
+    share of the teacher is kept only where the teacher is above a random policy, by their
+    intervals.
+
+    Args:
+        starts: how many beginnings of an episode look different.
+        kl: of the seeds' students to their teachers, at every line of metrics.jsonl [lines, n].
     """
-    floor = float(mean(random.returns))
+    everyone = np.ones(len(random.returns), bool)
+    floor = _scores(random, everyone)
     rows = {name: _row(result) for name, result in results.items()}
-    top = rows["teacher"]["iqm"]
+    teacher = rows["teacher"]
     for row in rows.values():
-        own = row["iqm"]  # nan, and so are its ratios, where no episode counts
-        row["fraction_of_teacher"] = own / top if top else None
-        row["kept"] = (own - floor) / (top - floor) if top > floor else None
-        largest = rows["teacher"]["actor_parameters"]  # 0 of a rule without parameters
+        for own, top in ((row, teacher), (row["sampled"], teacher["sampled"])):
+            own["kept"] = _kept(own["iqm"], top, floor)
+        row["fraction_of_teacher"] = row["iqm"] / teacher["iqm"] if teacher["iqm"] else None
+        largest = teacher["actor_parameters"]  # 0 of a rule without parameters
         row["size_ratio"] = row["actor_parameters"] / largest if largest else None
-    summary = {**rows, "random": {"mean": floor}}
+    summary = {**rows, "random": {name: floor[name] for name in ("mean", "interval")}}
+    summary |= {"different_starts": starts, "kl_while_learning": None}
     if "student" not in results:
         return summary
     alive = results["student"].trained.alive
+    if kl is not None and len(kl):
+        summary["kl_while_learning"] = _halves(kl[:, alive])
     compared = {name: float(np.mean(values[alive])) for name, values in likeness.items()}
     return {**summary, **compared, "likeness_by_seed": likeness}
+
+
+def _kept(own: float, top: dict[str, Any], floor: dict[str, Any]) -> float | None:
+    """The share of what the teacher has above chance; None where it has nothing above it."""
+    if top["interval"][0] <= floor["interval"][1]:
+        return None
+    return (own - floor["mean"]) / (top["iqm"] - floor["mean"])
 
 
 def _row(result: Result) -> dict[str, Any]:
@@ -57,24 +80,57 @@ def _row(result: Result) -> dict[str, Any]:
     """
     trained, episodes = result.trained, result.episodes
     alive = trained.alive
-    by_seed = np.where(alive, mean(episodes.returns, axis=1), np.nan)
+    greedy = _scores(episodes, alive)
     discounted = np.where(alive, mean(episodes.discounted_returns, axis=1), np.nan)
-    scored = np.isfinite(by_seed)
+    scored = np.isfinite(greedy["returns"])
     return {
         "network": network(result.policy),
-        "returns": by_seed,
-        "iqm": iqm(by_seed[scored]) if scored.any() else np.nan,
-        "interval": interval(by_seed[scored]) if scored.any() else (np.nan, np.nan),
+        **greedy,
         "discounted_returns": discounted,
         "discounted_iqm": iqm(discounted[scored]) if scored.any() else np.nan,
+        "sampled": _scores(result.sampled, alive),
         "episodes": episodes.returns.shape[1],
         "episodes_left_out": int(np.sum(~np.isfinite(episodes.returns[alive]))),
+        "different_episodes": _different(episodes, alive),
         "seeds_diverged": np.flatnonzero(~alive),
         **result.cost,
         "env_steps": trained.env_steps,
         "wall_seconds": round(trained.wall_seconds, 3),
         "compile_seconds": round(trained.compile_seconds, 3),
     }
+
+
+def _scores(episodes: Evaluation, alive: np.ndarray) -> dict[str, Any]:
+    """Mean returns by seed [n], their mean and IQM, and its interval: over seeds, or over episodes
+    where there is only one seed.
+    """
+    by_seed = np.where(alive, mean(episodes.returns, axis=1), np.nan)
+    scored = np.isfinite(by_seed)
+    found = {"returns": by_seed, "mean": np.nan, "iqm": np.nan, "interval": (np.nan, np.nan)}
+    if not scored.any():
+        return found
+    spread = interval(by_seed[scored])
+    if scored.sum() == 1:
+        played = episodes.returns[scored]
+        spread = interval(played[np.isfinite(played)], statistic=np.mean)
+    mean_and_iqm = {"mean": float(by_seed[scored].mean()), "iqm": iqm(by_seed[scored])}
+    return found | mean_and_iqm | {"interval": spread}
+
+
+def _different(episodes: Evaluation, alive: np.ndarray) -> float:
+    """How many episodes of a seed differ in return, length or discounted return; the median."""
+    numbers = [
+        len({*zip(*(x[seed].tolist() for x in episodes), strict=True)})
+        for seed in np.flatnonzero(alive)
+    ]
+    return float(np.median(numbers)) if numbers else np.nan
+
+
+def _halves(kl: np.ndarray) -> dict[str, float]:
+    """The mean KL at half of a training and at its end, each over a tenth of its lines."""
+    tenth = max(1, len(kl) // 10)
+    middle = (len(kl) - tenth) // 2
+    return {"half": float(mean(kl[middle : middle + tenth])), "end": float(mean(kl[-tenth:]))}
 
 
 _SIZES = ("channels", "dense", "hidden", "units")  # keywords that say how large a network is

@@ -93,7 +93,7 @@ def learn(name: str, env: Env, policy: Policy, course: Course, *, folder: str = 
 
 
 def evaluate(env: Env, names: Sequence[str], episodes: int) -> Callable:
-    """A `Result` by name for every policy, acting alone."""
+    """A `Result` by name for every policy, acting alone, greedily and sampled."""
     whole_rounds = -(-episodes // env.num_envs) * env.num_envs  # what `evaluate` rounds up to
 
     def work(job: Job, *policies: Learnt) -> dict[str, Result]:
@@ -101,15 +101,16 @@ def evaluate(env: Env, names: Sequence[str], episodes: int) -> Callable:
         results = {}
         for name, learnt in zip(names, policies, strict=True):
             policy, params, shared, trained = learnt[:4]
-            played = measure.returns(
+            played, sampled = measure.returns(
                 env, policy, params, job.keys, episodes=episodes, shared=shared
             )
             if job.stop():
                 raise Interrupted(f"{job.stop()}: stopped while evaluating.")
             _warn_left_out(name, env, played, trained.alive)
+            _warn_left_out(f"{name}, sampled,", env, sampled, trained.alive)
             params_of_one = params if shared else jax.tree.map(lambda x: x[0], params)
             cost = measure.cost(env, policy, params_of_one)
-            results[name] = Result(policy, played, cost, trained)
+            results[name] = Result(policy, played, sampled, cost, trained)
         return results
 
     return work
@@ -135,7 +136,13 @@ def compare(env: Env, student_env: Env, episodes: int, length: int) -> Callable:
             shared=teacher.shared,
             length=length,
         )
-        return summarise(results, _floor(job, env, episodes), likeness)
+        return summarise(
+            results,
+            _floor(job, env, episodes),
+            likeness,
+            starts=measure.different_starts(env, job.keys[0]),
+            kl=job.log.curve("student", "loss/kl"),
+        )
 
     return work
 
@@ -144,7 +151,8 @@ def rank(env: Env, episodes: int) -> Callable:
     """The summary of a teacher alone: its results beside a random policy's."""
 
     def work(job: Job, results: dict[str, Result]) -> dict[str, Any]:
-        return summarise(results, _floor(job, env, episodes), {})
+        starts = measure.different_starts(env, job.keys[0])
+        return summarise(results, _floor(job, env, episodes), {}, starts=starts)
 
     return work
 
@@ -153,9 +161,10 @@ def _floor(job: Job, env: Env, episodes: int) -> Evaluation:
     """Of a random policy."""
     random = random_policy(env)
     params = random.init(job.keys[0])
-    return measure.returns(
-        env, random, params, job.keys, episodes=episodes, shared=True, greedy=False
+    (floor,) = measure.returns(
+        env, random, params, job.keys, episodes=episodes, shared=True, greedy=(False,)
     )
+    return floor
 
 
 def _warn_left_out(name: str, env: Env, played: Evaluation, alive: np.ndarray) -> None:

@@ -107,9 +107,11 @@ RANDOM_RETURNS: dict[str, float] = {
 
 
 def preset(name: str) -> Preset:
-    """The preset of an environment id; for any other both normalisations and 500k steps.
+    """The preset of an environment id; for any other both normalisations, 500k steps of a teacher
+    and 400k of a student.
 
     >>> preset("CartPole-v1").gate
     500.0
     """
-    return PRESETS.get(name, Preset(normalise_obs=True, normalise_reward=True, num_steps=500_000))
+    both = dict(normalise_obs=True, normalise_reward=True)
+    return PRESETS.get(name, Preset(**both, num_steps=500_000, student_steps=400_000))

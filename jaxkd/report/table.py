@@ -7,7 +7,14 @@ import rich.table
 from rich.console import Console
 
 _NAMES = {"teacher": "teacher", "student": "student", "control": "same network, no teacher"}
-_WIDTH = 120  # where the output is no terminal
+_WIDTH = 128  # where the output is no terminal
+_FALLING = 0.8  # a KL below so much of what it was at half of the updates has not flattened
+_SAME = 32  # games are few where each is played so often
+_TRY = (
+    "The teacher has learnt nothing to keep. Try more --steps; a memory, where observations hide "
+    "something (networks.lstm, then --teacher FILE); exploration, where rewards are rare "
+    "(methods.exploration)."
+)
 
 
 def console() -> Console:
@@ -20,13 +27,15 @@ def headline(summary: dict[str, Any], to: Console) -> None:
     """Prints the table of a summary.json, what compares the policies and what the run took."""
     first = summary["teacher"]
     seeds, episodes = len(first["returns"]), first["episodes"]
-    played = f"{seeds} seeds, {episodes} greedy episodes each, every policy acting alone"
-    title = f"{summary['env']}: {played}"
+    over = "seeds" if seeds > 1 else "episodes"
+    played = f"{seeds} seeds, {episodes} episodes each, every policy acting alone"
+    title = f"{summary['env']}: {played}; intervals over {over}"
     table = rich.table.Table(title=title, title_justify="left", title_style="bold")
     table.add_column("policy")
     for heading in (
-        "return IQM\n[95 % interval]",
-        "teacher\nkept",
+        "greedy: IQM\n[95 % interval]",
+        "sampled: IQM\n[95 % interval]",
+        "kept, greedy\nand sampled",
         "actor\nparameters",
         "FLOPs an\naction",
         "latency,\nbatch 1",
@@ -52,15 +61,22 @@ def _number(value: float | None, form: str) -> str:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     """One policy's, in the order of the headings."""
-    low, high = (_number(end, ".2f") for end in row["interval"])
+    kept = [_number(scores["kept"], ".1%").replace("%", " %") for scores in (row, row["sampled"])]
     return [
-        f"{_number(row['iqm'], '.2f')}\n[{low}, {high}]",
-        "-" if row["kept"] is None else f"{100 * row['kept']:.1f} %",
+        f"{_number(row['iqm'], '.2f')}\n{_interval(row)}",
+        f"{_number(row['sampled']['iqm'], '.2f')}\n{_interval(row['sampled'])}",
+        "\n".join(kept),
         f"{row['actor_parameters']:,}{_ratio(row['size_ratio'])}",
         _number(row["flops_per_action"], ",.0f"),
         f"{row['latency_us']:.0f} µs",
         f"{row['actor_bytes']:,}",
     ]
+
+
+def _interval(scores: dict[str, Any]) -> str:
+    """Both ends in words."""
+    low, high = (_number(end, ".2f") for end in scores["interval"])
+    return f"[{low}, {high}]"
 
 
 def _ratio(ratio: float | None) -> str:
@@ -80,17 +96,53 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     discounted = ", ".join(
         f"{name} {_number(row['discounted_iqm'], '.3f')}" for name, row in rows.items()
     )
-    floor = _number(summary["random"]["mean"], ".2f")
+    floor = f"{_number(summary['random']['mean'], '.2f')} {_interval(summary['random'])}"
     wall, compiling = summary["wall_seconds"], summary["compile_seconds"]
     lines = [
         f"random policy {floor} = 0 % kept; discounted return (0.99) IQM: {discounted}",
         f"environment steps a seed: {steps}",
         f"wall {wall:.1f} s, and {compiling:.1f} s of compiling",
+        *_cautions(summary),
     ]
     if "kl" in summary:
         divergence = f"KL(teacher || student) {_number(summary['kl'], '.4f')} nats"
         lines.insert(0, f"{_alike(summary)}; {divergence}")
     return lines
+
+
+def _cautions(summary: dict[str, Any]) -> list[str]:
+    """What a reader should know before believing the table."""
+    teacher, kl = summary["teacher"], summary["kl_while_learning"]
+    floor = f"a random policy's {_interval(summary['random'])}"
+    found = [
+        f"kept is -: the teacher's {_interval(scores)} ({way}) is not above {floor}."
+        for way, scores in (("greedy", teacher), ("sampled", teacher["sampled"]))
+        if scores["kept"] is None and scores["iqm"] is not None
+    ]
+    found += [_TRY] if len(found) == 2 else []
+    if kl and None not in kl.values() and kl["end"] < _FALLING * kl["half"]:
+        found.append(
+            f"the student's KL was still falling: {kl['half']:.3g} nats at half of its updates, "
+            f"{kl['end']:.3g} at the end. More --student-steps may keep more."
+        )
+    few = [
+        name for name in _rows(summary) if _few_games(summary, summary[name]["different_episodes"])
+    ]
+    if few:
+        games = ", ".join(f"{name} {summary[name]['different_episodes']:.0f}" for name in few)
+        found.append(
+            f"of {teacher['episodes']} greedy episodes a seed so many differ: {games}. One game "
+            f"played again says no more: judge sampled, or with --sticky 0.1."
+        )
+    return found
+
+
+def _few_games(summary: dict[str, Any], different: float | None) -> bool:
+    """Whether the same few games were played again and again: few endings, and no more starts than
+    endings. Where starts differ and endings do not, all games ended equally well.
+    """
+    episodes, starts = summary["teacher"]["episodes"], summary["different_starts"]
+    return different is not None and starts <= different <= episodes / _SAME
 
 
 def _alike(summary: dict[str, Any]) -> str:
