@@ -257,7 +257,7 @@ def tiny(space: Any) -> Env:
 
     def step(key, state, action):
         push = (
-            action - 1.0
+            action.astype(jnp.float32) - 1.0
             if isinstance(space, Discrete)
             else jnp.mean(jnp.clip(action, -1, 1), axis=-1)
         )

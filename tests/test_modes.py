@@ -126,12 +126,9 @@ TRACED = {mode: MODES[mode] for mode in MODES if mode != "nans"}
 def test_every_component_in_every_mode(mode, kind):
     """All losses, rewards and returns in one learner, every behaviour, traced."""
     cell = matrix.CELLS[kind]
-    tables = {"losses": cell.losses(), "rewards": matrix.REWARDS}
-    tables["returns"] = {
-        name: matrix.RETURNS[name]
-        for name, made in matrix.made(matrix.RETURNS, matrix.X).items()
-        if not made.fresh
-    }
+    ready = matrix.made(matrix.RETURNS, matrix.X)
+    gains = {name: row for name, row in cell.returns().items() if not ready[name].fresh}
+    tables = {"losses": cell.losses(), "returns": gains, "rewards": matrix.REWARDS}
     x = {kind: dict.fromkeys(table, matrix.X) for kind, table in tables.items()}
     with TRACED[mode]():
         teacher = matrix.network(cell, 4)
