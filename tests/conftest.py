@@ -15,7 +15,7 @@ if os.environ.get("JAXKD_TINY"):
     if version("jaxlib") < "0.11":
         quickly.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quickly]).strip()
-    # What one process has compiled, the others of this run need not; a folder that is given is kept.
+    # What one process has compiled, the others of this run need not; a given folder is kept.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxkd-tests-")
         atexit.register(shutil.rmtree, compiled, ignore_errors=True)
