@@ -15,12 +15,12 @@ if os.environ.get("JAXKD_TINY"):
     if version("jaxlib") < "0.11":
         quickly.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quickly]).strip()
-    # What one process has compiled, the others of this run need not.
+    # What one process has compiled, the others of this run need not; a given folder is kept.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxkd-tests-")
         atexit.register(shutil.rmtree, compiled, ignore_errors=True)
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402, it reads the flags
 import pytest  # noqa: E402

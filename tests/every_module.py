@@ -43,7 +43,8 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_sessionfinish(session):
-    sys.monitoring.set_events(sys.monitoring.PROFILER_ID, 0)
+    if sys.monitoring.get_tool(sys.monitoring.PROFILER_ID):  # not where xdist only hands out tests
+        sys.monitoring.set_events(sys.monitoring.PROFILER_ID, 0)
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["met"] = sorted(MET)
         return

@@ -1,6 +1,7 @@
 """The recipes named after papers: each runs with the preset's settings, and is what it says."""
 
 import re
+from functools import partial
 
 import chex
 import jax
@@ -28,18 +29,15 @@ def test_every_method_learns_something_finite_from_its_teacher(method):
     algorithm, _ = presets.distillation(
         env, student, teacher, PRESET._replace(student_steps=512), method
     )
-    state = algorithm.init(key)
-
-    def two_updates(state, params):
-        inputs = (params,) if presets.METHODS[method].needs_teacher else ()
-        once, _ = algorithm.step(state, *inputs)
-        return algorithm.step(once, *inputs)
-
+    needs_teacher = presets.METHODS[method].needs_teacher
+    jit = partial(jax.jit, compiler_options=FAST)
+    state = jit(algorithm.init)(key)
+    step = jit(lambda state, params: algorithm.step(state, *[params] * needs_teacher))
+    two_updates = lambda params: step(step(state, params)[0], params)
     sure, other = (
         jax.tree.map(lambda x: 30 * x, teacher.init(jax.random.key(seed))) for seed in (1, 2)
     )  # of what they do
-    program = jax.jit(two_updates).lower(state, sure).compile(compiler_options=FAST)
-    after, metrics = program(state, sure)
+    after, metrics = two_updates(sure)
     chex.assert_tree_all_finite((after.params, {k: v for k, v in metrics.items() if "/" in k}))
     chex.assert_trees_all_equal_dtypes(after, state)
     moved = [
@@ -47,8 +45,8 @@ def test_every_method_learns_something_finite_from_its_teacher(method):
         for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(state.params), strict=True)
     ]
     assert max(moved) > 0
-    if presets.METHODS[method].needs_teacher:
-        differently, _ = program(state, other)
+    if needs_teacher:
+        differently, _ = two_updates(other)
         pairs = zip(jax.tree.leaves(after.params), jax.tree.leaves(differently.params), strict=True)
         assert any((a != b).any() for a, b in pairs)
 

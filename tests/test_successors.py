@@ -13,6 +13,7 @@ import jaxkd
 from jaxkd import envs, losses, networks, rewards, successors
 from jaxkd.base import Outputs, Policy, UsageError
 from jaxkd.distributions import Categorical
+from jaxkd.optimize import component_key
 from jaxkd.returns import gae
 
 
@@ -209,23 +210,24 @@ def test_records_are_called_by_position():
     jaxkd.run(algorithm, jax.random.key(0), 1)
 
 
-@pytest.mark.parametrize("name", ["act", "learn", "memory", "student", "env"])
-def test_no_component_has_a_stages_key(name):
-    keys = {}
+def test_no_component_has_a_stages_key():
+    names, keys = ("act", "learn", "memory", "student", "env"), {}
 
-    def peek(reward, state, batch, context):
-        keys[name] = context.key
-        return reward + jax.random.normal(context.key, reward.shape), state
+    def peeking(name):
+        def peek(reward, state, batch, context):
+            keys[name] = context.key
+            return reward + jax.random.normal(context.key, reward.shape), state
+
+        return jaxkd.RewardTransform(lambda key, spec: (), peek)
 
     env = envs.make("CartPole-v1", 2)
-    transform = jaxkd.RewardTransform(lambda key, spec: (), peek)
-    ppo = jaxkd.ppo(env, networks.mlp(env, (4,)), rewards={name: transform}, num_minibatches=1)
+    paid = {name: peeking(name) for name in names}
+    ppo = jaxkd.ppo(env, networks.mlp(env, (4,)), rewards=paid, num_minibatches=1)
     state = ppo.init(jax.random.key(0))
     ppo.step(state)
-    from jaxkd.optimize import component_key
-
-    stage = component_key(jax.random.fold_in(state.key, 0), name)
-    assert not jnp.array_equal(jax.random.key_data(stage), jax.random.key_data(keys[name]))
+    for name in names:
+        stage = component_key(jax.random.fold_in(state.key, 0), name)
+        assert not jnp.array_equal(jax.random.key_data(stage), jax.random.key_data(keys[name]))
 
 
 # --- carries ------------------------------------------------------------------------------------
