@@ -162,8 +162,8 @@ def co_distill(student: Algorithm, teacher: Algorithm, *, best_so_far: bool = Fa
     >>> big, small = jaxkd.networks.mlp(env, (16,)), jaxkd.networks.mlp(env, (4,))
     >>> learning = distill(env, small, big, losses={"kl": jaxkd.losses.forward_kl()})
     >>> both = co_distill(learning, ppo(env, big))
-    >>> sorted(jaxkd.run(both, jax.random.key(0), 2)[1])[-2:]
-    ['teacher/loss/value', 'teacher/return']
+    >>> sorted(jaxkd.run(both, jax.random.key(0), 2)[1])[-1:]
+    ['teacher/return']
     """
 
     for name, algorithm in (("student", student), ("teacher", teacher)):
