@@ -1,5 +1,5 @@
-"""What the scripts of these folders share: keys by name, THE teacher, scores of whole episodes, arms
-that a cut run need not run again, and how results are written.
+"""What the scripts of these folders share: keys by name, THE teacher, scores of whole episodes,
+arms that a cut run need not run again, and how results are written.
 
 Legend of shapes: `n` seeds.
 """
@@ -71,7 +71,7 @@ TINY_PRESET = {
 
 
 class Teacher(NamedTuple):
-    """The one teacher that the students' seeds share: the best of several, and the spread of all."""
+    """The one teacher that the students' seeds share, the best of several; the spread of all."""
 
     params: Any
     score: float  # greedy, on keys other than those it was chosen by

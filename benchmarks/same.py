@@ -93,7 +93,8 @@ def main(mode: str, file: str) -> None:
                 if k in found and f"/{1}/" in k and before[k].shape == found[k].shape
             ]
             print(
-                f"{name:12}{'equal' if equal else 'DIFFERS'}  {max(apart, default=np.nan):.1e}  {len(missing)} missing"
+                f"{name:12}{'equal' if equal else 'DIFFERS'}  {max(apart, default=np.nan):.1e}  "
+                f"{len(missing)} missing"
             )
 
 

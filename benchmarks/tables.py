@@ -27,9 +27,9 @@ cpu` says something within a few minutes on two cores, `--size tiny` runs every 
 says nothing; `--seeds N` takes another number of seeds. Results go to runs/benchmarks/, those of a
 smaller size or of other seeds to a folder of their own in it; `--commit` writes `results/`, of the
 full size alone. A call that was cut goes on where it stopped: arms are kept in
-runs/benchmarks/kept, and run again where settings, seeds, random streams, jaxkd's source or versions
-are others, with `--fresh` all of them; what is only measured (speeds) is kept until its call has
-ended. What was tried and not kept is in [NOTES.md](NOTES.md), the accelerator's
+runs/benchmarks/kept, and run again where settings, seeds, random streams, jaxkd's source or
+versions are others, with `--fresh` all of them; what is only measured (speeds) is kept
+until its call has ended. What was tried and not kept is in [NOTES.md](NOTES.md), the accelerator's
 instructions in [speed/accelerator.md](speed/accelerator.md).
 
 Figures are means over seeds, students alone and greedy, 10 seeds and two CPU cores unless said; in

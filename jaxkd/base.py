@@ -111,7 +111,7 @@ class Batch(NamedTuple):
     targets: Any = ()  # dict: value target [T, B] by stream
     advantage: Any = ()  # [T, B], summed over the streams
     target: Any = ()  # [T, B], the target of stream ""
-    weight: Any = ()  # [T, B] what a row counts: the environment's, times that of the returns; () is 1
+    weight: Any = ()  # [T, B] what a row counts: the environment's times the returns'; () is 1
 
 
 class Actors(NamedTuple):

@@ -131,8 +131,8 @@ def guide_then_student(horizon: float | jax.Array | Callable) -> Behavior:
 
     Args:
         horizon: steps, or a function `(update, episode_return) -> steps` of the updates completed
-            and the mean return of each environment's last episode (-inf before the first has ended),
-            so that the guide can retreat with time or with success.
+            and the mean return of each environment's last episode (-inf before the first has
+            ended), so that the guide can retreat with time or with success.
 
     >>> shorter = lambda update, episode_return: jnp.maximum(100 - update, 0)
     >>> guide_then_student(shorter).needs_teacher

@@ -12,8 +12,8 @@ from jaxkd.base import Policy, State, UsageError
 from jaxkd.description import spec
 
 NOT_TRACED = (
-    "calls float(), int(), bool() or `if` on a value that is only known when the program runs. Keep "
-    "it an array: jnp.where for branches"
+    "calls float(), int(), bool() or `if` on a value that is only known when the program runs. "
+    "Keep it an array: jnp.where for branches"
 )
 _INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint")
 

@@ -312,7 +312,7 @@ def _plain_description(description: Description, where: str) -> dict[str, Any]:
 
 
 def _public(path: str) -> str:
-    """A path of jaxkd by the package that shows it: "jaxkd.networks.mlp:mlp" -> "...networks:mlp"."""
+    """A path by the package that shows it: "jaxkd.networks.mlp:mlp" -> "jaxkd.networks:mlp"."""
     module, _, qualname = path.partition(":")
     package = module.rpartition(".")[0]
     if module.split(".")[0] != "jaxkd" or not hasattr(sys.modules.get(package), qualname):

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 MASK = -1e9  # the logit of an action that may not be taken
 _ILLEGAL = 1e8  # a logit that lies so far below the largest one is a mask
 _NEAR = 0.1  # of a log ratio: below it the series of `_excess` has float32's precision
-# of a log-std: e^-10 is some hundred steps of a float32 action in [-1, 1]; beyond, e^(2 log_std) and
-# its inverse overflow in densities, in divergences and in the optimizer's squares
+# of a log-std: e^-10 is some hundred steps of a float32 action in [-1, 1]; beyond, e^(2 log_std)
+# and its inverse overflow in densities, in divergences and in the optimizer's squares
 _LOG_STD = 10.0
 
 

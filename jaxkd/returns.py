@@ -66,7 +66,7 @@ def gae(
 
 
 def _lambda_returns(gamma: Any, lambda_: Callable, episodic: bool) -> Returns:
-    """`gae` with lambda from a function of the batch: a number, or [T, B] of the step after each."""
+    """`gae`, lambda from a function of the batch: a number, or [T, B] of the step after each."""
 
     def evaluate(reward, value, next_value, batch, context):
         chex.assert_equal_shape([reward, next_value, value[:-1]])

@@ -121,7 +121,7 @@ def test_an_illegal_action_is_never_taken(made):
 
 
 def test_a_random_continuous_action_is_uniform_in_the_box():
-    """[-1, 1]^2: mean 0, variance 1/3, dimensions uncorrelated, whole actions from one side only."""
+    """[-1, 1]^2: mean 0, variance 1/3, dimensions uncorrelated, whole actions from one side."""
     student = Outputs(Normal(jnp.full((N, 2), 7.0), jnp.zeros((N, 2))))
     actions = act(behavior.random_acts(), student)
     assert actions.shape == (N, 2) and actions.dtype == np.float32 and np.abs(actions).max() <= 1

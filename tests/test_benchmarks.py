@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/ run, at their tiniest; their committed figures are test_results.py's."""
+"""The scripts of benchmarks/ run, at their tiniest; committed figures are test_results.py's."""
 
 import json
 import os

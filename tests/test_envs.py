@@ -29,10 +29,11 @@ UNFUSED = QUICKLY | {"xla_disable_hlo_passes": "fusion"}
 # Their numbers are whole, so nothing rounds; unfused they compile three times as long.
 WHOLE = ("MinAtar", "FourRooms", "MetaMaze", "FrozenLake", "Catch", "DeepSea")
 
-IDS = """CartPole-v1 Pendulum-v1 Acrobot-v1 MountainCar-v0 MountainCarContinuous-v0 Asterix-MinAtar Breakout-MinAtar Freeway-MinAtar
-Seaquest-MinAtar SpaceInvaders-MinAtar Catch-bsuite DeepSea-bsuite MemoryChain-bsuite UmbrellaChain-bsuite DiscountingChain-bsuite
-SimpleBandit-bsuite FourRooms-misc MetaMaze-misc PointRobot-misc BernoulliBandit-misc GaussianBandit-misc Reacher-misc Swimmer-misc
-Pong-misc FrozenLake-misc""".split()
+IDS = """CartPole-v1 Pendulum-v1 Acrobot-v1 MountainCar-v0 MountainCarContinuous-v0
+Asterix-MinAtar Breakout-MinAtar Freeway-MinAtar Seaquest-MinAtar SpaceInvaders-MinAtar
+Catch-bsuite DeepSea-bsuite MemoryChain-bsuite UmbrellaChain-bsuite DiscountingChain-bsuite
+SimpleBandit-bsuite FourRooms-misc MetaMaze-misc PointRobot-misc BernoulliBandit-misc
+GaussianBandit-misc Reacher-misc Swimmer-misc Pong-misc FrozenLake-misc""".split()
 
 
 def strong(tree):
@@ -674,7 +675,8 @@ def one_step(environment):
         ),
         (
             lambda: make("breakout", 4),
-            "unknown environment 'breakout'. Did you mean 'Breakout-MinAtar'? (jaxkd envs lists all)",
+            "unknown environment 'breakout'. Did you mean 'Breakout-MinAtar'? "
+            "(jaxkd envs lists all)",
         ),
         (lambda: make("xyzzy", 4), "unknown environment 'xyzzy'. (jaxkd envs lists all)"),
         (
@@ -716,7 +718,8 @@ def one_step(environment):
         ),
         (
             lambda: make(Clock, 4),
-            "is no environment: give one of jaxkd.envs.ids(), or an object with reset_env and step_env",
+            "is no environment: give one of jaxkd.envs.ids(), or an object with reset_env and "
+            "step_env",
         ),
         (lambda: make(3, 4), "'int' is no environment"),
         (
@@ -725,7 +728,8 @@ def one_step(environment):
         ),
         (
             lambda: one_step(Unstable(Discrete(2))),
-            "env_state.x of 'Unstable' is int32 after a reset, float32 after a step: make reset_env",
+            "env_state.x of 'Unstable' is int32 after a reset, float32 after a step: make "
+            "reset_env",
         ),
         (
             lambda: one_step(Column(Box((1,)))),
@@ -748,7 +752,10 @@ def test_a_wrapper_that_only_forwards_is_refused():
 
 
 def test_import_is_lazy():
-    program = "import jaxkd.envs, sys; assert 'gymnax' not in sys.modules; jaxkd.envs.ids(); assert 'gymnax' in sys.modules"
+    program = """import jaxkd.envs, sys
+assert 'gymnax' not in sys.modules
+jaxkd.envs.ids()
+assert 'gymnax' in sys.modules"""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[1],

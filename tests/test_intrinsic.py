@@ -494,7 +494,7 @@ def test_curiosity_falls_on_what_it_has_seen_and_not_elsewhere():
 
 
 def test_curiosity_sees_what_actions_change_and_not_noise():
-    """obs = (what the action moves, noise): features answer to the first, and hardly to the second."""
+    """obs = (what the action moves, noise): features answer to the first, hardly to the second."""
     sizes = SMALL._replace(learning_rate=3e-3, num_minibatches=8)
     transform = rewards.icm(beta=0.2, predictor=sizes)
 

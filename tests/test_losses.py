@@ -294,8 +294,8 @@ def test_masked_actions_give_no_nan(who):
             )
     if (
         who == "student"
-        # what the teacher does there costs a bounded amount in a mixture, and almost 1e9 nats in the
-        # forward KL
+        # what the teacher does there costs a bounded amount in a mixture, and almost 1e9 nats in
+        # the forward KL
     ):
         assert np.all(found["skew_kl"][0] < -np.log(0.1)) and np.all(found["jsd"][0] < np.log(2))
         assert np.all(found["cross_entropy"][0] > 1e3)
@@ -725,7 +725,7 @@ def test_ppo_clip_by_hand():
 
 
 def test_ppo_clip_higher():
-    """Ratios 1.5 and 0.5: up to 1 + .4 where the advantage is positive, down to 1 - .2 as before."""
+    """Ratios 1.5 and 0.5: up to 1 + .4 where the advantage is positive, down to 1 - .2."""
     probability = jnp.array([[0.75, 0.75, 0.25, 0.25]])
     student = Outputs(Categorical(jnp.log(jnp.stack([probability, 1 - probability], -1))))
     acting = Outputs(Categorical(jnp.zeros((1, 4, 2))))

@@ -174,8 +174,9 @@ NO_COMPONENTS = {
 # --- what is refused, and why --------------------------------------------------------------------
 
 DISCRETE = (  # it compares logits, which continuous actions do not have
-    "jsd, jsd temperature, jsd normalise, skew_kl, skew_reverse_kl, standardised_kl, total_variation, logit_mse, q_mse, "
-    "advantage_mse, advantage_mse raw, advantage_kl, action_gap, confidence"
+    "jsd, jsd temperature, jsd normalise, skew_kl, skew_reverse_kl, standardised_kl, "
+    "total_variation, logit_mse, q_mse, advantage_mse, advantage_mse raw, advantage_kl, "
+    "action_gap, confidence"
 ).split(", ")
 CONTINUOUS = ["action_mse", "action_mse delta"]  # it compares means, which logits do not have
 SEQUENCES = ["burn_in"]  # a feed-forward student's sequences have one row
@@ -190,7 +191,9 @@ WHO_ACTED = [
 # What the learner computes, or a memory keeps, only for a loss that reads it.
 CHOSEN = frozenset(
     f"batch.{field}"
-    for field in "action next_obs acting acting_next teacher teacher_next advantage target targets".split()
+    for field in (
+        "action next_obs acting acting_next teacher teacher_next advantage target targets"
+    ).split()
 )
 
 

@@ -333,7 +333,7 @@ def exact_objective(z, transition, measure, teacher):
 
 
 def estimated_gradient(z, transition, measure, term, teacher, *, transforms):
-    """The same from the library's parts on every trajectory, each as often as the student meets it."""
+    """The same from the library's parts, each trajectory as often as the student meets it."""
     state, action, terminated, alive, following, probability = trajectories(
         transition, np.asarray(jax.nn.softmax(z))
     )

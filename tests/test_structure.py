@@ -111,11 +111,13 @@ def size_violations(source: str, name: str) -> list[str]:
         length = len(lines & set(range(node.lineno, (node.end_lineno or node.lineno) + 1)))
         if length > MAX_FUNCTION_LINES:
             violations.append(
-                f"{name}:{node.lineno}: {node.name} has {length} lines of code, at most {MAX_FUNCTION_LINES}"
+                f"{name}:{node.lineno}: {node.name} has {length} lines of code, at most "
+                f"{MAX_FUNCTION_LINES}"
             )
         if num_arguments(node) > MAX_ARGUMENTS:
             violations.append(
-                f"{name}:{node.lineno}: {node.name} has {num_arguments(node)} arguments, at most {MAX_ARGUMENTS}"
+                f"{name}:{node.lineno}: {node.name} has {num_arguments(node)} arguments, at most "
+                f"{MAX_ARGUMENTS}"
             )
     return violations
 
@@ -211,7 +213,8 @@ def import_violations(source: str, name: str) -> list[str]:
             for target in imported(node, package):
                 if target.split(".")[0] in DRAWING:
                     violations.append(
-                        f"{name}:{getattr(node, 'lineno', 0)}: the engine imports {target} at module level"
+                        f"{name}:{getattr(node, 'lineno', 0)}: the engine imports {target} at "
+                        "module level"
                     )
     return violations
 
@@ -261,7 +264,8 @@ def test_import_gate_can_fail(name, source, message):
     [
         (
             "jaxkd/losses/policy.py",
-            "from ..base import LossTerm\nfrom .combine import stateless\nfrom jaxkd import rewards",
+            "from ..base import LossTerm\nfrom .combine import stateless\n"
+            "from jaxkd import rewards",
         ),
         ("jaxkd/envs/gymnax.py", "import gymnax\nfrom gymnax.environments import spaces"),
         ("jaxkd/envs/combine.py", "from . import gymnax\nfrom jaxkd.envs.gymnax import make"),

@@ -49,7 +49,8 @@ env = presets.make_env(name, p)
 teacher = presets.teacher_network(env, p)
 student = jaxkd.networks.mlp(env, (44,))
 ppo, updates = presets.teaching(env, teacher, p)
-kd = jaxkd.distill(env, student, teacher, losses={"kl": jaxkd.losses.forward_kl()}, unroll_length=p.unroll_length)
+kl = {"kl": jaxkd.losses.forward_kl()}
+kd = jaxkd.distill(env, student, teacher, losses=kl, unroll_length=p.unroll_length)
 def experiment(key):
     k_teacher, k_student, k_score = jax.random.split(key, 3)
     expert, _ = jaxkd.run(ppo, k_teacher, updates)
@@ -61,7 +62,8 @@ start = time.perf_counter()
 lowered = jax.jit(jax.vmap(experiment)).lower(keys)
 traced = time.perf_counter()
 lowered.compile()
-print(json.dumps({"import": start - began, "trace": traced - start, "compile": time.perf_counter() - traced}))
+ended = time.perf_counter()
+print(json.dumps({"import": start - began, "trace": traced - start, "compile": ended - traced}))
 """
 
 

@@ -165,7 +165,8 @@ def row(size: Sizes, num_envs: int, num_seeds: int) -> dict[str, dict[str, float
             "compile_seconds": compiling[name],
         }
         print(
-            f"{num_envs} envs, {num_seeds} seeds, {name}: x {found[name]['gain']:.2f}, {steps / 1e3:,.0f}k steps/s, compile {compiling[name]:.1f} s",
+            f"{num_envs} envs, {num_seeds} seeds, {name}: x {found[name]['gain']:.2f}, "
+            f"{steps / 1e3:,.0f}k steps/s, compile {compiling[name]:.1f} s",
             flush=True,
         )
     return found

@@ -102,7 +102,8 @@ def main(given: frame.Given) -> int:
         full = timed(lambda: counts.append(watched(many, num_updates, steps, size.every)))
         rounds.append({"bare": plain, "watched": full, "checkpoints": counts[-1]})
         print(
-            f"bare {plain[0]:.2f} s, with all {full[0]:.2f} s; CPU {plain[1]:.2f} s, {full[1]:.2f} s"
+            f"bare {plain[0]:.2f} s, with all {full[0]:.2f} s; CPU {plain[1]:.2f} s, {full[1]:.2f} "
+            "s"
         )
     shares = {
         kind: statistics.median(each["watched"][i] / each["bare"][i] - 1 for each in rounds)

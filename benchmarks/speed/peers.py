@@ -4,8 +4,8 @@ turns with ours on this machine's processor.
     python benchmarks/speed/peers.py [rejax] [sb3] [rsl_rl]     # default all
     python benchmarks/speed/peers.py [names] --verify           # does each of them learn?
 
-At a smaller size (`make extras` takes tiny: one short round) a peer that cannot be installed here is
-told and left out.
+At a smaller size (`make extras` takes tiny: one short round) a peer that cannot be installed here
+is told and left out.
 
 Configuration (`peers/child.py`): 64 environments x 32 steps an update; PPO in CartPole, 4 epochs x
 4 minibatches, MLP 64-64 tanh, a critic apart, Adam 2.5e-4; distillation 1 epoch x 4 minibatches,
@@ -57,7 +57,7 @@ PINS = {
 
 
 class Pair(NamedTuple):
-    """One thing that ours and a peer do; updates of one measurement are a few seconds on two cores."""
+    """What ours and a peer do; updates of one measurement are a few seconds on two cores."""
 
     what: str
     peer: str

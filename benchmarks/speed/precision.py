@@ -104,7 +104,8 @@ def main(given: frame.Seeded) -> None:
         figures["steps_per_second"] = steps / statistics.median(figures["seconds"])
         print(
             f"{name}: teacher {figures['teacher']:.1f}, students {figures['student']['mean']:.1f} "
-            f"(worst {figures['student']['worst']:.1f}), {figures['steps_per_second'] / 1e3:,.0f}k steps/s"
+            f"(worst {figures['student']['worst']:.1f}), {figures['steps_per_second'] / 1e3:,.0f}k "
+            "steps/s"
         )
     protocol.write("precision", {"settings": settings(size), "dtypes": found})
 

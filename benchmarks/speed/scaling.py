@@ -119,7 +119,8 @@ def communicated(algorithm, keys, inputs, repeats: int) -> int:
     total = 0
     for line in text.splitlines():
         made = re.match(
-            r".*= (.*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(",
+            r".*= (.*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
+            r"(?:-start)?\(",
             line,
         )
         if made:

@@ -1,4 +1,4 @@
-"""What throughput.py measures beside its table: a convolution, Seaquest, and what extras cost PPO."""
+"""What throughput.py measures beside its table: a convolution, Seaquest, what extras cost PPO."""
 
 from functools import partial
 
@@ -38,7 +38,7 @@ def convolution(size: Sizes) -> float:
 
 
 def seaquest(size: Sizes) -> float:
-    """How much faster Seaquest steps with room for 32 entities of each kind than with 100: a ratio."""
+    """How much faster Seaquest steps with room for 32 entities of each kind than for 100."""
     sources, key = {}, jaxkd.seeds(0, 1)
     for name, given in {"100": {}, "32": {"entities": 32}}.items():
         env = jaxkd.envs.make("Seaquest-MinAtar", 128, **given)

@@ -5,8 +5,8 @@
 The rows of throughput.py, and PPO of an LSTM whose sequences are as long as the rollout and a
 quarter of it. Each row starts a pair of processes several times, because a process keeps its luck
 with memory for all its life: a ratio is the median over pairs of the median over rounds. Compile
-seconds are the first pair's, one after the other, tracing included. Run it with nothing else running.
-Writes results/speed/turns.json.
+seconds are the first pair's, one after the other, tracing included. Run it with nothing else
+running. Writes results/speed/turns.json.
 """
 
 from benchmarks import frame

@@ -100,7 +100,7 @@ SIZES = {
 
 
 def bonus(name: str, size: int = 0):
-    """Of the stream "bonus"; the observation of DeepSea's end is all zeros, so an end pays nothing."""
+    """Of the stream "bonus"; an end pays nothing: in DeepSea its observation is all zeros."""
     common: dict = dict(terminal=False, stream="bonus")
     if name == "count":
         return rewards.count(lambda obs: jnp.argmax(obs.reshape(-1)), size * size, **common)
@@ -292,11 +292,13 @@ def gate(part: str, result: dict) -> list[str]:
             continue
         if result[arm]["solved"] < solved or result[arm]["median"] > median:
             failed.append(
-                f"{arm}: {result[arm]['solved']} solve, median {result[arm]['median']:.0f}; wanted {solved}, {median:.0f}"
+                f"{arm}: {result[arm]['solved']} solve, median {result[arm]['median']:.0f}; wanted "
+                f"{solved}, {median:.0f}"
             )
     if {"rnd", "none"} <= set(result) and result["rnd"]["median"] > result["none"]["median"] / 3:
         failed.append(
-            f"rnd needs more than a third of the {result['none']['median']:.0f} steps without a bonus"
+            f"rnd needs more than a third of the {result['none']['median']:.0f} steps without a "
+            "bonus"
         )
     return failed
 

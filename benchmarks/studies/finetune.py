@@ -201,11 +201,13 @@ def gate(results: dict) -> list[str]:
         for arm in ("warm", "qdagger"):
             if r["arms"][arm]["fall"] > MOST:
                 failed.append(
-                    f"{name}: {arm} falls by {100 * r['arms'][arm]['fall']:.1f} % at the switch, at most {100 * MOST:.0f} % wanted"
+                    f"{name}: {arm} falls by {100 * r['arms'][arm]['fall']:.1f} % at the switch, "
+                    f"at most {100 * MOST:.0f} % wanted"
                 )
         if r["arms"]["warm"]["mean"] < r["teacher"]:
             failed.append(
-                f"{name}: fine-tuned students end at {r['arms']['warm']['mean']:.2f}, below their teacher's {r['teacher']:.2f}"
+                f"{name}: fine-tuned students end at {r['arms']['warm']['mean']:.2f}, below their "
+                f"teacher's {r['teacher']:.2f}"
             )
         for soft, hard in (("warm", "cold"), ("qdagger", "qdagger_hard")):
             if r["arms"][soft]["fall"] >= r["arms"][hard]["fall"]:

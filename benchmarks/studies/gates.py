@@ -173,22 +173,26 @@ def gate(name: str, result: dict) -> list[str]:
     mean, worst = -np.inf if wanted is None else wanted, WORST_TEACHER.get(name, -np.inf)
     if result["teacher"]["mean"] < mean or result["teacher"]["worst"] < worst:
         failed.append(
-            f"teachers {result['teacher']['mean']:.1f} (worst {result['teacher']['worst']:.1f}), wanted {mean} ({worst})"
+            f"teachers {result['teacher']['mean']:.1f} (worst {result['teacher']['worst']:.1f}), "
+            f"wanted {mean} ({worst})"
         )
     mean, at, count = STUDENT.get(name, (-np.inf, -np.inf, 0))
     reached = sum(x >= at for x in result["student"]["seeds"])
     if result["student"]["mean"] < mean or reached < count:
         failed.append(
-            f"students {result['student']['mean']:.1f}, {reached} seeds at {at}; wanted {mean} and {count}"
+            f"students {result['student']['mean']:.1f}, {reached} seeds at {at}; wanted {mean} and "
+            f"{count}"
         )
     if name == "Pendulum-v1" and result["student"]["mean"] < 1.1 * result["the_teacher"]["return"]:
         failed.append(
-            f"students {result['student']['mean']:.1f}, wanted within 10 % of {result['the_teacher']['return']:.1f}"
+            f"students {result['student']['mean']:.1f}, wanted within 10 % of "
+            f"{result['the_teacher']['return']:.1f}"
         )
     for role in ("teacher", "student") if presets.preset(name).channels else ():
         if result[role]["mean"] < MINATAR * result["random"]:
             failed.append(
-                f"{role} {result[role]['mean']:.1f}, wanted {MINATAR} times the random policy's {result['random']:.2f}"
+                f"{role} {result[role]['mean']:.1f}, wanted {MINATAR} times the random policy's "
+                f"{result['random']:.2f}"
             )
     return failed
 
@@ -230,8 +234,10 @@ def main(given: frame.Study) -> int:
         plt.close()
         t, s, c = result["teacher"], result["student"], result["control"]
         print(
-            f"{name}: teachers {t['mean']:.2f} (worst {t['worst']:.2f}), the teacher {result['the_teacher']['return']:.2f}, students {s['mean']:.2f} "
-            f"(worst {s['worst']:.2f}, {100 * s['fraction_of_teacher']:.1f} %), controls {c['mean']:.2f}, {result['seconds']:.0f} s",
+            f"{name}: teachers {t['mean']:.2f} (worst {t['worst']:.2f}), the teacher "
+            f"{result['the_teacher']['return']:.2f}, students {s['mean']:.2f} "
+            f"(worst {s['worst']:.2f}, {100 * s['fraction_of_teacher']:.1f} %), controls "
+            f"{c['mean']:.2f}, {result['seconds']:.0f} s",
             *[
                 f"teachers {role}: {row['mean']:.2f}"
                 for role, row in result.items()

@@ -207,7 +207,8 @@ def gate(result: dict) -> list[str]:
         )
         if gain < GAIN:
             failed.append(
-                f"hidden {_label(hidden)}: hierarchical value distillation gains {gain:+.3f}, wanted {GAIN:+.2f}"
+                f"hidden {_label(hidden)}: hierarchical value distillation gains {gain:+.3f}, "
+                f"wanted {GAIN:+.2f}"
             )
     return failed
 

@@ -177,7 +177,7 @@ def lesson(size: Sizes, env: Env, role: str, student: Policy, teacher: Policy) -
 
 
 def scored(size: Sizes, env: Env, name: str, policy: Policy, params: Any, figures: dict) -> dict:
-    """By game: greedy figures of every seed, playing it alone, and the share of its teacher's gain."""
+    """By game: greedy figures of every seed, playing it alone, and its share of the teacher's."""
     found = {}
     for i, game in enumerate(env.tasks):
         arena = envs.pad(envs.make(game, size.arena), like=env, task=i)
@@ -238,7 +238,8 @@ def gate(result: dict, sets: dict = SETS) -> list[str]:
             kept = result[number][STUDENT][game]["fraction_of_teacher"]
             if not kept >= KEEPS:
                 failed.append(
-                    f"the student of {number} games keeps {100 * kept:.1f} % of its teacher in {game}, wanted {100 * KEEPS:.0f} %"
+                    f"the student of {number} games keeps {100 * kept:.1f} % of its teacher in "
+                    f"{game}, wanted {100 * KEEPS:.0f} %"
                 )
     return failed
 
@@ -291,19 +292,22 @@ def draw(result: dict, curves: dict, size: Sizes):
 def table(result: dict, size: Sizes) -> str:
     """The figures for a terminal."""
     lines = [
-        f"{'games':7}{'game':16}{'random':>8}{'teacher':>9}  {'':24}{'mean':>8}{'worst':>8}{'kept':>9}"
+        f"{'games':7}{'game':16}{'random':>8}{'teacher':>9}  "
+        f"{'':24}{'mean':>8}{'worst':>8}{'kept':>9}"
     ]
     for number, names in size.sets.items():
         for game in names:
             for role in size.roles[number]:
                 teacher, found = result["teachers"][game], result[number][role][game]
+                kept = 100 * found["fraction_of_teacher"]
                 lines.append(
-                    f"{number:7}{game:16}{teacher['random']:8.1f}{teacher['return']:9.1f}  {role:24}"
-                    f"{found['mean']:8.1f}{found['worst']:8.1f}{100 * found['fraction_of_teacher']:7.1f} %"
+                    f"{number:7}{game:16}{teacher['random']:8.1f}{teacher['return']:9.1f}  "
+                    f"{role:24}{found['mean']:8.1f}{found['worst']:8.1f}{kept:7.1f} %"
                 )
         whole = sum(result["teachers"][game]["parameters"] for game in names)
         lines.append(
-            f"{'':7}{result[number]['parameters']:,} parameters instead of {whole:,}; {result[number]['steps']:,} environment steps"
+            f"{'':7}{result[number]['parameters']:,} parameters instead of {whole:,}; "
+            f"{result[number]['steps']:,} environment steps"
         )
     return "\n".join(lines)
 

@@ -213,7 +213,7 @@ def phase(
 
 
 def experiment(name: str, size: Sizes) -> tuple[dict, dict[str, np.ndarray]]:
-    """Figures of the teacher and by role, and the returns while learning [updates, seeds] by role."""
+    """Figures of the teacher and by role; the returns while learning [updates, seeds] by role."""
     chosen = settings_of(name, size)
     env, arena = both(name, size.num_envs, size), alone(name, size.arena, size)
     teacher, best = the_teacher(name, size)
@@ -260,14 +260,16 @@ def gate(result: dict) -> list[str]:
 def table(name: str, rows: dict, size: Sizes) -> None:
     """Prints one experiment."""
     print(
-        f"\n{name}, {UNITS[name]}: the teacher {rows['teacher']['mean']:.2f}, {rows['seconds']:.0f} s"
+        f"\n{name}, {UNITS[name]}: the teacher {rows['teacher']['mean']:.2f}, "
+        f"{rows['seconds']:.0f} s"
     )
     print(f"  {'':12}{'mean':>8}{'worst':>8}{'IQM [95 % interval]':>26}{'steps':>10}{'actor':>8}")
     for role in size.roles:
         row = rows[role]
         iqm = f"{row['iqm']:.2f} [{row['interval'][0]:.2f}, {row['interval'][1]:.2f}]"
         print(
-            f"  {role:12}{row['mean']:8.2f}{row['worst']:8.2f}{iqm:>26}{row['steps']:10,}{row['parameters']:8,}",
+            f"  {role:12}{row['mean']:8.2f}{row['worst']:8.2f}{iqm:>26}{row['steps']:10,}"
+            f"{row['parameters']:8,}",
             flush=True,
         )
 

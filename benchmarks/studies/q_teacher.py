@@ -255,7 +255,8 @@ def gate(results: dict, found: dict) -> list[str]:
         failed.append(f"best tau {found['chosen']}, wanted below 1")
     if max(found["standardised"].values()) < found["kl_of_these"] - 0.02:
         failed.append(
-            f"standardised {found['standardised']}, wanted within .02 of KL {found['kl_of_these']:.3f}"
+            f"standardised {found['standardised']}, wanted within .02 of KL "
+            f"{found['kl_of_these']:.3f}"
         )
     return failed
 

@@ -223,11 +223,13 @@ def gate(found: dict) -> list[str]:
     failed = []
     if found["sd - td interval"][0] <= 0:
         failed.append(
-            f"P7: student-driven minus teacher-driven {found['sd - td']:.3f} {np.round(found['sd - td interval'], 3)}, wanted above 0"
+            f"P7: student-driven minus teacher-driven {found['sd - td']:.3f} "
+            f"{np.round(found['sd - td interval'], 3)}, wanted above 0"
         )
     if not found["ppd"] >= found["sd"] >= found["td"]:
         failed.append(
-            f"P8: ppd {found['ppd']:.3f} >= sd {found['sd']:.3f} >= td {found['td']:.3f} does not hold"
+            f"P8: ppd {found['ppd']:.3f} >= sd {found['sd']:.3f} >= td {found['td']:.3f} does not "
+            "hold"
         )
     for name, gain in found["ppd - damaged teacher"].items():
         if gain < RECOVERS:
@@ -237,7 +239,8 @@ def gate(found: dict) -> list[str]:
     for name, gain in found["td - damaged teacher"].items():
         if gain > COPIES:
             failed.append(
-                f"P8: {name}: td ends {gain:+.3f} from the damaged teacher, wanted at most {COPIES:+}"
+                f"P8: {name}: td ends {gain:+.3f} from the damaged teacher, wanted at most "
+                f"{COPIES:+}"
             )
     return failed
 

@@ -30,7 +30,7 @@ class Directory:
         self._lock: Any = None
 
     def lock(self) -> "Directory":
-        """Keeps other processes out, until the end of a `with` block or of this one, however it ends.
+        """Keeps other processes out, until the end of a `with` block or of this process.
 
         Raises:
             UsageError: another process is at work here.

@@ -1,4 +1,4 @@
-"""What `jaxkd distill` and `jaxkd teach` are about to do, known to fit together before anything is compiled."""
+"""What `distill` and `teach` are about to do, known to fit together before anything is compiled."""
 
 import math
 import os

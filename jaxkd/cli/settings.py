@@ -34,8 +34,8 @@ class _Run:
     dry_run: FlagCreatePairsOff[bool] = False
     """Compile everything, say what it takes, and run nothing."""
     checkpoint_every: float | None = None
-    """Seconds between two checkpoints; 0: at the end of each phase only (default: 30, and more where
-    they would take over 2 % of the time)."""
+    """Seconds between two checkpoints; 0: at the end of each phase only (default: 30, and more
+    where they would take over 2 % of the time)."""
     no_cache: FlagCreatePairsOff[bool] = False
     """Compiled programs are not kept for the next start."""
     quiet: FlagCreatePairsOff[bool] = False

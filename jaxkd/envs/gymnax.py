@@ -356,7 +356,7 @@ def _observation(environment, params, like):
 
 
 def _narrow(leaf):
-    """At most 32 bits, in 64-bit mode too: policies are made and saved for the same observations."""
+    """At most 32 bits, in 64-bit mode too: policies are saved for the same observations."""
     return leaf.astype(_NARROW.get(jnp.result_type(leaf).name, leaf.dtype))
 
 

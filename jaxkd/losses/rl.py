@@ -14,8 +14,8 @@ from jaxkd.losses.value import value_of, weighted_moments
 def policy_gradient() -> LossTerm:
     """-log pi_S(a) A: its gradient is the policy gradient (Williams 1992; Sutton et al. 2000).
 
-    Of one step from the policy that acted, the student's own, sampled. The advantage is data and is not normalised:
-    Czarnecki et al. (2019, theorem 2) need it as it is, of Monte-Carlo returns.
+    Of one step from the policy that acted, the student's own, sampled. The advantage is data and
+    is not normalised: Czarnecki et al. (2019, theorem 2) need it as it is, of Monte-Carlo returns.
     Exact for one epoch and one minibatch; for more steps on the same rollout take `ppo_clip`.
 
     Returns:

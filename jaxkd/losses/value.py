@@ -58,8 +58,8 @@ def q_mse() -> LossTerm:
     """(Q_S(s, a) - target)^2 at the action taken: PQN (Gallici et al. 2025).
 
     Q-learning without a replay. It is twice purejaxql's loss, which has a factor 1/2: that matters
-    beside a gradient clip and other terms. A Q network is a policy whose logits are Q-values and whose value
-    is their maximum; the target is what `returns` says.
+    beside a gradient clip and other terms. A Q network is a policy whose logits are Q-values and
+    whose value is their maximum; the target is what `returns` says.
 
     Returns:
         a term, [L, N]; discrete actions only; reads `batch.action` and `batch.target`.

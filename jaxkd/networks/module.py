@@ -28,10 +28,11 @@ def feedforward(
     Args:
         env: an `Env` or anything with `obs_spec` and `action_space`.
         module: a linen module; or what makes an nnx module, a function (rngs) -> module such as its
-            class; or an nnx module, whose arrays every seed begins with. It is called with obs [..., *obs_shape] in its own dtype, returns `Outputs`, or (policy
-            parameters, value [...]), or policy parameters alone: logits [..., A], or for D
-            continuous actions mean and log-std [..., 2 D], or a distribution record. To be saved,
-            its class and functions are defined at the top of a module.
+            class; or an nnx module, whose arrays every seed begins with. It is called with obs
+            [..., *obs_shape] in its own dtype, returns `Outputs`, or (policy parameters, value
+            [...]), or policy parameters alone: logits [..., A], or for D continuous actions mean
+            and log-std [..., 2 D], or a distribution record. To be saved, its class and functions
+            are defined at the top of a module.
         normalise: observations standardised by running statistics, kept beside the weights.
         select: the field of a dict observation that the module sees.
 
@@ -95,8 +96,8 @@ def _called(function: Any, module: nn.Module, *args: Any) -> Any:
             raise
         raise UsageError(
             f"{type(module).__name__} updates running averages or draws random numbers (BatchNorm, "
-            f"SpectralNorm, Dropout), which a policy cannot. Make it with use_running_average=True and "
-            f"deterministic=True, or use LayerNorm, or normalise=True."
+            "SpectralNorm, Dropout), which a policy cannot. Make it with use_running_average=True "
+            "and deterministic=True, or use LayerNorm, or normalise=True."
         ) from error
 
 
