@@ -1016,6 +1016,42 @@ def test_performance_gate_of_the_paper():
     )
 
 
+def test_a_lagrangian_by_hand():
+    """w = 2, losses (1, 3), bound 1.5: reported and seen by the student 2 (1, 3), and d / d log w
+    is the bound minus their mean, -.5: descent makes the weight grow."""
+    term = losses.lagrangian(1.5, lambda student, batch: student.value, initial=2.0)
+    params, data = term.init(jax.random.key(0), None), batch(shape=(1, 2))
+
+    def mean(params, value):
+        student = Outputs(Categorical(jnp.zeros((1, 2, A))), value)
+        return term.loss(params, student, data, context()).mean()
+
+    value, (dual, seen) = jax.value_and_grad(mean, (0, 1))(params, jnp.array([[1.0, 3.0]]))
+    np.testing.assert_allclose(value, 4, rtol=1e-6)
+    np.testing.assert_allclose(dual["log_weight"], -0.5, rtol=1e-6)
+    np.testing.assert_allclose(seen, [[1, 1]], rtol=1e-6)  # 2 / N
+
+
+def test_a_lagrangian_finds_the_weight_of_the_constraint():
+    """min -x s.t. x^2 <= 4: x = 2 and w = 1 / 4."""
+    term = losses.lagrangian(4.0, lambda student, batch: jnp.square(student.value))
+    data, optimizer = batch(shape=(1, 1)), optax.adam(3e-3)
+
+    def objective(trained):
+        student = Outputs(Categorical(jnp.zeros((1, 1, A))), trained[0][None, None])
+        return (term.loss(trained[1], student, data, context()) - trained[0]).sum()
+
+    def body(carry, _):
+        trained, state = carry
+        updates, state = optimizer.update(jax.grad(objective)(trained), state, trained)
+        return (optax.apply_updates(trained, updates), state), None
+
+    trained = jnp.float32(0.5), term.init(jax.random.key(0), None)
+    (trained, _), _ = jax.lax.scan(body, (trained, optimizer.init(trained)), length=2000)
+    np.testing.assert_allclose(trained[0], 2, atol=0.02)
+    np.testing.assert_allclose(jnp.exp(trained[1]["log_weight"]), 0.25, atol=0.01)
+
+
 def test_burn_in_keeps_the_size_of_the_mean():
     data = batch(shape=(4, 2))
     weight = losses.burn_in(1)(None, data, context())

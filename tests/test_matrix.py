@@ -91,6 +91,7 @@ LOSSES = {
     "confidence": losses.gate(losses.confidence(), KL),
     "burn_in": losses.gate(losses.burn_in(1), KL),
     "proximal": lambda x: losses.proximal(x, KL),
+    "lagrangian": lambda x: losses.lagrangian(x, KL),
     "for_task": losses.for_task(1, KL),
     "stateless": losses.stateless(lambda student, batch: jnp.square(student.value)),
     "watch": losses.watch(lambda student, batch: batch.teacher.value > student.value),

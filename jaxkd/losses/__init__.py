@@ -1,6 +1,6 @@
 """What the student minimises: terms from `[L, N]` to `[L, N]`; the engine alone averages."""
 
-from jaxkd.losses.combine import for_task, gate, proximal, scale, stateless, watch
+from jaxkd.losses.combine import for_task, gate, lagrangian, proximal, scale, stateless, watch
 from jaxkd.losses.feature import feature_mse
 from jaxkd.losses.policy import (
     action_mse,
@@ -46,6 +46,7 @@ __all__ = [
     "forward_kl",
     "gate",
     "jsd",
+    "lagrangian",
     "logit_mse",
     "nll",
     "one_minus",

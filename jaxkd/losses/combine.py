@@ -164,6 +164,44 @@ def proximal(epsilon: float | jax.Array | Callable, term: LossTerm | Callable) -
 
 
 @described
+def lagrangian(
+    bound: float | jax.Array | Callable, term: LossTerm | Callable, *, initial: float = 1.0
+) -> LossTerm:
+    """`term` with the weight that holds its mean at `bound`: Lagrange's, learnt beside the student.
+
+    The adaptive KL weight of PPO (Schulman et al. 2017) with the optimizer's steps instead of
+    factors of 2. log w ascends w.r.t. mean(term) - bound: the weight grows while the term is above
+    the bound and falls towards 0 below it. The student sees w times the term.
+
+    Args:
+        bound: of the term's mean over a minibatch; a number or a schedule `update -> bound`.
+        initial: the first weight, above 0.
+
+    Returns:
+        a term, [L, N]; its own params are {"log_weight": [], "term": those of `term`}.
+
+    >>> def moved(student, batch):
+    ...     return batch.acting.policy.kl(student.policy)
+    >>> term = lagrangian(0.01, moved)       # beside `policy_gradient`: a trust region
+    """
+    check.number("bound", bound)
+    check.number("initial", initial, low=0, above=True)
+    term = term if isinstance(term, LossTerm) else stateless(term)
+
+    def init(key, spec):
+        return {"log_weight": jnp.log(jnp.float32(initial)), "term": term.init(key, spec)}
+
+    def loss(params, student, batch, context):
+        loss = term.loss(params["term"], student, batch, context)
+        weight = jnp.exp(jax.lax.stop_gradient(params["log_weight"]))
+        below = jax.lax.stop_gradient(at(bound, context) - loss)
+        dual = params["log_weight"] * below
+        return weight * loss + dual - jax.lax.stop_gradient(dual)  # reported: w times the term
+
+    return LossTerm(init, loss)
+
+
+@described
 def for_task(task: int | jax.Array, term: LossTerm | Callable) -> LossTerm:
     """`term` on the rows of one task, where `batch.obs["task"] == task`; 0 elsewhere.
 
