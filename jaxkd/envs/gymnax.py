@@ -100,14 +100,14 @@ def make(
     ((8, 4), Discrete(n=2), 500)
     """
     _check_numbers(num_envs, group_size, max_steps, reset_pool, sticky)
-    environment, params, name = _construct(id_or_environment, env_params, env_kwargs)
-    own_step = _has_own_step(environment)
+    environment, params, name = construct(id_or_environment, env_params, env_kwargs)
+    own_step = has_own_step(environment)
     _check_pool(name, reset_pool, own_step, group_size)
     params = with_limit(params, max_steps)
-    begin = _beginning(environment, params, own_step, name)
+    begin = beginning(environment, params, own_step, name)
     like = jax.eval_shape(lambda: begin(jax.random.key(0)))
     limit = time_limit(environment, params, like.env_state, max_steps, name)
-    space, to_action = _actions(environment, params, name)
+    space, to_action = actions(environment, params, name)
     start = lambda key: protocol.cast(begin(key), like, name)
     transition = _transition(environment, params, to_action, limit, like, own_step, name)
     observe = _observation(environment, params, like.obs)
@@ -130,7 +130,7 @@ def make(
     return with_sticky_actions(env, sticky)
 
 
-def _beginning(environment, params, own_step, name):
+def beginning(environment, params, own_step, name):
     """-> function key -> First, as the environment begins an episode."""
 
     @protocol.given(environment, params)
@@ -205,7 +205,7 @@ def _check_space(environment, name):
         )
 
 
-def _construct(
+def construct(
     id_or_environment: Any, env_params: Any, env_kwargs: dict[str, Any]
 ) -> tuple[Any, Any, str]:
     """-> (environment, params, name), with every keyword used, and methods that can be called."""
@@ -294,7 +294,7 @@ def _concrete(tree):
     return contextlib.nullcontext() if traced else jax.ensure_compile_time_eval()
 
 
-def _has_own_step(environment):
+def has_own_step(environment):
     """True for a gymnax Environment that overrides `step`; found by name, so that plain objects do
     not import gymnax.
     """
@@ -307,7 +307,7 @@ def _has_own_step(environment):
 # --- actions and observations --------------------------------------------------------------------
 
 
-def _actions(environment, params, name):
+def actions(environment, params, name):
     """-> (space, function from a policy's action to the environment's), for gymnax's spaces and
     those of `base`.
     """

@@ -1,0 +1,431 @@
+"""`check_env`: what is wrong with an environment, found before anything is trained in it.
+
+Every check is a generator of `Fault`s. They look at the environment itself, not at the batch that
+`make` builds of it: `make` mends some of what they find, and other libraries do not.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.errors import KeyReuseError
+
+from jaxkd import check
+from jaxkd.base import Discrete, UsageError
+from jaxkd.envs import protocol
+from jaxkd.envs.gymnax import actions, beginning, construct, has_own_step, make
+from jaxkd.envs.limits import time_limit
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with an environment, or that may be meant and should be known."""
+
+    name: str  # what kind it is, such as "bounds"
+    cause: str  # one line, with both values
+    fix: str  # one line
+    grave: bool = True  # False: it may be meant
+
+
+class Subject(NamedTuple):
+    """An environment with all that the checks need of it."""
+
+    environment: Any
+    params: Any
+    name: str
+    begin: Callable  # key -> (obs, state)
+    advance: Callable  # (key, state, action) -> (obs, state, reward, done)
+    truncated: Callable  # state -> bool []
+    act: Callable  # key -> action, random in its space
+    limit: int | None  # steps of an episode
+    size: tuple[int, int]  # steps, environments
+
+
+class Steps(NamedTuple):
+    """Random play without resets before an end, [T, B] each."""
+
+    obs: Any  # [T, B, ...] after the step
+    reward: jax.Array
+    done: jax.Array  # as the environment says it
+    truncated: jax.Array
+
+
+def check_env(
+    id_or_environment: Any,
+    *,
+    env_params: Any = None,
+    num_steps: int = 256,
+    num_envs: int = 16,
+    seed: int = 0,
+    **env_kwargs: Any,
+) -> tuple[Fault, ...]:
+    """What is wrong with an environment: shapes, dtypes and weak types, the limits of its spaces,
+    purity under jit and vmap, keys used, ends and time limits apart, numbers that are finite.
+
+    Args:
+        id_or_environment, env_params, env_kwargs: as for `envs.make`.
+        num_steps, num_envs: of random play, in which what depends on numbers is looked for.
+        seed: of the play.
+
+    Returns:
+        Fault(name, cause, fix, grave), none where all is well; grave ones first.
+
+    >>> [fault.name for fault in check_env("CartPole-v1")]
+    []
+    """
+    check.count("num_steps", num_steps)
+    check.count("num_envs", num_envs)
+    found = _checked(id_or_environment, env_params, env_kwargs, (num_steps, num_envs), seed)
+    return tuple(sorted(dict.fromkeys(found), key=lambda fault: not fault.grave))
+
+
+def _checked(made_of, env_params, env_kwargs, size, seed) -> Iterator[Fault]:
+    known = vars(made_of).copy() if hasattr(made_of, "__dict__") else {}
+    try:
+        make(made_of, 2, env_params=env_params, **env_kwargs)
+        subject = _subject(made_of, env_params, env_kwargs, size)
+        play = _played(subject, jax.random.key(seed))
+    except UsageError as error:
+        yield Fault("interface", str(error), "As it says; nothing else was looked at.")
+    except Exception as error:
+        cause = f"it raises {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        yield Fault("raises", cause, "Call reset_env and step_env by hand under jax.jit.")
+    else:
+        for one in (_purity, _keys, _types, _spaces, _starts, _alone):
+            yield from one(subject, jax.random.key(seed))
+        for one in (_finite, _ends, _moves):
+            yield from one(subject, play)
+    yield from _kept(made_of, known)
+
+
+def _subject(made_of, env_params, env_kwargs, size) -> Subject:
+    environment, params, name = construct(made_of, env_params, env_kwargs)
+    space, to_action = actions(environment, params, name)
+    own = has_own_step(environment)
+    first = beginning(environment, params, own, name)
+    like = jax.eval_shape(lambda: first(jax.random.key(0)))
+    limit = time_limit(environment, params, like.env_state, None, name).max_steps
+
+    def begin(key):
+        with protocol.settings(environment):
+            return (environment.reset if own else environment.reset_env)(key, params)
+
+    def advance(key, state, action):
+        with protocol.settings(environment):
+            if own:
+                _, state, reward, done, _, info = environment.step(key, state, action, params)
+                return info["final_observation"], state, reward, done
+            return environment.step_env(key, state, action, params)[:4]
+
+    def truncated(state):
+        if not hasattr(environment, "is_truncated") or own:
+            return jnp.asarray(False)
+        with protocol.settings(environment):
+            return jnp.asarray(environment.is_truncated(state, params), bool)
+
+    def act(key):
+        if isinstance(space, Discrete):
+            return jax.random.randint(key, (), 0, space.n)
+        return to_action(jax.random.uniform(key, space.shape, minval=-1.0, maxval=1.0))
+
+    return Subject(environment, params, name, begin, advance, truncated, act, limit, size)
+
+
+def _played(subject: Subject, key: jax.Array) -> Steps:
+    """Random play; an episode begins again behind its end."""
+    length, number = subject.size
+
+    def step(carry, key):
+        state = carry
+        k_act, k_step, k_begin = jax.random.split(key, 3)
+        obs, state, reward, done = subject.advance(k_step, state, subject.act(k_act))
+        cut = subject.truncated(state)
+        over = (jnp.asarray(done) != 0) | cut
+        fresh = subject.begin(k_begin)[1]
+        choose = lambda new, old: jnp.where(over, new, jnp.asarray(old, jnp.result_type(new)))
+        return jax.tree.map(choose, fresh, state), Steps(obs, reward, done, cut)
+
+    def one(key):
+        k_begin, k_play = jax.random.split(key)
+        state = jax.tree.map(_strong, subject.begin(k_begin)[1])
+        return jax.lax.scan(step, state, jax.random.split(k_play, length))[1]
+
+    return jax.jit(jax.vmap(one, out_axes=1))(jax.random.split(key, number))
+
+
+def _strong(leaf):
+    return jnp.asarray(leaf, jnp.result_type(leaf))
+
+
+# --- of the functions ----------------------------------------------------------------------------
+
+
+def _purity(subject: Subject, key: jax.Array) -> Iterator[Fault]:
+    """The same call twice, without jit; what it was given is as before."""
+    obs, state = subject.begin(key)
+    action = subject.act(key)
+    before = jax.tree.map(np.array, _data(state))
+    once, twice = (subject.advance(key, state, action) for _ in range(2))
+    again = subject.begin(key)
+    for method, a, b in (("reset_env", (obs, state), again), ("step_env", once, twice)):
+        if not _equal(_data(a), _data(b)):
+            yield Fault(
+                "purity",
+                f"{method} of {subject.name!r} gives another result when it is called again with "
+                f"the same arguments",
+                "Draw from the key that is given (jax.random), and keep nothing outside the state: "
+                "under jit it runs once, when it is traced.",
+            )
+    if not _equal(before, _data(state)):
+        yield Fault(
+            "mutation",
+            f"step_env of {subject.name!r} changes the state that it is given",
+            "Return a new state: state.replace(...), array.at[i].set(x).",
+        )
+
+
+def _keys(subject: Subject, key: jax.Array) -> Iterator[Fault]:
+    """No key is drawn from twice."""
+    state, action = subject.begin(key)[1], subject.act(key)
+    for method, call in (
+        ("reset_env", lambda key: _data(subject.begin(key))),
+        ("step_env", lambda key: _data(subject.advance(key, state, action))),
+    ):
+        try:
+            with jax.debug_key_reuse(True):
+                jax.jit(call)(jax.random.clone(key))
+        except KeyReuseError as error:
+            yield Fault(
+                "key reuse",
+                f"{method} of {subject.name!r} uses a key twice ({str(error).splitlines()[0]})",
+                "jax.random.split it first: numbers drawn from one key are not independent.",
+            )
+
+
+def _types(subject: Subject, key: jax.Array) -> Iterator[Fault]:
+    """Reset and step give the same dtypes, and none that depends on what it meets."""
+    shaped = lambda call, *args: jax.eval_shape(lambda *args: call(*args)[:2], *args)
+    first = shaped(subject.begin, key)
+    action = jax.eval_shape(subject.act, key)
+    strong = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first[1])
+    after = shaped(subject.advance, key, strong, action)
+    for what, old, new in zip(("obs", "state"), first, after, strict=True):
+        for (path, a), b in zip(_leaves(old), jax.tree.leaves(new), strict=False):
+            if a.dtype != b.dtype or a.weak_type:
+                where = f"{what}{jax.tree_util.keystr(path)}"
+                weak = "weak " if a.weak_type else ""
+                yield Fault(
+                    "weak type" if a.dtype == b.dtype else "dtype",
+                    f"{where} of {subject.name!r} is {weak}{a.dtype} after a reset, {b.dtype} "
+                    f"after a step",
+                    f"jnp.asarray(..., jnp.{b.dtype}) in reset_env: a scan wants one type. "
+                    f"jaxkd casts it.",
+                    grave=a.dtype != b.dtype,
+                )
+
+
+def _spaces(subject: Subject, key: jax.Array) -> Iterator[Fault]:
+    """The observation is what observation_space says; `_finite` looks at its bounds."""
+    if (space := _observation_space(subject)) is None:
+        yield Fault(
+            "space",
+            f"{subject.name!r} has no observation_space(params)",
+            "jaxkd needs none; others do, and without one bounds are not looked at.",
+            grave=False,
+        )
+        return
+    obs = jax.eval_shape(subject.begin, key)[0]
+    if not hasattr(obs, "shape") or not hasattr(space, "shape"):
+        return  # of several parts
+    if tuple(space.shape) != tuple(obs.shape):
+        yield Fault(
+            "space",
+            f"observations of {subject.name!r} have shape {obs.shape}, its observation_space says "
+            f"{tuple(space.shape)}",
+            "Let both say the same; jaxkd believes the observation.",
+        )
+    kinds = [jnp.issubdtype(jnp.dtype(dtype), jnp.floating) for dtype in (obs.dtype, space.dtype)]
+    if kinds[0] != kinds[1]:
+        yield Fault(
+            "space",
+            f"observations of {subject.name!r} are {obs.dtype}, its observation_space says "
+            f"{jnp.dtype(space.dtype)}",
+            "Let both say the same; jaxkd believes the observation.",
+            grave=False,
+        )
+
+
+def _starts(subject: Subject, key: jax.Array) -> Iterator[Fault]:
+    """Two keys, two beginnings."""
+    a, b = (_data(subject.begin(k)) for k in jax.random.split(key))
+    if _equal(a, b):
+        yield Fault(
+            "one start",
+            f"every episode of {subject.name!r} begins in the same state",
+            "Draw it from the key, unless it is meant.",
+            grave=False,
+        )
+
+
+def _alone(subject: Subject, key: jax.Array) -> Iterator[Fault]:
+    """Each of a batch is what it is alone."""
+    keys = jax.random.split(key, 3)
+
+    def two_steps(key):
+        state = subject.begin(key)[1]
+        for k in jax.random.split(key):
+            obs, state, reward, done = subject.advance(k, state, subject.act(k))
+        return _data((obs, state, reward, done))
+
+    together = jax.jit(jax.vmap(two_steps))(keys)
+    for i, key in enumerate(keys):
+        if not _equal(jax.tree.map(lambda leaf, i=i: leaf[i], together), two_steps(key), 1e-3):
+            yield Fault(
+                "vmap",
+                f"one of three environments of {subject.name!r} under jit and vmap goes another "
+                f"way than alone",
+                "Write it for ONE environment, with jnp and lax alone.",
+            )
+            return
+
+
+# --- of random play ------------------------------------------------------------------------------
+
+
+def _finite(subject: Subject, play: Steps) -> Iterator[Fault]:
+    """Numbers are finite, and observations within their space."""
+    for what, tree in (("observation", play.obs), ("reward", play.reward)):
+        for leaf in jax.tree.leaves(tree):
+            bad = ~np.isfinite(np.asarray(leaf, np.float32))
+            if bad.any():
+                yield Fault(
+                    "finite",
+                    f"a {what} of {subject.name!r} is {np.asarray(leaf)[bad][0]} after "
+                    f"{int(np.argwhere(bad)[0][0]) + 1} random steps",
+                    "Look for 0 / 0, log 0 and exp of large numbers: jax.debug_nans(True).",
+                )
+    space = _observation_space(subject)
+    if not hasattr(space, "low") or not hasattr(play.obs, "shape"):
+        return
+    obs = np.asarray(play.obs, np.float32)
+    low, high = (np.float32(bound) for bound in (space.low, space.high))
+    slack = 1e-4 * (1 + np.abs(np.where(np.isfinite(high), high, 0.0)))
+    out = (obs < low - slack) | (obs > high + slack)
+    if out.any():
+        worst = obs[out][np.argmax(np.abs(obs[out]))]
+        yield Fault(
+            "bounds",
+            f"an observation of {subject.name!r} is {worst:g}, its observation_space goes from "
+            f"{np.min(low):g} to {np.max(high):g}",
+            "Widen the space or clip the observation; jaxkd looks at neither bound.",
+            grave=False,
+        )
+
+
+def _ends(subject: Subject, play: Steps) -> Iterator[Fault]:
+    """Ends are true or false, and time limits apart from them."""
+    done, cut = np.asarray(play.done), np.asarray(play.truncated)
+    if not np.isin(done, (0, 1)).all():
+        value = done[~np.isin(done, (0, 1))][0]
+        yield Fault(
+            "done",
+            f"done of {subject.name!r} is {value}: neither true nor false",
+            "Return a bool [] from step_env.",
+        )
+    both = cut & (done != 0)
+    if both.sum() >= 4 and not (cut & (done == 0)).any():
+        yield Fault(
+            "time limit",
+            f"done of {subject.name!r} is true in each of the {both.sum()} steps in which "
+            f"is_truncated is: a time limit would count as a termination, worth 0",
+            "Leave the limit to is_truncated, and let done mean a natural end.",
+        )
+    length = subject.size[0]
+    if not (cut | (done != 0)).any() and (subject.limit or length) <= length:
+        limit = f"its limit of {subject.limit}" if subject.limit else str(length)
+        yield Fault(
+            "endless",
+            f"no episode of {subject.name!r} ended in {length} random steps, "
+            f"{'beyond ' if subject.limit else 'and no time limit is known: more than '}{limit}",
+            "Let is_truncated(state, params) cut, or give max_steps= to envs.make.",
+            grave=bool(subject.limit),
+        )
+
+
+def _moves(subject: Subject, play: Steps) -> Iterator[Fault]:
+    """Actions and steps change something."""
+    key = jax.random.key(1)
+    acts = jax.vmap(subject.act)(jax.random.split(key, 16))
+
+    def several(key):
+        k_begin, k_step = jax.random.split(key)
+        state = subject.begin(k_begin)[1]
+        return jax.vmap(lambda action: _data(subject.advance(k_step, state, action)))(acts)
+
+    after = jax.jit(jax.vmap(several))(jax.random.split(key, 8))  # [8 states, 16 actions, ...]
+    if all(np.array_equal(x, np.broadcast_to(x[:, :1], x.shape), equal_nan=True) for x in
+           map(np.asarray, jax.tree.leaves(after))):  # fmt: skip
+        yield Fault(
+            "action",
+            f"no action of {subject.name!r} changes a first step: 16 of them in 8 states",
+            "Let step_env read the action.",
+            grave=False,
+        )
+    if all(np.ptp(np.asarray(leaf, np.float32)) == 0 for leaf in jax.tree.leaves(play.obs)):
+        yield Fault(
+            "one observation",
+            f"all observations of {subject.name!r} are equal",
+            "A policy cannot tell states apart, unless it is a bandit.",
+            grave=False,
+        )
+
+
+def _kept(environment: Any, before: dict) -> Iterator[Fault]:
+    """The object is what it was."""
+    after = vars(environment) if hasattr(environment, "__dict__") else {}
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) is after.get(name):
+            continue
+        leaked = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(after.get(name)))
+        yield Fault(
+            "leak" if leaked else "kept state",
+            f"attribute {name!r} of {type(environment).__name__!r} is "
+            f"{'a tracer' if leaked else 'another'} after it was played",
+            "Put what changes into the state: under jit a method runs once, when it is traced.",
+        )
+
+
+# --- helpers -------------------------------------------------------------------------------------
+
+
+def _observation_space(subject: Subject) -> Any:
+    made = getattr(subject.environment, "observation_space", None)
+    if made is None:
+        return None
+    with protocol.settings(subject.environment):
+        return made(subject.params)
+
+
+def _leaves(tree):
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+def _data(tree):
+    """`tree` with keys as their numbers."""
+    raw = lambda leaf: (
+        jax.random.key_data(leaf)
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+        else leaf
+    )
+    return jax.tree.map(raw, tree)
+
+
+def _equal(a, b, rtol: float = 0.0) -> bool:
+    close = lambda x, y: np.shape(x) == np.shape(y) and np.allclose(
+        np.asarray(x), np.asarray(y), rtol=rtol, atol=rtol, equal_nan=True
+    )
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        map(close, jax.tree.leaves(a), jax.tree.leaves(b))
+    )
