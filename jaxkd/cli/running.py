@@ -16,7 +16,7 @@ import absl.logging
 from jaxkd import report
 from jaxkd.base import UsageError
 from jaxkd.cache import compile_cache
-from jaxkd.cli import card, directory, watching
+from jaxkd.cli import card, directory, reporting, watching
 from jaxkd.cli import device as devices
 from jaxkd.cli.card import FORMAT
 from jaxkd.cli.dry import dry_run
@@ -39,6 +39,7 @@ _APART = (
     "dry_run",
     "checkpoint_every",
     "no_cache",
+    "no_report",
     "quiet",
     "traceback",
     "teacher",
@@ -201,6 +202,8 @@ def _go(
     finally:
         progress.close()
     report.headline(directory.plain(summary), console)
+    if not settings.no_report:
+        reporting.append(run.path)
     return 0
 
 
