@@ -11,9 +11,9 @@ from jaxkd.cli import card
 from jaxkd.cli.runs import show
 from jaxkd.cli.settings import Compare
 from jaxkd.report import comparison, statistics
+from jaxkd.report.facts import UNTOLD
 
 _POLICIES = ("teacher", "student", "control")
-_UNTOLD = ("out", "quiet", "traceback", "no_cache", "no_report", "checkpoint_every", "dry_run")
 _USAGE, _ARTIFACT = 2, 4  # exit codes, as in `failure`, which imports jax
 _FORMATS = {"markdown": comparison.markdown, "latex": comparison.latex}
 
@@ -150,7 +150,7 @@ def _differences(cards: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     ]
     names = [name for name in dict.fromkeys(key for each in flat for key in each)]
     rows = [(name, [str(each.get(name, "-")) for each in flat]) for name in names]
-    return [(name, values) for name, values in rows if len(set(values)) > 1 and name not in _UNTOLD]
+    return [(name, values) for name, values in rows if len(set(values)) > 1 and name not in UNTOLD]
 
 
 def _return(summary: dict[str, Any], name: str) -> str:

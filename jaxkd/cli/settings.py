@@ -38,6 +38,9 @@ class _Run:
     where they would take over 2 % of the time)."""
     no_cache: FlagCreatePairsOff[bool] = False
     """Compiled programs are not kept for the next start."""
+    track: str = ""
+    """Metrics to TensorBoard's files (tb), to an offline run of Weights & Biases (wandb) or to both
+    (tb,wandb), beside metrics.jsonl."""
     no_report: FlagCreatePairsOff[bool] = False
     """No report.html at the end (`jaxkd report RUN` writes it later)."""
     quiet: FlagCreatePairsOff[bool] = False

@@ -5,6 +5,12 @@ from typing import Any, NamedTuple
 
 from jaxkd.report.table import interval, number, ratio, rows
 
+# Settings that say nothing of the result.
+UNTOLD = (
+    *("out", "quiet", "traceback", "no_cache", "no_report", "track"),
+    *("checkpoint_every", "dry_run"),
+)
+
 
 class Fact(NamedTuple):
     """One cell."""

@@ -17,7 +17,7 @@ import numpy as np
 from jaxkd import presets
 from jaxkd.policies import load_policy
 from jaxkd.report import figures
-from jaxkd.report.facts import Fact, facts
+from jaxkd.report.facts import UNTOLD, Fact, facts
 from jaxkd.report.figures import Curve, Picture, picture
 from jaxkd.report.film import Film, film
 from jaxkd.report.table import NAMES, cautions, played, rows
@@ -25,7 +25,6 @@ from jaxkd.run import seeds
 
 HTML, TEXT, GIF, STILL = "report.html", "report.md", "report.gif", "report.png"
 SOURCE = "jaxkd (version {version}), https://pypi.org/project/jaxkd-rl"
-_UNTOLD = ("out", "quiet", "traceback", "no_cache", "checkpoint_every", "dry_run", "no_report")
 
 
 class Report(NamedTuple):
@@ -94,7 +93,7 @@ def gather(run: Path, card: dict[str, Any]) -> Report:
             "No film", dict(film=None, film_caption="", film_said=""), _film, run, card, summary
         ),
         pictures=attempt("No pictures", [], _pictures, lines, summary),
-        settings={name: x for name, x in card["settings"].items() if name not in _UNTOLD},
+        settings={name: x for name, x in card["settings"].items() if name not in UNTOLD},
         again="jaxkd " + " ".join(map(shlex.quote, card.get("argv", []))),
         cite=SOURCE.format(version=card["versions"].get("jaxkd-rl", "?")),
         names=NAMES,
