@@ -187,6 +187,7 @@ def test_everybody_can_read_it(shown):
     images = re.findall(r"<img [^>]*>", shown.html)
     assert len(images) == 2 and all(re.search(r'alt="[^"]{20,}"', each) for each in images)
     svgs = re.findall(r"<svg [^>]*>", shown.html)
+    assert 'class="missing' not in shown.html
     assert len(svgs) == 4 and all('role="img"' in each and "aria-label" in each for each in svgs)
     assert shown.html.count('scope="col"') == 4 and 'lang="en"' in shown.html
     for wanted in ("prefers-color-scheme: dark", "@media print", "prefers-reduced-motion"):
@@ -196,7 +197,7 @@ def test_everybody_can_read_it(shown):
 def test_it_says_how_to_repeat_and_cite_it(shown):
     for text in (shown.html, (shown.run / "report.md").read_text()):
         assert "jaxkd distill CartPole-v1 --seeds 3" in text
-        assert f"version {jaxkd.__version__}" in text
+        assert f"version = {{{jaxkd.__version__}}}" in text
 
 
 PROBE = """<script>addEventListener("load", () => {

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from jaxkd.report import statistics
 
@@ -77,6 +78,9 @@ def likeness(curve: Curve, what: str, *, log: bool) -> Figure:
     figure, axes = _new("environment steps of one seed", what)
     if log and (curve.values[np.isfinite(curve.values)] > 0).all():
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     _draw(axes, curve, COLOURS["student"], "student")
     return figure
 
@@ -177,8 +181,8 @@ def _draw(axes: Any, curve: Curve, colour: str, name: str) -> None:
     values = np.where(np.isfinite(curve.values), curve.values, np.nan)
     axes.plot(curve.steps, values, color=colour, linewidth=0.5, alpha=0.3)
     middle, low, high = statistics.curve(values)
-    marker = "o" if len(curve.steps) == 1 else None
-    axes.plot(curve.steps, middle, marker, color=colour, linewidth=1.6, label=name)
+    marker = "o" if len(curve.steps) == 1 else ""
+    axes.plot(curve.steps, middle, marker=marker, color=colour, linewidth=1.6, label=name)
     if values.shape[1] > 1:
         axes.fill_between(curve.steps, low, high, color=colour, alpha=0.18, linewidth=0)
 

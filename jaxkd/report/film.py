@@ -15,7 +15,7 @@ from jaxkd.report.drawing import INK, LIGHT, PAPER, SIZE, Draw, painter
 
 _FRAMES, _COLOURS = 120, 40  # of a moving picture: what keeps it under 300 kB
 _BAR, _GAP, _MARGIN = 22, 12, 8  # pixels: below a picture, between two, around all
-_STILLS = 5
+_STILLS = 3
 
 
 class Played(NamedTuple):
@@ -31,7 +31,7 @@ class Film(NamedTuple):
     """What is shown."""
 
     gif: bytes
-    png: bytes  # a few moments of it, one below the other
+    png: bytes  # a few moments of it, side by side
     size: tuple[int, int]  # pixels of the gif
     still_size: tuple[int, int]
     returns: dict[str, float]  # of the steps shown, by policy
@@ -56,7 +56,7 @@ def film(env: Env, policies: dict[str, tuple[Policy, Any]], key: jax.Array) -> F
     returns = {name: float(each.rewards.sum()) for name, each in played.items()}
     steps = {name: len(each.rewards) for name, each in played.items()}
     stills = [frames[i] for i in np.linspace(0, len(frames) - 1, _STILLS).astype(int)]
-    strip = _below(stills)
+    strip = _beside(stills)
     return Film(
         _gif(frames, 40 * stride),
         _png(strip),
@@ -123,7 +123,7 @@ def _frame(played: dict[str, Played], draw: Draw, step: int) -> Image.Image:
 
 def _gif(frames: list[Image.Image], milliseconds: int) -> bytes:
     """With one palette for all frames, so that what stands still costs nothing."""
-    palette = _below(frames[:: max(1, len(frames) // 8)]).quantize(_COLOURS)
+    palette = _beside(frames[:: max(1, len(frames) // 8)]).quantize(_COLOURS)
     few = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     times = [milliseconds] * (len(few) - 1) + [1500]  # the end is looked at for longer
     kept = io.BytesIO()
@@ -139,9 +139,9 @@ def _png(image: Image.Image) -> bytes:
     return kept.getvalue()
 
 
-def _below(images: list[Image.Image]) -> Image.Image:
+def _beside(images: list[Image.Image]) -> Image.Image:
     width, height = images[0].size
-    strip = Image.new("RGB", (width, height * len(images)), PAPER)
-    for row, image in enumerate(images):
-        strip.paste(image, (0, row * height))
+    strip = Image.new("RGB", (width * len(images), height), PAPER)
+    for column, image in enumerate(images):
+        strip.paste(image, (column * width, 0))
     return strip

@@ -24,7 +24,16 @@ from jaxkd.report.table import NAMES, cautions, played, rows
 from jaxkd.run import seeds
 
 HTML, TEXT, GIF, STILL = "report.html", "report.md", "report.gif", "report.png"
-SOURCE = "jaxkd (version {version}), https://pypi.org/project/jaxkd-rl"
+CITE = """@software{{jaxkd,
+  title = {{jaxkd: small students from big teachers}},
+  author = {{{{The jaxkd authors}}}},
+  version = {{{version}}},
+  year = {{2026}},
+}}"""
+
+
+_NO_TABLE = dict(lead="", headline=[], played="", notes=[])
+_NO_FILM = dict(film=None, film_caption="", film_said="")
 
 
 class Report(NamedTuple):
@@ -34,6 +43,7 @@ class Report(NamedTuple):
     card: dict[str, Any]
     summary: dict[str, Any]  # {} of a run that has not ended
     missing: list[str]  # a sentence each
+    lead: str  # the table in a sentence
     headline: list[tuple[str, list[Fact]]]
     played: str  # what the table is of
     notes: list[str]  # to be read before the table is believed
@@ -88,28 +98,43 @@ def gather(run: Path, card: dict[str, Any]) -> Report:
         card=card,
         summary=summary,
         missing=missing,
-        **attempt("No table", dict(headline=[], played="", notes=[]), _table, summary),
-        **attempt(
-            "No film", dict(film=None, film_caption="", film_said=""), _film, run, card, summary
-        ),
+        **attempt("No table", _NO_TABLE, _table, summary),
+        **attempt("No film", _NO_FILM, _film, run, card, summary),
         pictures=attempt("No pictures", [], _pictures, lines, summary),
         settings={name: x for name, x in card["settings"].items() if name not in UNTOLD},
         again="jaxkd " + " ".join(map(shlex.quote, card.get("argv", []))),
-        cite=SOURCE.format(version=card["versions"].get("jaxkd-rl", "?")),
+        cite=CITE.format(version=card["versions"].get("jaxkd-rl", "?")),
         names=NAMES,
     )
 
 
 def _table(summary: dict[str, Any]) -> dict[str, Any]:
     if not summary:
-        return dict(headline=[], played="", notes=[])
-    return dict(headline=facts(summary), played=played(summary), notes=cautions(summary))
+        return _NO_TABLE
+    lead, notes = _lead(summary), cautions(summary)
+    return dict(lead=lead, headline=facts(summary), played=played(summary), notes=notes)
 
 
 def _title(card: dict[str, Any]) -> str:
-    method = card["settings"].get("method", "")
-    what = f"{card['command']} {card['env']}"
-    return f"{what} by {method.replace('_', ' ')}" if method else what
+    method = card["settings"].get("method") or card["command"]
+    return f"{card['env']}: {method.replace('_', ' ')}"
+
+
+def _lead(summary: dict[str, Any]) -> str:
+    """The table in a sentence; nothing where it says nothing."""
+    student, control = (summary.get(name, {}) for name in ("student", "control"))
+    if student.get("kept") is None or not student.get("size_ratio"):
+        return ""
+    shares = [f"{each['kept']:.0%}".replace("%", " %") for each in (student, control) if each]
+    lead = f"The student keeps {shares[0]} of its teacher's return with "
+    lead += (
+        f"{student['actor_parameters']:,} of {summary['teacher']['actor_parameters']:,} parameters"
+    )
+    return (
+        f"{lead}; the same network without a teacher reaches {shares[1]}."
+        if control
+        else f"{lead}."
+    )
 
 
 def _summary(run: Path) -> dict[str, Any]:
@@ -216,8 +241,8 @@ def _film(run: Path, card: dict[str, Any], summary: dict[str, Any]) -> dict[str,
     longest = max(shown.steps.values())
     said += [f"Only the first {longest} steps are shown."] if shown.cut else []
     ends = (f"{name} {shown.returns[name]:.4g} in {shown.steps[name]} steps" for name in loaded)
-    what = f"{' and '.join(loaded)} playing {card['env']}, returns: {', '.join(ends)}."
-    return dict(film=shown, film_caption=" ".join(said[number == 1 :]), film_said=what.capitalize())
+    what = f"{card['env']} played by {' and '.join(loaded)}, returns: {', '.join(ends)}."
+    return dict(film=shown, film_caption=" ".join(said[number == 1 :]), film_said=what)
 
 
 def _median_seed(summary: dict[str, Any]) -> int:
@@ -251,4 +276,6 @@ def _plainly(value: Any) -> str:
     """A setting in words."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_plainly, value)) or "none"
-    return {None: "default", True: "yes", False: "no"}.get(value, str(value))
+    if value is None or isinstance(value, bool):
+        return {None: "default", True: "yes", False: "no"}[value]
+    return str(value)
