@@ -50,7 +50,9 @@ def reference(pages: dict[str, str]) -> None:
     (templates / "module.html.jinja2").write_text(
         '{% extends "default/module.html.jinja2" %}{% block nav_footer %}'
         f"<h2>Notebooks</h2><ul>{links}</ul>"
-        "{{ super() }}{% endblock %}".replace('href="', 'href="{{ ("../" * module.modulename.count(".")) }}')
+        "{{ super() }}{% endblock %}".replace(
+            'href="', 'href="{{ ("../" * module.modulename.count(".")) }}'
+        )
     )
     pdoc.render.configure(
         docformat="google",

@@ -18,6 +18,7 @@ from jaxkd.report import statistics
 # As they are printed; the page's style sheet has a lighter one of each for the dark.
 COLOURS = {"teacher": "#b0522b", "student": "#2563a8", "control": "#6f7680"}
 _SIDES = (COLOURS["student"], COLOURS["teacher"], "#5f7f3a", "#7d5a9c", "#9a7b1c", "#3d8a86")
+_SHORT = {"control": "no teacher"}
 INK, FAINT = "#22252a", "#d9d6cf"
 _VARIABLES = {**COLOURS, "ink": INK, "faint": FAINT}
 _STYLE = {
@@ -67,7 +68,7 @@ def learning(curves: dict[str, Curve], level: float | None = None) -> Figure:
     if level is not None:
         axes.axhline(level, color=COLOURS["teacher"], dashes=(4, 3), linewidth=1)
     for name, curve in curves.items():
-        _draw(axes, curve, COLOURS[name], name)
+        _draw(axes, curve, COLOURS[name], _SHORT.get(name, name))
     if len(curves) > 1:
         axes.legend(frameon=False, loc="best")
     return figure
@@ -97,7 +98,7 @@ def strip(rows: dict[str, dict[str, Any]]) -> Figure:
         if row["iqm"] is not None and None not in row["interval"]:
             axes.plot([place + 0.18] * 2, row["interval"], color=COLOURS[name], linewidth=2)
             axes.plot(place + 0.18, row["iqm"], "D", color=COLOURS[name], markersize=5, mew=0)
-    axes.set_xticks(range(len(rows)), list(rows))
+    axes.set_xticks(range(len(rows)), [_SHORT.get(name, name) for name in rows])
     axes.set_xlim(-0.5, len(rows) - 0.5)
     axes.grid(False, axis="x")
     return figure

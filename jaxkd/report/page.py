@@ -101,7 +101,11 @@ def gather(run: Path, card: dict[str, Any]) -> Report:
         **attempt("No table", _NO_TABLE, _table, summary),
         **attempt("No film", _NO_FILM, _film, run, card, summary),
         pictures=attempt("No pictures", [], _pictures, lines, summary),
-        settings={name: x for name, x in card["settings"].items() if name not in UNTOLD},
+        settings={
+            name: x
+            for name, x in card["settings"].items()
+            if x not in (None, [], "") and name not in UNTOLD
+        },
         again="jaxkd " + " ".join(map(shlex.quote, card.get("argv", []))),
         cite=CITE.format(version=card["versions"].get("jaxkd-rl", "?")),
         names=NAMES,
@@ -111,7 +115,7 @@ def gather(run: Path, card: dict[str, Any]) -> Report:
 def _table(summary: dict[str, Any]) -> dict[str, Any]:
     if not summary:
         return _NO_TABLE
-    lead, notes = _lead(summary), cautions(summary)
+    lead, notes = _lead(summary), [line[0].upper() + line[1:] for line in cautions(summary)]
     return dict(lead=lead, headline=facts(summary), played=played(summary), notes=notes)
 
 
@@ -230,7 +234,8 @@ def _film(run: Path, card: dict[str, Any], summary: dict[str, Any]) -> dict[str,
             loaded[name] = load_policy(path)
     if not loaded:
         raise FileNotFoundError("there are no saved policies")
-    given = {name: tuple(x) if isinstance(x, list) else x for name, x in card["preset"].items()}
+    given: dict[str, Any] = card["preset"]
+    given = {name: tuple(x) if isinstance(x, list) else x for name, x in given.items()}
     env = presets.make_env(card["env"], presets.Preset(**given)._replace(num_envs=1))
     shown = film(env, loaded, seeds(card["settings"]["seed"], 1)[0])
     if shown is None:
