@@ -59,9 +59,11 @@ PROGRAM = "import sys; from jaxkd.cli import main; sys.exit(main())"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 
-def command(*arguments: str, folder: Path) -> tuple[int, str]:
+def command(*arguments: str, folder: Path, report: bool = False) -> tuple[int, str]:
     """Exit code and standard output of main, run in `folder`."""
     printed = io.StringIO()
+    if arguments[0] in ("distill", "teach") and not report:
+        arguments = (*arguments, "--no-report")
     if arguments[0] != "runs":
         arguments = (*arguments, "--no-cache")  # one process, whose other tests have none
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
@@ -73,7 +75,8 @@ def command(*arguments: str, folder: Path) -> tuple[int, str]:
 def ran(tmp_path_factory) -> SimpleNamespace:
     """Two seeds on CartPole, in the default directory of an empty folder."""
     folder = tmp_path_factory.mktemp("ran")
-    code, printed = command("distill", "CartPole-v1", "--seeds", "2", *SIZES, folder=folder)
+    arguments = ("distill", "CartPole-v1", "--seeds", "2", *SIZES)
+    code, printed = command(*arguments, folder=folder, report=True)
     (path,) = (folder / "runs").iterdir()
     read = {name: json.loads((path / f"{name}.json").read_text()) for name in ("run", "summary")}
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -216,6 +219,15 @@ def test_run_writes_only_its_directory(ran):
     assert ran.run["digests"] == files
     phases = sorted(path.name for path in (ran.path / "checkpoints").iterdir())
     assert phases == ["control", "student", "teacher"]
+
+
+def test_a_run_ends_with_its_report(ran):
+    """Its film plays the policies that the run saved; nothing is missing."""
+    shown = (ran.path / "report.html").read_text()
+    assert f"report: {ran.path.relative_to(ran.folder)}/report.html" in ran.printed
+    assert "data:image/gif" in shown and "of the teacher" in shown and "missing" not in shown
+    again = (ran.path / "report.md").read_text()
+    assert f"{ran.summary['student']['actor_parameters']:,} (1/14.9)" in again
 
 
 def test_run_card(ran):

@@ -5,7 +5,7 @@ and made smaller, which smooths its lines. Numpy arrays in, of ONE environment.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,9 @@ def painter(env: str, obs: Any) -> Draw | None:
     """
     if env in _PAINTERS:
         return _PAINTERS[env]
-    shape = getattr(obs, "shape", ())
-    if len(shape) in (2, 3) and (len(shape) == 2 or shape[2] <= len(COLOURS)):
-        return _grid
-    return None
+    shape = [*getattr(obs, "shape", ())]
+    few_channels = len(shape) == 3 and shape[2] <= len(COLOURS)
+    return _grid if len(shape) == 2 or few_channels else None
 
 
 def _canvas() -> tuple[Image.Image, ImageDraw.ImageDraw, float]:
@@ -157,7 +156,7 @@ def _grid(obs: Any, state: Any) -> Image.Image:
     return _cells(colours.tolist())
 
 
-def _maze(rows: list[str]) -> Draw:
+def _maze(rows: Sequence[str]) -> Draw:
     """Of a state with `pos` and `goal`, (row, column)."""
 
     def draw(obs: Any, state: Any) -> Image.Image:

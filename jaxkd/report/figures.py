@@ -21,7 +21,7 @@ _SIDES = (COLOURS["student"], COLOURS["teacher"], "#5f7f3a", "#7d5a9c", "#9a7b1c
 _SHORT = {"control": "no teacher"}
 INK, FAINT = "#22252a", "#d9d6cf"
 _VARIABLES = {**COLOURS, "ink": INK, "faint": FAINT}
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxkd",  # the same bytes every time
     "font.family": "sans-serif",
