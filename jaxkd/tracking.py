@@ -94,8 +94,8 @@ def check_kinds(kinds: str | Sequence[str]) -> tuple[str, ...]:
 def scalars(metrics: dict[str, Any], prefix: str = "") -> Scalars:
     """One number, or three, a metric; what has no finite value is left out.
 
-    >>> scalars({"return": [[1.0, 3.0]], "loss/kl": [0.5]}, "student")
-    {'student/return': 2.0, 'student/return/lowest': 1.0, 'student/return/highest': 3.0, 'student/loss/kl': 0.5}
+    >>> scalars({"return": [[1.0, 3.0]], "loss/kl": [0.5]})
+    {'return': 2.0, 'return/lowest': 1.0, 'return/highest': 3.0, 'loss/kl': 0.5}
     """
     found = {}
     for name, values in metrics.items():

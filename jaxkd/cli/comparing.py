@@ -128,7 +128,7 @@ def _area(run: _Run, policy: str) -> Any:
     return statistics.area(steps, [np.array(line["seeds"]["return"], float) for line in lines])
 
 
-# --- what their summaries say -----------------------------------------------------------------------
+# --- what their summaries say ---------------------------------------------------------------------
 
 
 def _results(found: list[_Run]) -> comparison.Rows:

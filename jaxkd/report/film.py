@@ -49,7 +49,7 @@ def film(env: Env, policies: dict[str, tuple[Policy, Any]], key: jax.Array) -> F
     draw = painter(env.name, env.obs_spec)
     if draw is None:
         return None
-    stride = 1 if len(getattr(env.obs_spec, "shape", ())) > 1 else 2  # of a grid nothing is skipped
+    stride = 1 if len(getattr(env.obs_spec, "shape", ())) > 1 else 2  # grids: all
     length = min(env.max_steps or 1000, _FRAMES * stride)
     played = {name: play(env, *each, key, length=length) for name, each in policies.items()}
     frames = _frames(played, draw, stride)
