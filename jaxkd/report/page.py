@@ -201,7 +201,8 @@ def _said(what: str, curves: dict[str, Curve]) -> str:
     number = max(each.values.shape[1] for each in curves.values())
     if number == 1:
         return f"{what}; one seed."
-    return f"{what}: {number} seeds (thin), their interquartile mean (thick), its 95 % interval (band)."
+    many = f"{number} seeds (thin), their interquartile mean (thick), its 95 % interval (band)"
+    return f"{what}: {many}."
 
 
 def _alike(lines: list[dict[str, Any]]) -> list[Picture]:
