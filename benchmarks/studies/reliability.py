@@ -36,7 +36,7 @@ RUN = "the-run"
 _TINY = "num_envs=8 unroll_length=8 num_epochs=1 num_minibatches=2 hidden=8 student_epochs=1"
 BEGIN = [
     *"distill CartPole-v1 --seeds 2 --steps 640 --student-steps 512 --student mlp:4".split(),
-    *"--episodes 8 --checkpoint-every 0.001 --device cpu --quiet --out".split(),
+    *"--episodes 8 --checkpoint-every 0.001 --device cpu --quiet --no-report --out".split(),
     RUN,
     *[word for pair in _TINY.split() for word in ("--set", pair)],
 ]

@@ -61,6 +61,16 @@ def json_of(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines that can be read; none where it is missing."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # one that was being written when all ended
+                found.append(json.loads(line))
+    return found
+
+
 def busy(run: Path) -> bool:
     """Whether a process is at work there."""
     with contextlib.suppress(OSError), (run / LOCK).open() as file:

@@ -16,7 +16,7 @@ import absl.logging
 from jaxkd import report
 from jaxkd.base import UsageError
 from jaxkd.cache import compile_cache
-from jaxkd.cli import card, directory, watching
+from jaxkd.cli import card, directory, reporting, watching
 from jaxkd.cli import device as devices
 from jaxkd.cli.card import FORMAT
 from jaxkd.cli.dry import dry_run
@@ -30,6 +30,7 @@ from jaxkd.cli.signals import INTERRUPTED, Stop
 from jaxkd.cli.summary import FORMAT as SUMMARY_FORMAT
 from jaxkd.cli.summary import versions
 from jaxkd.run import seeds
+from jaxkd.tracking import check_kinds, tracker
 
 _COMMANDS = {"distill": Distill, "teach": Teach}
 # What a result does not depend on; a teacher is known by what it is, not by where it was.
@@ -39,6 +40,8 @@ _APART = (
     "dry_run",
     "checkpoint_every",
     "no_cache",
+    "no_report",
+    "track",
     "quiet",
     "traceback",
     "teacher",
@@ -154,6 +157,7 @@ def _apart(then: Any, now: Any) -> str:
 
 def _prepare(settings: Distill | Teach) -> tuple[str, Plan]:
     """The device in words, and the plan."""
+    check_kinds(settings.track)
     device = devices.choose(settings.device)
     print(f"device: {devices.describe(device)}", flush=True)
     if not settings.no_cache:
@@ -201,6 +205,8 @@ def _go(
     finally:
         progress.close()
     report.headline(directory.plain(summary), console)
+    if not settings.no_report:
+        reporting.append(run.path)
     return 0
 
 
@@ -217,8 +223,12 @@ def _summary(
     with watching.compilation() as compile_seconds:
         keys, log = seeds(settings.seed, settings.seeds), Log(run.path / METRICS)
         every = settings.checkpoint_every
-        job = Job(run, progress, keys, compile_seconds, stop, log, digest, every)
-        left = perform(planned.phases, job)
+        track = tracker(settings.track, run.path, **directory.plain(vars(settings)))
+        job = Job(run, progress, keys, compile_seconds, stop, log, digest, every, track.write)
+        try:
+            left = perform(planned.phases, job)
+        finally:
+            track.close()
         compiling = compile_seconds()
     earlier = [result.trained.earlier for result in left["results"].values()]
     running = time.time() - began - compiling + sum(seconds[0] for seconds in earlier)

@@ -38,6 +38,11 @@ class _Run:
     where they would take over 2 % of the time)."""
     no_cache: FlagCreatePairsOff[bool] = False
     """Compiled programs are not kept for the next start."""
+    track: str = ""
+    """Metrics to TensorBoard's files (tb), to an offline run of Weights & Biases (wandb) or to both
+    (tb,wandb), beside metrics.jsonl."""
+    no_report: FlagCreatePairsOff[bool] = False
+    """No report.html at the end (`jaxkd report RUN` writes it later)."""
     quiet: FlagCreatePairsOff[bool] = False
     """No progress."""
     traceback: FlagCreatePairsOff[bool] = False
@@ -84,6 +89,18 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write report.html and report.md of a run: table, curves, film, settings, how to cite it."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Its directory; what an unfinished one lacks is said."""
+    device: Device = "auto"
+    """Where to play the film's episode; fails where the device is not there."""
+    traceback: FlagCreatePairsOff[bool] = False
+    """Where an error came from, for a bug report."""
+
+
+@dataclass(frozen=True)
 class Runs:
     """List the runs below a directory: where they stand, and their returns."""
 
@@ -93,10 +110,20 @@ class Runs:
 
 @dataclass(frozen=True)
 class Compare:
-    """Put finished runs side by side: what was set otherwise, and what became of it."""
+    """Put finished runs side by side: what was set otherwise, what became of it, what their seeds
+    say.
+
+    Runs of several environments are compared over all of them: those that differ in nothing but the
+    environment are one side.
+    """
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN ...")]
     """Their directories."""
+    format: Literal["table", "markdown", "latex"] = "table"
+    """How to print what the seeds say: to look at, or to paste."""
+    profile: Path | None = None
+    """A file (.svg, .png, .pdf) for the performance profiles: the share of seeds that reach each
+    share of their teacher's return."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +188,7 @@ COMMANDS = (
     Annotated[Distill, subcommand("distill")]
     | Annotated[Teach, subcommand("teach")]
     | Annotated[Resume, subcommand("resume")]
+    | Annotated[Report, subcommand("report")]
     | Annotated[Runs, subcommand("runs")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Evaluate, subcommand("evaluate")]

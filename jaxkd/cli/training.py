@@ -151,6 +151,7 @@ class _Watch:
             means = {name: mean(x, axis=0) for name, x in rows.items()}
             env_steps = before * self.steps_per_update
             self.job.log.append(phase=self.phase, updates=before, env_steps=env_steps, seeds=means)
+            self.job.track(rows, step=env_steps, prefix=self.phase)
 
     def _show(self, seen: _Chunk, alive: np.ndarray) -> None:
         """Where the phase is, on the terminal and in timing.jsonl."""
