@@ -3,9 +3,9 @@
     python benchmarks/studies/reliability.py                   # all rows; or their names
 
 A tiny distillation of two seeds (CartPole, checkpoints after every update) runs once undisturbed.
-`kills`: SIGKILL at so many instants, by turns after so many updates and after so many operations on
-files of its directory, which is inside saves and restores. Every run is killed CHAIN times, goes on
-from where it was each time, and then ends. `signals`: SIGINT and SIGTERM, from the process's first
+`kills`: SIGKILL at so many instants, by turns after so many updates, after so many operations on
+files of its directory, and (a quarter) inside a save or a restore that is slowed down for it. Every
+run is killed up to CHAIN times, goes on from where it was each time, and then ends. `signals`: SIGINT and SIGTERM, from the process's first
 millisecond to its last. `damage`: one file of a killed run's directory has a bit flipped, is cut,
 emptied, deleted or swapped with another. Writes results/studies/reliability/<row>.json and
 results/studies/reliability.json: how often a run ended how. Where the result is another one and
@@ -25,13 +25,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-CHAIN = 5  # kills of one run
+CHAIN = 8  # kills of one run
+KINDS = ("update", "file", "save", "file", "update", "file", "restore", "file")  # of a chain's
+SLOW = 0.02  # seconds, of every operation on files inside a save or restore that is killed
 RUN = "the-run"
 _TINY = "num_envs=8 unroll_length=8 num_epochs=1 num_minibatches=2 hidden=8 student_epochs=1"
 BEGIN = [
@@ -50,10 +54,17 @@ class Sizes(NamedTuple):
 
     kills: int = 200
     signals: int = 50
-    damage: int = 300
+    damage: int = 10_000
+    malformed: int = 4_800
+    commands: int = 200
+    nans: int = 24
 
 
-SIZES = {"full": Sizes(), "cpu": Sizes(10, 6, 10), "tiny": Sizes(5, 2, 2)}
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(10, 6, 300, 200, 20, 6),
+    "tiny": Sizes(4, 2, 4, 10, 2, 2),
+}
 ROWS = Sizes._fields
 
 
@@ -63,34 +74,53 @@ ROWS = Sizes._fields
 def child() -> int:
     """The command in sys.argv[4:], which kills itself when it has done `number` things of `kind`.
 
-    Kinds are "update" and "file"; counts of both go to the file `counts`.
+    Kinds are of KINDS; counts of all go to the file `counts`. A save or a restore of that number is
+    slowed down from its beginning, and the process killed somewhere in it.
     """
     counts, kind, number, *argv = sys.argv[1:]
-    done = Counter()
+    done, slowed = Counter(), threading.Event()
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def count(what: str) -> None:
         done[what] += 1
         if what == kind and done[what] == int(number):
-            os.kill(os.getpid(), signal.SIGKILL)
+            if what in ("update", "file"):
+                kill()
+            slowed.set()
+            threading.Timer(SLOW * (1 + 7 * int(number) % 25), kill).start()
 
     def seen(event: str, arguments: tuple) -> None:
         if event in _FILE_EVENTS and RUN in str(arguments[0]):
             count("file")
+            if slowed.is_set():
+                time.sleep(SLOW)
 
     sys.addaudithook(seen)
+    from jaxkd import checkpoint
     from jaxkd.cli import main, training
 
     training._CHUNK_SECONDS = 0.0  # a look, and so a checkpoint, after every update
-    looks = training._Watch.looks
-
-    def counted(watch, metrics):
-        count("update")
-        return looks(watch, metrics)
-
-    training._Watch.looks = counted
+    for owner, name, what in (
+        (training._Watch, "looks", "update"),
+        (checkpoint.Checkpoints, "save", "save"),
+        (checkpoint.Checkpoints, "restore", "restore"),
+    ):
+        setattr(owner, name, counted(getattr(owner, name), lambda what=what: count(what)))
     code = main(argv)
     Path(counts).write_text(json.dumps(done))
     return code
+
+
+def counted(method: Callable, count: Callable[[], None]) -> Callable:
+    """The method, counted before each call."""
+
+    def call(*arguments, **keywords):
+        count()
+        return method(*arguments, **keywords)
+
+    return call
 
 
 def run(
@@ -108,6 +138,52 @@ def run(
 
 
 PROGRAM = "import sys; from reliability import child; sys.exit(child())"
+
+
+class Forked:
+    """`run` by processes that are forked from one that has imported everything: half the time."""
+
+    def __init__(self, place: Path):
+        """
+        Args:
+            place: whose folders it runs in.
+        """
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", "from reliability import serve; serve()"],
+            env=environment(place / "folder"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, folder: Path, argv: list[str], kind: str = "", number: int = 0) -> Any:
+        asked = [str(folder), str(folder / "counts.json"), kind, str(number), *argv]
+        self._server.stdin.write(json.dumps(asked) + "\n")
+        self._server.stdin.flush()
+        code = int(self._server.stdout.readline())
+        said = (folder / "said").read_text()
+        return subprocess.CompletedProcess(argv, code, said, said)
+
+    def close(self) -> None:
+        self._server.communicate()
+
+
+def serve() -> None:
+    """Forks a child for every line of standard input, and says its exit code."""
+    from jaxkd import checkpoint  # noqa: F401
+    from jaxkd.cli import plan, running  # noqa: F401
+
+    for line in sys.stdin:
+        folder, *given = json.loads(line)
+        process = os.fork()
+        if not process:
+            os.chdir(folder)
+            said = os.open("said", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
+            sys.argv = ["child", *given]
+            os._exit(child())
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -160,14 +236,11 @@ def undisturbed(folder: Path) -> tuple[dict[str, object], dict[str, int]]:
 
 def chain(counts: dict[str, int], kills: int, stretch: float = 1.0) -> list[tuple[str, int]]:
     """(kind, count) of kills, each so far from the one before that the last is near the end."""
-    kinds = ("update", "file")
-    return [
-        (kinds[i % 2], max(1, round(stretch * counts[kinds[i % 2]] / (kills + 1))))
-        for i in range(kills)
-    ]
+    wanted = [KINDS[i % len(KINDS)] for i in range(kills)]
+    return [(kind, max(1, round(stretch * counts.get(kind, 0) / (kills + 1)))) for kind in wanted]
 
 
-def killed(folder: Path, kills: list[tuple[str, int]]) -> Counter:
+def killed(folder: Path, kills: list[tuple[str, int]], run: Callable = run) -> Counter:
     """How often one run was killed, by kind: each time it goes on from where it was, then ends."""
     folder.mkdir(parents=True)
     ends, argv = Counter(), BEGIN
@@ -175,6 +248,8 @@ def killed(folder: Path, kills: list[tuple[str, int]]) -> Counter:
         done = run(folder, argv, kind, number)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         ends[kind] += done.returncode == -signal.SIGKILL
+        if done.returncode == 0:
+            break
         if (folder / RUN / "run.json").exists():
             argv = RESUME
         else:  # killed before there was anything to resume
@@ -256,13 +331,17 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
 
 def kill_many(place: Path, whole: dict, counts: dict[str, int], number: int) -> Counter:
     """R1: chains of CHAIN kills, each chain with other distances, until there are enough."""
-    ends, chains = Counter(), -(-number // CHAIN)
-    for i in range(chains):
-        folder = place / f"killed{i}"
-        ends += killed(folder, chain(counts, CHAIN, stretch=0.4 + 0.8 * (i + 0.5) / chains))
+    ends, chains, forked = Counter(), 0, Forked(place)
+    while sum(ends[kind] for kind in set(KINDS)) < number:
+        folder = place / f"killed{chains}"
+        stretch = 0.5 + 0.7 * (chains * 0.618 % 1)  # even, whatever their number
+        ends += killed(folder, chain(counts, CHAIN, stretch), forked)
         ends["silent"] += bool(differs(outcome(folder), whole))
         ends["resumed"] += 1
+        chains += 1
+        print(f"{chains} chains: {dict(ends)}", flush=True)
         shutil.rmtree(folder)
+    forked.close()
     return ends
 
 
