@@ -5,11 +5,14 @@
 A tiny distillation of two seeds (CartPole, checkpoints after every update) runs once undisturbed.
 `kills`: SIGKILL at so many instants, by turns after so many updates, after so many operations on
 files of its directory, and (a quarter) inside a save or a restore that is slowed down for it. Every
-run is killed up to CHAIN times, goes on from where it was each time, and then ends. `signals`: SIGINT and SIGTERM, from the process's first
-millisecond to its last. `damage`: one file of a killed run's directory has a bit flipped, is cut,
-emptied, deleted or swapped with another. Writes results/studies/reliability/<row>.json and
-results/studies/reliability.json: how often a run ended how. Where the result is another one and
-nothing was said, that is "silent"; there may be none of it, and nothing "bad".
+run is killed up to CHAIN times, goes on from where it was each time, and then ends. `signals`:
+SIGINT and SIGTERM, from the process's first millisecond to its last. `damage`: one file of a run's
+directory has a bit flipped, is cut, emptied, deleted or swapped with another, and is read.
+`malformed` and `commands`: options, paths, policies and cards that cannot be meant, in this process
+and in ones of their own. `nans`: one in one seed's reward, observation or gradient. Writes
+results/studies/reliability/<row>.json and reliability.json: how often a run ended how. Where the
+result is another one and nothing was said, that is "silent"; there may be none of it, and nothing
+"bad".
 """
 
 from benchmarks import frame
@@ -17,6 +20,8 @@ from benchmarks import frame
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Named, __doc__, __file__)
 
+import contextlib
+import functools
 import json
 import os
 import random
@@ -157,10 +162,11 @@ class Forked:
         )
 
     def __call__(self, folder: Path, argv: list[str], kind: str = "", number: int = 0) -> Any:
+        server: Any = self._server
         asked = [str(folder), str(folder / "counts.json"), kind, str(number), *argv]
-        self._server.stdin.write(json.dumps(asked) + "\n")
-        self._server.stdin.flush()
-        code = int(self._server.stdout.readline())
+        server.stdin.write(json.dumps(asked) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
         said = (folder / "said").read_text()
         return subprocess.CompletedProcess(argv, code, said, said)
 
@@ -292,22 +298,6 @@ def ended_well(folder: Path, code: int, said: str, whole: dict) -> str:
     return f"bad: {code}, {said}"
 
 
-def spoil(file: Path, other: Path, draw: random.Random) -> str:
-    """A flipped bit, a cut, nothing left, gone, or another file's content."""
-    content = bytearray(file.read_bytes())
-    kind = draw.choice(("flip", "cut", "empty", "delete", "swap"))
-    if kind == "flip" and content:
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    elif kind == "cut":
-        content = content[: draw.randrange(len(content) + 1)]
-    elif kind == "swap":
-        content = bytearray(other.read_bytes())
-    file.write_bytes(b"" if kind == "empty" else content)
-    if kind == "delete":
-        file.unlink()
-    return kind
-
-
 def full(folder: Path, room: int) -> subprocess.CompletedProcess:
     """A run on a disk where no file may be larger than `room` bytes."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -329,8 +319,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
 # --- the study ----------------------------------------------------------------------------------
 
 
-def kill_many(place: Path, whole: dict, counts: dict[str, int], number: int) -> Counter:
+def kill_many(place: Path, number: int) -> Counter:
     """R1: chains of CHAIN kills, each chain with other distances, until there are enough."""
+    whole, counts = undisturbed(place / "whole")
     ends, chains, forked = Counter(), 0, Forked(place)
     while sum(ends[kind] for kind in set(KINDS)) < number:
         folder = place / f"killed{chains}"
@@ -345,9 +336,12 @@ def kill_many(place: Path, whole: dict, counts: dict[str, int], number: int) -> 
     return ends
 
 
-def stop_many(place: Path, whole: dict, seconds: float, number: int) -> Counter:
-    """R2: signals at even distances over the seconds that a run takes."""
-    ends = Counter()
+def stop_many(place: Path, number: int) -> Counter:
+    """R2: signals at even distances over the seconds that a run takes, its programs being kept."""
+    undisturbed(place / "cold")
+    began = time.monotonic()
+    whole, _ = undisturbed(place / "whole")
+    seconds, ends = time.monotonic() - began, Counter()
     for i in range(number):
         folder = place / f"stopped{i}"
         asked = (signal.SIGINT, signal.SIGTERM)[i % 2]
@@ -357,28 +351,35 @@ def stop_many(place: Path, whole: dict, seconds: float, number: int) -> Counter:
     return ends
 
 
-def damage_many(place: Path, whole: dict, counts: dict[str, int], number: int) -> Counter:
-    """R4: one file of a run that was killed late is spoilt, then it is resumed."""
-    draw, ends, begun = random.Random(0), Counter(), place / "begun"
-    begun.mkdir()
-    done = run(begun, BEGIN, "update", counts["update"] * 3 // 4)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    files = sorted(path for path in (begun / RUN).rglob("*") if path.is_file())
+def in_process(place: Path, number: int, name: str) -> Counter:
+    """How so many trials of `hostile` ended; each begins with a number of its own."""
+    import hostile
+
+    made, scratch, ends = hostile.begun(place / "begun"), place / "scratch", Counter()
+    scratch.mkdir()
+    trial = getattr(hostile, name)
+    with hostile.nothing_runs(), contextlib.chdir(scratch):
+        for i in range(number):
+            ends[trial(made, random.Random(i), scratch)] += 1
+    return ends
+
+
+def commands(place: Path, number: int) -> Counter:
+    """R5: malformed command lines, each in a process of its own."""
+    import hostile
+
+    made, forked, ends = hostile.begun(place / "begun"), Forked(place), Counter()
     for i in range(number):
-        folder = place / f"damaged{i}"
-        shutil.copytree(begun, folder)
-        file, other = (folder / path.relative_to(begun) for path in draw.choices(files, k=2))
-        kind = spoil(file, other, draw)
-        done = run(folder, RESUME)
-        same = done.returncode == 0 and not differs(outcome(folder), whole)
-        warned = "warning: " in done.stderr
-        if done.returncode not in (0, 2, 4) or "Traceback" in done.stderr:
-            ends[f"bad: {kind} of {file.relative_to(folder)}: {done.stderr[-200:]}"] += 1
-        elif done.returncode:
-            ends["refused"] += 1
-        else:
-            ends["same" if same else "warned" if warned else f"silent: {kind} of {file.name}"] += 1
-        shutil.rmtree(folder)
+        argv, folder = hostile.line(made, random.Random(-1 - i)), place / str(i)
+        folder.mkdir()
+        began = time.monotonic()
+        done = forked(folder, argv)
+        took = time.monotonic() - began
+        said = [line for line in done.stderr.splitlines(True) if not line.startswith("device: ")]
+        end = hostile.answered(argv, done.returncode, "".join(said))
+        left = {path.name for path in folder.iterdir()} - {"said", "counts.json"}
+        ends["bad: it left something" if left else end if took < hostile.LIMIT else "slow"] += 1
+    forked.close()
     return ends
 
 
@@ -392,6 +393,29 @@ def gate(results: dict[str, dict]) -> list[str]:
     ]
 
 
+def with_nans(place: Path, number: int) -> Counter:
+    """R10: so many points."""
+    import nans
+
+    @functools.cache
+    def whole(method: str):
+        algorithm, inputs = nans.made(method)
+        return nans.trained(place / method, nans.poisoned(algorithm, None), inputs)[0]
+
+    each = enumerate(nans.points(number))
+    return Counter(nans.trial(place / str(i), point, whole) for i, point in each)
+
+
+WORK: dict[str, Callable[[Path, int], Counter]] = {
+    "kills": kill_many,
+    "signals": stop_many,
+    "damage": lambda place, number: in_process(place, number, "damage"),
+    "malformed": lambda place, number: in_process(place, number, "malformed"),
+    "commands": commands,
+    "nans": with_nans,
+}
+
+
 def main(given: frame.Named) -> int:
     from benchmarks import protocol
 
@@ -400,19 +424,10 @@ def main(given: frame.Named) -> int:
 
     def experiment(row: str) -> dict:
         with tempfile.TemporaryDirectory() as scratch:
-            place, began = Path(scratch), time.monotonic()
-            undisturbed(place / "cold")
-            warm = time.monotonic()
-            whole, counts = undisturbed(place / "whole")
-            seconds, number = time.monotonic() - warm, getattr(size, row)
-            work = {
-                "kills": lambda: kill_many(place, whole, counts, number),
-                "signals": lambda: stop_many(place, whole, seconds, number),
-                "damage": lambda: damage_many(place, whole, counts, number),
-            }
-            ends = work[row]()
-            print(f"{row}: {dict(ends)}", flush=True)
-            return {"counts": counts, "ends": ends, "seconds": time.monotonic() - began}
+            began = time.monotonic()
+            ends = WORK[row](Path(scratch), getattr(size, row))
+        print(f"{row}: {dict(ends)}", flush=True)
+        return {"ends": ends, "seconds": time.monotonic() - began}
 
     results = protocol.by_game("reliability", given.names, ROWS, experiment, settings)
     if not results:
