@@ -39,11 +39,12 @@ def show(table: Table) -> None:
 def _cells(run: Path) -> list[str]:
     try:
         found = card.read(run)
+        summary = card.summary(run, found)
     except card.Damaged as error:
         return ["-", "-", "-", f"cannot be read: {error}", "-", "-"]
     seeds = str(found["settings"]["seeds"])
     begun = datetime.fromtimestamp(found["started"]).strftime("%Y-%m-%d %H:%M")
-    status, summary = _status(run, found), card.json_of(run / "summary.json")
+    status = _status(run, found)
     rows = [summary[name]["iqm"] for name in _POLICIES if isinstance(summary.get(name), dict)]
     returns = ", ".join("-" if value is None else f"{value:.4g}" for value in rows) or "-"
     return [found["command"], found["env"], seeds, status, begun, returns]

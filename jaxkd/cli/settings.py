@@ -31,6 +31,14 @@ class _Run:
     """Evaluation episodes of each policy and seed, greedy and as many sampled."""
     set: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")] = ()
     """Another value for a field of the preset, such as learning_rate=1e-3; may be repeated."""
+    grid: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE,VALUE")] = ()
+    """Values that are trained at once, such as learning_rate=1e-3,3e-3; repeated: all combinations.
+    Of a distillation's student, of `teach` the teacher; numbers only, no sizes."""
+    budget: str | None = None
+    """Wall time that the training may take, such as 60s or 5m, instead of steps; compiling and
+    judging come on top."""
+    devices: int = 1
+    """Devices to spread seeds and environments over; on a CPU virtual ones are made."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Compile everything, say what it takes, and run nothing."""
     checkpoint_every: float | None = None
@@ -60,7 +68,8 @@ class Distill(_Run):
     """How to distil; `jaxkd methods` lists all."""
     student: str = "auto:1/15"
     """auto:1/15 (the hidden layer whose actor is nearest to 1/15 of the teacher's), mlp:44,
-    mlp:32,32 or cnn:4,32."""
+    mlp:32,32 or cnn:4,32. Several at once: 1/15,1/30,mlp:4,4,mlp:4 are four students of one
+    teacher, with a picture of returns by size."""
     teacher: Path | None = None
     """A policy saved by jaxkd.save_policy, the teacher of all seeds; without it every seed trains
     its own."""
@@ -82,6 +91,8 @@ class Resume:
     """Its directory."""
     device: Device | None = None
     """Where to compute (default: as before)."""
+    devices: int | None = None
+    """How many to spread over (default: as before)."""
     quiet: FlagCreatePairsOff[bool] = False
     """No progress."""
     traceback: FlagCreatePairsOff[bool] = False
