@@ -9,12 +9,13 @@ BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check quality lint types doctest slow extras format clean
+.PHONY: help demo test check quality lint types doctest slow docs extras format clean
 
 help:
 	@echo "make demo    16 teachers, 16 small students and their controls in one compiled call, as a table"
 	@echo "make test    the quick suite, and the notebooks at tiny sizes"
-	@echo "make check   all that CI runs: test, lint, types, doctest, slow"
+	@echo "make check   all that CI runs: test, lint, types, doctest, slow, docs"
+	@echo "make docs    the API reference and the notebooks as pages, in build/docs"
 	@echo "make extras  what needs other libraries (torch), each in its own environment; PEERS=rejax: one"
 	@echo "make format  let ruff rewrite what lint would complain about"
 
@@ -25,7 +26,7 @@ demo: $(VENV)/.installed-base
 test: $(VENV)/.installed-test
 	JAXKD_TINY=1 $(PYTEST) -m "not slow" $(PYTEST_ARGS) --nbmake $(TESTS)
 
-check: test quality slow
+check: test quality slow docs
 
 quality: lint types doctest
 
@@ -42,6 +43,9 @@ doctest: $(VENV)/.installed-test
 slow: $(VENV)/.installed-test
 	$(PYTEST) -m "slow or bits" $(PYTEST_ARGS) tests
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/build.py
+
 # One short round of speed beside each; ~/.cache/jaxkd-peers keeps their environments.
 extras: $(VENV)/.installed-base
 	$(BIN)/python benchmarks/speed/peers.py $(PEERS) --size tiny
@@ -57,7 +61,8 @@ clean:
 EXTRA_base =
 EXTRA_test = [test]
 EXTRA_dev = [dev]
-$(VENV)/.installed-base $(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+EXTRA_docs = [docs]
+$(VENV)/.installed-base $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs: $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".$(EXTRA_$*)"
 	@touch $@
 

@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     from jaxkd.policies import load_policy, save_policy
     from jaxkd.recipes import co_distill, distill, ppo, pqn
     from jaxkd.run import lanes, memory_needed, run, seeds, stream
+    from jaxkd.tracking import tracker
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Algorithm",
@@ -91,6 +92,7 @@ __all__ = [
     "seeds",
     "sharding",
     "stream",
+    "tracker",
 ]
 
 _HOMES = {  # of the public names that are no modules; the others in __all__ are modules
@@ -101,6 +103,7 @@ _HOMES = {  # of the public names that are no modules; the others in __all__ are
     "describe": "describe",
     **dict.fromkeys(("co_distill", "distill", "ppo", "pqn"), "recipes"),
     **dict.fromkeys(("lanes", "memory_needed", "run", "seeds", "stream"), "run"),
+    "tracker": "tracking",
     **dict.fromkeys((name for name in __all__ if name[0].isupper()), "base"),
 }
 

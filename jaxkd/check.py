@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.base import Policy, State, UsageError
-from jaxkd.description import spec
+from jaxkd.description import keywords, spec
 
 NOT_TRACED = (
     "calls float(), int(), bool() or `if` on a value that is only known when the program runs. "
@@ -242,6 +242,11 @@ def fits(role: str, policy: Any, env: Any) -> None:
     except Exception as error:  # whatever the network's module system raises
         cause = error
     if cause is None and action == given[1]:
+        made = keywords(policy)
+        while "policy" in made:
+            made = keywords(made["policy"])
+        if "context" in made:
+            episodes_fit(role, made["context"], made["sliding"], env)
         return
     made_for = spec(policy)
     wanted = spaces(made_for.obs_spec, made_for.action_space) if made_for else given
@@ -256,6 +261,18 @@ def fits(role: str, policy: Any, env: Any) -> None:
     raise UsageError(
         f"{role} expects {expected}; {env.name!r} gives {in_words(*given)}."
     ) from cause
+
+
+def episodes_fit(who: str, context: int, sliding: bool, env: Any) -> None:
+    """Raises if an episode is longer than a cache of `context` rows that need not slide."""
+    longest = getattr(env, "max_steps", None)
+    if longest is None or longest <= context or sliding:
+        return
+    raise UsageError(
+        f"{who} has context = {context}, but an episode of {env.name!r} has up to {longest} steps: "
+        f"its beginning, such as a prompt, would drop out of the cache. "
+        f"Take context={longest}, or sliding=True for a window of the last {context}."
+    )
 
 
 def kind(name: str, value: Any, cls: type, hint: str) -> None:

@@ -94,20 +94,29 @@ def dagger(
 
 
 def on_policy_distillation(
-    env: Env, student: Policy, teacher: Policy, *, beta: Weight | None = None, **keywords
+    env: Env,
+    student: Policy,
+    teacher: Policy,
+    *,
+    beta: Weight | None = None,
+    temperature: float | jax.Array = 1.0,
+    **keywords,
 ) -> Algorithm:
     """The student acts and is corrected in every state by a divergence (Agarwal et al. 2024, GKD).
 
     Args:
         beta: of the generalised Jensen-Shannon divergence, normalised: 0 forward KL, 1 reverse KL;
             None: forward KL itself.
+        temperature: of both policies in it.
 
     >>> import jaxkd
     >>> env = jaxkd.envs.make("CartPole-v1", num_envs=4)
     >>> small, big = jaxkd.networks.mlp(env, (4,)), jaxkd.networks.mlp(env, (16,))
     >>> kd = on_policy_distillation(env, small, big, beta=0.5)
     """
-    divergence = losses.forward_kl() if beta is None else losses.jsd(beta, normalise=True)
+    divergence = losses.forward_kl(temperature)
+    if beta is not None:
+        divergence = losses.jsd(beta, temperature=temperature, normalise=True)
     return distill(env, student, teacher, **_given(keywords, losses={"kl": divergence}))
 
 

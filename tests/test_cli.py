@@ -59,9 +59,11 @@ PROGRAM = "import sys; from jaxkd.cli import main; sys.exit(main())"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 
-def command(*arguments: str, folder: Path) -> tuple[int, str]:
+def command(*arguments: str, folder: Path, report: bool = False) -> tuple[int, str]:
     """Exit code and standard output of main, run in `folder`."""
     printed = io.StringIO()
+    if arguments[0] in ("distill", "teach") and not report:
+        arguments = (*arguments, "--no-report")
     if arguments[0] != "runs":
         arguments = (*arguments, "--no-cache")  # one process, whose other tests have none
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
@@ -73,7 +75,8 @@ def command(*arguments: str, folder: Path) -> tuple[int, str]:
 def ran(tmp_path_factory) -> SimpleNamespace:
     """Two seeds on CartPole, in the default directory of an empty folder."""
     folder = tmp_path_factory.mktemp("ran")
-    code, printed = command("distill", "CartPole-v1", "--seeds", "2", *SIZES, folder=folder)
+    arguments = ("distill", "CartPole-v1", "--seeds", "2", *SIZES)
+    code, printed = command(*arguments, folder=folder, report=True)
     (path,) = (folder / "runs").iterdir()
     read = {name: json.loads((path / f"{name}.json").read_text()) for name in ("run", "summary")}
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -216,6 +219,15 @@ def test_run_writes_only_its_directory(ran):
     assert ran.run["digests"] == files
     phases = sorted(path.name for path in (ran.path / "checkpoints").iterdir())
     assert phases == ["control", "student", "teacher"]
+
+
+def test_a_run_ends_with_its_report(ran):
+    """Its film plays the policies that the run saved; nothing is missing."""
+    shown = (ran.path / "report.html").read_text()
+    assert f"report: {ran.path.relative_to(ran.folder)}/report.html" in ran.printed
+    assert "data:image/gif" in shown and "of the teacher" in shown and "missing" not in shown
+    again = (ran.path / "report.md").read_text()
+    assert f"{ran.summary['student']['actor_parameters']:,} (1/14.9)" in again
 
 
 def test_run_card(ran):
@@ -382,10 +394,10 @@ def test_kept_is_of_a_teacher_above_chance():
     above = summary_of(evaluation([[3.0, 3.0], [7.0, 7.0]]), evaluation([[4.0], [4.0]]), chance)
     assert above["student"]["kept"] == above["student"]["sampled"]["kept"] == 3 / 4
     assert above["teacher"]["kept"] == 1 and above["random"]["interval"] == (0.5, 1.5)
-    assert table._cautions(above) == []
+    assert table.cautions(above) == []
     within = summary_of(evaluation([[1.5, 1.5], [7.0, 7.0]]), chance, chance)
     assert within["student"]["kept"] is None is within["teacher"]["sampled"]["kept"]
-    greedy, sampled, advice = table._cautions(within)
+    greedy, sampled, advice = table.cautions(within)
     assert greedy.startswith("kept is -: the teacher's [1.50, 7.00] (greedy) is not above a random")
     assert "(sampled)" in sampled and "[0.50, 1.50]" in sampled and "more --steps" in advice
 
@@ -402,20 +414,20 @@ def test_a_kl_that_has_not_flattened_is_named():
     course = np.linspace(2.0, 1.0, 40)[:, None] + np.array([0.5, -0.5])  # [lines, n]
     falling = summary_of(good, good, chance, kl=course)
     assert falling["kl_while_learning"]["half"] == pytest.approx(1.5, abs=0.02)
-    (caution,) = table._cautions(falling)
+    (caution,) = table.cautions(falling)
     assert "still falling: 1.5 nats at half of its updates, 1.04 at the end" in caution
-    assert table._cautions(summary_of(good, good, chance, kl=np.full((40, 2), 0.7))) == []
+    assert table.cautions(summary_of(good, good, chance, kl=np.full((40, 2), 0.7))) == []
 
 
 def test_games_played_again_and_again_are_counted():
     """One start, one game; many starts and one ending are a success, few episodes are few."""
     chance, one_game = evaluation(np.zeros((2, 64))), evaluation(np.full((2, 64), 3.0))
     games = evaluation(np.arange(128.0).reshape(2, 64) + 9)
-    (caution,) = table._cautions(summary_of(one_game, games, chance, starts=1))
+    (caution,) = table.cautions(summary_of(one_game, games, chance, starts=1))
     assert caution.startswith("of 64 greedy episodes a seed so many differ: teacher 1. One game")
-    assert table._cautions(summary_of(one_game, games, chance, starts=2)) == []
+    assert table.cautions(summary_of(one_game, games, chance, starts=2)) == []
     few = evaluation(np.full((2, 16), 3.0))
-    assert table._cautions(summary_of(few, few, chance, starts=1)) == []
+    assert table.cautions(summary_of(few, few, chance, starts=1)) == []
 
 
 # --- phases -------------------------------------------------------------------------------------

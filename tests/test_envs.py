@@ -19,7 +19,7 @@ import pytest
 from flax import struct
 
 from jaxkd.base import Box, Discrete, UsageError
-from jaxkd.envs import ids, make
+from jaxkd.envs import ids, make, tasks
 
 B, T, LIMIT = 5, 45, 17
 # Without fusion every operation rounds by itself, so equal bits mean equal operations; fused, the
@@ -147,10 +147,11 @@ def test_bit_equal_to_gymnax(name, monkeypatch):
     assert (obs.shape[2:], obs.dtype) == (env.obs_spec.shape, env.obs_spec.dtype)
 
 
-def test_ids_are_gymnax_without_the_download():
+def test_ids_are_gymnax_without_the_download_and_our_own():
     import gymnax
 
-    assert set(ids()) == set(gymnax.registered_envs) - {"MNISTBandit-bsuite"}
+    others = set(gymnax.registered_envs) - {"MNISTBandit-bsuite"}
+    assert set(ids()) == others | set(tasks.NAMED)
     assert set(IDS) <= set(ids())
 
 

@@ -37,14 +37,14 @@ LAYERS = (
     ("recipes",),
     ("methods",),
     ("checkpoint_card",),
-    ("run", "evaluate", "policies", "checkpoint", "sharding", "cache", "presets"),
+    ("run", "evaluate", "policies", "checkpoint", "sharding", "cache", "presets", "tracking"),
     ("__init__",),  # what imports `jaxkd` itself imports this
     ("cli", "report"),
     ("__main__",),
 )
 LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 FRONT = ("cli", "report", "__main__")  # may draw; the rest is the engine
-DRAWING = {"rich", "tyro", "matplotlib"}
+DRAWING = {"rich", "tyro", "matplotlib", "PIL", "jinja2", "tensorboardX", "wandb"}
 HEAVY = ("gymnax", "orbax", "matplotlib", "rich", "tyro")
 SERIALISERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 NOT_CODE = {

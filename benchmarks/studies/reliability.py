@@ -3,13 +3,16 @@
     python benchmarks/studies/reliability.py                   # all rows; or their names
 
 A tiny distillation of two seeds (CartPole, checkpoints after every update) runs once undisturbed.
-`kills`: SIGKILL at so many instants, by turns after so many updates and after so many operations on
-files of its directory, which is inside saves and restores. Every run is killed CHAIN times, goes on
-from where it was each time, and then ends. `signals`: SIGINT and SIGTERM, from the process's first
-millisecond to its last. `damage`: one file of a killed run's directory has a bit flipped, is cut,
-emptied, deleted or swapped with another. Writes results/studies/reliability/<row>.json and
-results/studies/reliability.json: how often a run ended how. Where the result is another one and
-nothing was said, that is "silent"; there may be none of it, and nothing "bad".
+`kills`: SIGKILL at so many instants, by turns after so many updates, after so many operations on
+files of its directory, and (a quarter) inside a save or a restore that is slowed down for it. Every
+run is killed up to CHAIN times, goes on from where it was each time, and then ends. `signals`:
+SIGINT and SIGTERM, from the process's first millisecond to its last. `damage`: one file of a run's
+directory has a bit flipped, is cut, emptied, deleted or swapped with another, and is read.
+`malformed` and `commands`: options, paths, policies and cards that cannot be meant, in this process
+and in ones of their own. `nans`: one in one seed's reward, observation or gradient. Writes
+results/studies/reliability/<row>.json and reliability.json: how often a run ended how. Where the
+result is another one and nothing was said, that is "silent"; there may be none of it, and nothing
+"bad".
 """
 
 from benchmarks import frame
@@ -17,6 +20,8 @@ from benchmarks import frame
 if __name__ == "__main__":  # before jax is imported: --help answers at once
     GIVEN = frame.start(frame.Named, __doc__, __file__)
 
+import contextlib
+import functools
 import json
 import os
 import random
@@ -25,18 +30,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-CHAIN = 5  # kills of one run
+CHAIN = 8  # kills of one run
+KINDS = ("update", "file", "save", "file", "update", "file", "restore", "file")  # of a chain's
+SLOW = 0.02  # seconds, of every operation on files inside a save or restore that is killed
 RUN = "the-run"
 _TINY = "num_envs=8 unroll_length=8 num_epochs=1 num_minibatches=2 hidden=8 student_epochs=1"
 BEGIN = [
     *"distill CartPole-v1 --seeds 2 --steps 640 --student-steps 512 --student mlp:4".split(),
-    *"--episodes 8 --checkpoint-every 0.001 --device cpu --quiet --out".split(),
+    *"--episodes 8 --checkpoint-every 0.001 --device cpu --quiet --no-report --out".split(),
     RUN,
     *[word for pair in _TINY.split() for word in ("--set", pair)],
 ]
@@ -50,10 +59,17 @@ class Sizes(NamedTuple):
 
     kills: int = 200
     signals: int = 50
-    damage: int = 300
+    damage: int = 10_000
+    malformed: int = 4_800
+    commands: int = 200
+    nans: int = 24
 
 
-SIZES = {"full": Sizes(), "cpu": Sizes(10, 6, 10), "tiny": Sizes(5, 2, 2)}
+SIZES = {
+    "full": Sizes(),
+    "cpu": Sizes(10, 6, 300, 200, 20, 6),
+    "tiny": Sizes(4, 2, 4, 10, 2, 2),
+}
 ROWS = Sizes._fields
 
 
@@ -63,34 +79,53 @@ ROWS = Sizes._fields
 def child() -> int:
     """The command in sys.argv[4:], which kills itself when it has done `number` things of `kind`.
 
-    Kinds are "update" and "file"; counts of both go to the file `counts`.
+    Kinds are of KINDS; counts of all go to the file `counts`. A save or a restore of that number is
+    slowed down from its beginning, and the process killed somewhere in it.
     """
     counts, kind, number, *argv = sys.argv[1:]
-    done = Counter()
+    done, slowed = Counter(), threading.Event()
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def count(what: str) -> None:
         done[what] += 1
         if what == kind and done[what] == int(number):
-            os.kill(os.getpid(), signal.SIGKILL)
+            if what in ("update", "file"):
+                kill()
+            slowed.set()
+            threading.Timer(SLOW * (1 + 7 * int(number) % 25), kill).start()
 
     def seen(event: str, arguments: tuple) -> None:
         if event in _FILE_EVENTS and RUN in str(arguments[0]):
             count("file")
+            if slowed.is_set():
+                time.sleep(SLOW)
 
     sys.addaudithook(seen)
+    from jaxkd import checkpoint
     from jaxkd.cli import main, training
 
     training._CHUNK_SECONDS = 0.0  # a look, and so a checkpoint, after every update
-    looks = training._Watch.looks
-
-    def counted(watch, metrics):
-        count("update")
-        return looks(watch, metrics)
-
-    training._Watch.looks = counted
+    for owner, name, what in (
+        (training._Watch, "looks", "update"),
+        (checkpoint.Checkpoints, "save", "save"),
+        (checkpoint.Checkpoints, "restore", "restore"),
+    ):
+        setattr(owner, name, counted(getattr(owner, name), lambda what=what: count(what)))
     code = main(argv)
     Path(counts).write_text(json.dumps(done))
     return code
+
+
+def counted(method: Callable, count: Callable[[], None]) -> Callable:
+    """The method, counted before each call."""
+
+    def call(*arguments, **keywords):
+        count()
+        return method(*arguments, **keywords)
+
+    return call
 
 
 def run(
@@ -108,6 +143,53 @@ def run(
 
 
 PROGRAM = "import sys; from reliability import child; sys.exit(child())"
+
+
+class Forked:
+    """`run` by processes that are forked from one that has imported everything: half the time."""
+
+    def __init__(self, place: Path):
+        """
+        Args:
+            place: whose folders it runs in.
+        """
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", "from reliability import serve; serve()"],
+            env=environment(place / "folder"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, folder: Path, argv: list[str], kind: str = "", number: int = 0) -> Any:
+        server: Any = self._server
+        asked = [str(folder), str(folder / "counts.json"), kind, str(number), *argv]
+        server.stdin.write(json.dumps(asked) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        said = (folder / "said").read_text()
+        return subprocess.CompletedProcess(argv, code, said, said)
+
+    def close(self) -> None:
+        self._server.communicate()
+
+
+def serve() -> None:
+    """Forks a child for every line of standard input, and says its exit code."""
+    from jaxkd import checkpoint  # noqa: F401
+    from jaxkd.cli import plan, running  # noqa: F401
+
+    for line in sys.stdin:
+        folder, *given = json.loads(line)
+        process = os.fork()
+        if not process:
+            os.chdir(folder)
+            said = os.open("said", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
+            sys.argv = ["child", *given]
+            os._exit(child())
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -160,14 +242,11 @@ def undisturbed(folder: Path) -> tuple[dict[str, object], dict[str, int]]:
 
 def chain(counts: dict[str, int], kills: int, stretch: float = 1.0) -> list[tuple[str, int]]:
     """(kind, count) of kills, each so far from the one before that the last is near the end."""
-    kinds = ("update", "file")
-    return [
-        (kinds[i % 2], max(1, round(stretch * counts[kinds[i % 2]] / (kills + 1))))
-        for i in range(kills)
-    ]
+    wanted = [KINDS[i % len(KINDS)] for i in range(kills)]
+    return [(kind, max(1, round(stretch * counts.get(kind, 0) / (kills + 1)))) for kind in wanted]
 
 
-def killed(folder: Path, kills: list[tuple[str, int]]) -> Counter:
+def killed(folder: Path, kills: list[tuple[str, int]], run: Callable = run) -> Counter:
     """How often one run was killed, by kind: each time it goes on from where it was, then ends."""
     folder.mkdir(parents=True)
     ends, argv = Counter(), BEGIN
@@ -175,6 +254,8 @@ def killed(folder: Path, kills: list[tuple[str, int]]) -> Counter:
         done = run(folder, argv, kind, number)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         ends[kind] += done.returncode == -signal.SIGKILL
+        if done.returncode == 0:
+            break
         if (folder / RUN / "run.json").exists():
             argv = RESUME
         else:  # killed before there was anything to resume
@@ -217,22 +298,6 @@ def ended_well(folder: Path, code: int, said: str, whole: dict) -> str:
     return f"bad: {code}, {said}"
 
 
-def spoil(file: Path, other: Path, draw: random.Random) -> str:
-    """A flipped bit, a cut, nothing left, gone, or another file's content."""
-    content = bytearray(file.read_bytes())
-    kind = draw.choice(("flip", "cut", "empty", "delete", "swap"))
-    if kind == "flip" and content:
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    elif kind == "cut":
-        content = content[: draw.randrange(len(content) + 1)]
-    elif kind == "swap":
-        content = bytearray(other.read_bytes())
-    file.write_bytes(b"" if kind == "empty" else content)
-    if kind == "delete":
-        file.unlink()
-    return kind
-
-
 def full(folder: Path, room: int) -> subprocess.CompletedProcess:
     """A run on a disk where no file may be larger than `room` bytes."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -254,21 +319,29 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
 # --- the study ----------------------------------------------------------------------------------
 
 
-def kill_many(place: Path, whole: dict, counts: dict[str, int], number: int) -> Counter:
+def kill_many(place: Path, number: int) -> Counter:
     """R1: chains of CHAIN kills, each chain with other distances, until there are enough."""
-    ends, chains = Counter(), -(-number // CHAIN)
-    for i in range(chains):
-        folder = place / f"killed{i}"
-        ends += killed(folder, chain(counts, CHAIN, stretch=0.4 + 0.8 * (i + 0.5) / chains))
+    whole, counts = undisturbed(place / "whole")
+    ends, chains, forked = Counter(), 0, Forked(place)
+    while sum(ends[kind] for kind in set(KINDS)) < number:
+        folder = place / f"killed{chains}"
+        stretch = 0.5 + 0.7 * (chains * 0.618 % 1)  # even, whatever their number
+        ends += killed(folder, chain(counts, CHAIN, stretch), forked)
         ends["silent"] += bool(differs(outcome(folder), whole))
         ends["resumed"] += 1
+        chains += 1
+        print(f"{chains} chains: {dict(ends)}", flush=True)
         shutil.rmtree(folder)
+    forked.close()
     return ends
 
 
-def stop_many(place: Path, whole: dict, seconds: float, number: int) -> Counter:
-    """R2: signals at even distances over the seconds that a run takes."""
-    ends = Counter()
+def stop_many(place: Path, number: int) -> Counter:
+    """R2: signals at even distances over the seconds that a run takes, its programs being kept."""
+    undisturbed(place / "cold")
+    began = time.monotonic()
+    whole, _ = undisturbed(place / "whole")
+    seconds, ends = time.monotonic() - began, Counter()
     for i in range(number):
         folder = place / f"stopped{i}"
         asked = (signal.SIGINT, signal.SIGTERM)[i % 2]
@@ -278,28 +351,35 @@ def stop_many(place: Path, whole: dict, seconds: float, number: int) -> Counter:
     return ends
 
 
-def damage_many(place: Path, whole: dict, counts: dict[str, int], number: int) -> Counter:
-    """R4: one file of a run that was killed late is spoilt, then it is resumed."""
-    draw, ends, begun = random.Random(0), Counter(), place / "begun"
-    begun.mkdir()
-    done = run(begun, BEGIN, "update", counts["update"] * 3 // 4)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    files = sorted(path for path in (begun / RUN).rglob("*") if path.is_file())
+def in_process(place: Path, number: int, name: str) -> Counter:
+    """How so many trials of `hostile` ended; each begins with a number of its own."""
+    import hostile
+
+    made, scratch, ends = hostile.begun(place / "begun"), place / "scratch", Counter()
+    scratch.mkdir()
+    trial = getattr(hostile, name)
+    with hostile.nothing_runs(), contextlib.chdir(scratch):
+        for i in range(number):
+            ends[trial(made, random.Random(i), scratch)] += 1
+    return ends
+
+
+def commands(place: Path, number: int) -> Counter:
+    """R5: malformed command lines, each in a process of its own."""
+    import hostile
+
+    made, forked, ends = hostile.begun(place / "begun"), Forked(place), Counter()
     for i in range(number):
-        folder = place / f"damaged{i}"
-        shutil.copytree(begun, folder)
-        file, other = (folder / path.relative_to(begun) for path in draw.choices(files, k=2))
-        kind = spoil(file, other, draw)
-        done = run(folder, RESUME)
-        same = done.returncode == 0 and not differs(outcome(folder), whole)
-        warned = "warning: " in done.stderr
-        if done.returncode not in (0, 2, 4) or "Traceback" in done.stderr:
-            ends[f"bad: {kind} of {file.relative_to(folder)}: {done.stderr[-200:]}"] += 1
-        elif done.returncode:
-            ends["refused"] += 1
-        else:
-            ends["same" if same else "warned" if warned else f"silent: {kind} of {file.name}"] += 1
-        shutil.rmtree(folder)
+        argv, folder = hostile.line(made, random.Random(-1 - i)), place / str(i)
+        folder.mkdir()
+        began = time.monotonic()
+        done = forked(folder, argv)
+        took = time.monotonic() - began
+        said = [line for line in done.stderr.splitlines(True) if not line.startswith("device: ")]
+        end = hostile.answered(argv, done.returncode, "".join(said))
+        left = {path.name for path in folder.iterdir()} - {"said", "counts.json"}
+        ends["bad: it left something" if left else end if took < hostile.LIMIT else "slow"] += 1
+    forked.close()
     return ends
 
 
@@ -313,6 +393,29 @@ def gate(results: dict[str, dict]) -> list[str]:
     ]
 
 
+def with_nans(place: Path, number: int) -> Counter:
+    """R10: so many points."""
+    import nans
+
+    @functools.cache
+    def whole(method: str):
+        algorithm, inputs = nans.made(method)
+        return nans.trained(place / method, nans.poisoned(algorithm, None), inputs)[0]
+
+    each = enumerate(nans.points(number))
+    return Counter(nans.trial(place / str(i), point, whole) for i, point in each)
+
+
+WORK: dict[str, Callable[[Path, int], Counter]] = {
+    "kills": kill_many,
+    "signals": stop_many,
+    "damage": lambda place, number: in_process(place, number, "damage"),
+    "malformed": lambda place, number: in_process(place, number, "malformed"),
+    "commands": commands,
+    "nans": with_nans,
+}
+
+
 def main(given: frame.Named) -> int:
     from benchmarks import protocol
 
@@ -321,19 +424,10 @@ def main(given: frame.Named) -> int:
 
     def experiment(row: str) -> dict:
         with tempfile.TemporaryDirectory() as scratch:
-            place, began = Path(scratch), time.monotonic()
-            undisturbed(place / "cold")
-            warm = time.monotonic()
-            whole, counts = undisturbed(place / "whole")
-            seconds, number = time.monotonic() - warm, getattr(size, row)
-            work = {
-                "kills": lambda: kill_many(place, whole, counts, number),
-                "signals": lambda: stop_many(place, whole, seconds, number),
-                "damage": lambda: damage_many(place, whole, counts, number),
-            }
-            ends = work[row]()
-            print(f"{row}: {dict(ends)}", flush=True)
-            return {"counts": counts, "ends": ends, "seconds": time.monotonic() - began}
+            began = time.monotonic()
+            ends = WORK[row](Path(scratch), getattr(size, row))
+        print(f"{row}: {dict(ends)}", flush=True)
+        return {"ends": ends, "seconds": time.monotonic() - began}
 
     results = protocol.by_game("reliability", given.names, ROWS, experiment, settings)
     if not results:

@@ -1,7 +1,7 @@
 """The command `jaxkd`.
 
-This module, `settings`, `signals`, `card` and `runs` import no jax: `--help`, a mistyped option and
-`jaxkd runs` are answered at once.
+This module, `settings`, `signals`, `card`, `runs` and `comparing` import no jax: `--help`, a
+mistyped option, `jaxkd runs` and `jaxkd compare` are answered at once.
 """
 
 import sys
@@ -27,10 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         argv = list(sys.argv[1:] if argv is None else argv)
         command = tyro.cli(settings.COMMANDS, args=argv, prog="jaxkd", description=_DESCRIPTION)
-        if isinstance(command, settings.Runs | settings.Compare):
+        if isinstance(command, settings.Runs):
             from jaxkd.cli import runs
 
-            return runs.answer(command)
+            return runs.runs(command)
+        if isinstance(command, settings.Compare):
+            from jaxkd.cli import comparing
+
+            return comparing.answer(command)
         from jaxkd.cli import failure
 
         try:
@@ -52,6 +56,10 @@ def _call(command: Any, argv: list[str], stop: signals.Stop) -> int:
         if isinstance(command, settings.Resume):
             return running.resume(command, stop)
         return running.begin(command, argv, stop)
+    if isinstance(command, settings.Report):
+        from jaxkd.cli.reporting import report
+
+        return report(command)
     if isinstance(command, settings.Evaluate):
         from jaxkd.cli.playing import evaluate
 

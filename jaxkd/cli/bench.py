@@ -1,16 +1,14 @@
 """`jaxkd bench`: how fast is this machine?"""
 
-import time
-
-import jax
 import rich.table
 
 from jaxkd import check
 from jaxkd.cli import device as devices
+from jaxkd.cli.pace import pace
 from jaxkd.cli.settings import Bench
 from jaxkd.presets import PRESETS, make_env, preset, teacher_network, teaching
 from jaxkd.report import console
-from jaxkd.run import lanes, seeds, stream
+from jaxkd.run import lanes, seeds
 
 _SECONDS = 2.0  # of measuring, an environment
 
@@ -39,13 +37,5 @@ def _measure(name: str, num_seeds: int) -> tuple[float, float, int]:
     chosen = preset(name)
     env = make_env(name, chosen)
     many, keys = lanes(teaching(env, teacher_network(env, chosen), chosen)[0]), seeds(0, num_seeds)
-    began = time.perf_counter()
-    updates = stream(many, keys, 10**6, chunk_size=1)
-    jax.block_until_ready(next(updates))
-    compiling = time.perf_counter() - began
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < _SECONDS:
-        jax.block_until_ready(next(updates))
-        done += 1
-    update = (time.perf_counter() - began) / done
+    compiling, update = pace(many, keys, [], _SECONDS)
     return compiling, update, env.num_envs * chosen.unroll_length * num_seeds

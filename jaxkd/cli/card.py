@@ -14,7 +14,7 @@ try:
 except ImportError:  # Windows, where nobody is kept out
     fcntl = None
 
-CARD, LOCK, FORMAT = "run.json", ".lock", 2
+CARD, SUMMARY, LOCK, FORMAT = "run.json", "summary.json", ".lock", 2
 _DIGEST = "sha256"  # of the rest of the card
 
 
@@ -59,6 +59,29 @@ def json_of(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines that can be read; none where it is missing."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # one that was being written when all ended
+                found.append(json.loads(line))
+    return found
+
+
+def summary(run: Path, card: dict[str, Any]) -> dict[str, Any]:
+    """summary.json of a run with this card; nothing where it has none.
+
+    Raises:
+        Damaged: it is not the one that the run wrote.
+    """
+    path, then = run / SUMMARY, card.get("digests", {}).get(SUMMARY)
+    content = path.read_bytes() if path.is_file() else b""
+    if then is not None and hashlib.sha256(content).hexdigest() != then:
+        raise Damaged(f"{path} changed after it was written. Put the original back.")
+    return json_of(path)
 
 
 def busy(run: Path) -> bool:

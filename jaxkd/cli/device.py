@@ -1,5 +1,6 @@
 """Where a command computes: chosen before jax starts a backend, named on the first line."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -8,16 +9,24 @@ import jax
 from jaxkd.base import DeviceError
 
 Device = Any  # jax.Device is no type to a type checker
+_MOST_ON_CPU = 256  # virtual devices
 
 _EXTRAS = {"gpu": "cuda12", "tpu": "tpu"}
 
 
-def choose(wanted: str) -> Device:
-    """The device to compute on; `wanted` is auto, cpu, gpu or tpu.
+def choose(wanted: str, number: int = 1) -> Device:
+    """The device to compute on, or the first of several.
+
+    Args:
+        wanted: auto, cpu, gpu or tpu.
+        number: how many; a CPU is made into so many virtual ones.
 
     Raises:
-        DeviceError: where there is none, instead of a silent fall-back to the CPU.
+        DeviceError: where there is none, instead of a silent fall-back to the CPU; or not so many.
     """
+    if 1 < number <= _MOST_ON_CPU:
+        with contextlib.suppress(RuntimeError):  # a backend is there already: it is counted below
+            jax.config.update("jax_num_cpu_devices", number)
     if wanted == "cpu":
         jax.config.update("jax_platforms", "cpu")
     elif wanted in _EXTRAS:
@@ -34,6 +43,11 @@ def choose(wanted: str) -> Device:
             f"jax {jax.__version__} finds no {wanted}, only {jax.devices()[0].platform}. "
             f'Install its support: pip install "jaxkd-rl[{_EXTRAS[wanted]}]"'
         ) from error
+    there = len(jax.devices(device.platform))
+    if number > there:
+        raise DeviceError(
+            f"--devices {number}: jax finds {there} of kind {device.platform}. Take --devices {there}."
+        )
     return device
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxkd.base import UsageError
 from jaxkd.cli.card import CARD, LOCK, free, sealed
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, REPORT = "checkpoints", "report"  # what their names begin with
 
 
 class Directory:
@@ -77,12 +77,17 @@ class Directory:
         self.write(CARD, sealed(plain(card)))
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of every file by its path below the directory; checkpoints bring their own."""
+        """SHA-256 of every file by its path below the directory.
+
+        Checkpoints bring their own, and a report can be written again.
+        """
         below = {path.relative_to(self.path): path for path in self.path.rglob("*")}
         return {
             name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for name, path in sorted(below.items())
-            if path.is_file() and name.parts[0] not in (CHECKPOINTS, LOCK, CARD)
+            if path.is_file()
+            and name.parts[0] not in (CHECKPOINTS, LOCK, CARD)
+            and not name.parts[0].startswith(REPORT)
         }
 
 

@@ -23,6 +23,8 @@ _EXTRAS = {  # a module that each brings
     "cuda12": "jax_cuda12_plugin",
     "cuda13": "jax_cuda13_plugin",
     "tpu": "libtpu",
+    "tb": "tensorboardX",
+    "wandb": "wandb",
     "viz": "seaborn",
     "notebooks": "jupyterlab",
 }

@@ -7,11 +7,12 @@ import jax
 import rich.table
 
 from jaxkd.base import DeviceError
+from jaxkd.cli.pace import trainings
 from jaxkd.cli.plan import Plan, available_memory, in_words
 from jaxkd.cli.settings import Distill, Teach
 from jaxkd.cli.summary import network
 from jaxkd.report import console
-from jaxkd.run import lanes, memory_needed, seeds
+from jaxkd.run import memory_needed, seeds
 
 
 def dry_run(settings: Distill | Teach, planned: Plan) -> int:
@@ -22,25 +23,18 @@ def dry_run(settings: Distill | Teach, planned: Plan) -> int:
     Raises:
         DeviceError: the memory does not suffice.
     """
-    keys, known, most = seeds(settings.seed, settings.seeds), {}, 0
+    most = 0
     table = rich.table.Table("phase", "network")
     for heading in ("parameters", "updates", "steps a seed", "memory", "compiling"):
         table.add_column(heading, justify="right")
-    for phase in planned.phases:
-        if phase.makes is None:
-            continue
-        policy, course, params = phase.makes
-        one: Any = jax.eval_shape(policy.init, keys[0])
+    for phase, made in trainings(planned, seeds(settings.seed, settings.seeds)):
+        policy, course, _ = phase.makes
+        one: Any = jax.eval_shape(policy.init, jax.random.key(0))
         size = f"{sum(leaf.size for leaf in jax.tree.leaves(one)):,}"
-        known[phase.leaves] = params, True
         figures = ["-", "from a file", "-", "-"]
-        if course is not None:
-            known[phase.leaves] = jax.eval_shape(jax.vmap(policy.init), keys), False
-            inputs = [known[name] for name in phase.reads]
-            shared = all(shared for _, shared in inputs)
-            many = lanes(course.algorithm, shared=shared, at_once=course.at_once)
+        if made is not None:
             started = time.monotonic()
-            needed = memory_needed(many, keys, 1, *[given for given, _ in inputs], streamed=True)
+            needed = memory_needed(made.algorithm, made.keys, 1, *made.inputs, streamed=True)
             took, most = time.monotonic() - started, max(most, needed)
             steps = course.num_updates * course.steps_per_update
             figures = [f"{course.num_updates:,}", f"{steps:,}", in_words(needed), f"{took:.1f} s"]

@@ -22,6 +22,7 @@ class Job(NamedTuple):
     log: Log
     settings_digest: str  # of all that the result depends on
     checkpoint_every: float | None  # seconds; 0: at the end of a phase only; None: as may be
+    track: Callable = lambda *metrics, **where: None  # see `tracking.Tracker.write`
 
 
 class Phase(NamedTuple):

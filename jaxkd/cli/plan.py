@@ -2,13 +2,16 @@
 
 import math
 import os
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxkd import check
 from jaxkd.base import Algorithm, Env, Policy, UsageError
-from jaxkd.cli import work
+from jaxkd.cli import grid, work
 from jaxkd.cli.overrides import override
 from jaxkd.cli.phases import Phase, check_order
 from jaxkd.cli.settings import Distill, Teach
@@ -26,9 +29,11 @@ from jaxkd.presets import (
     teacher_network,
     teaching,
 )
+from jaxkd.presets.settings import reinforcement
+from jaxkd.recipes import ppo
 
 _COUNTS = ("seeds", "lanes", "episodes", "steps", "student_steps")
-_COMPARED = ("teacher", "student", "control")  # the rows of the table
+_NEXT_STUDENT = re.compile(r",(?!\d+(?:,|$))")  # a plain number is a layer of the one before
 _ADAM = 3  # parameters and two moments of each: what a training keeps at the least
 _MOST_STEPS = 10**15  # of one seed: a year at 30 million a second
 _EPISODE_BYTES = 12  # return, length and discounted return
@@ -39,6 +44,7 @@ class Plan(NamedTuple):
 
     preset: Preset
     phases: list[Phase]
+    num_sizes: int = 1  # of students, each with a control
 
 
 class _Parts(NamedTuple):
@@ -48,7 +54,7 @@ class _Parts(NamedTuple):
     student_env: Env  # the method's
     teacher: Policy
     teacher_params: Any  # of the file, shared by all seeds; None: every seed trains its own
-    student: Policy
+    students: list[Policy]
 
 
 def plan(settings: Distill | Teach, device: Any) -> Plan:
@@ -60,28 +66,37 @@ def plan(settings: Distill | Teach, device: Any) -> Plan:
     available = available_memory(device)
     _check_numbers(settings, available)
     chosen = _preset(settings)
+    num_sizes = 1
     if isinstance(settings, Distill):
         phases = _distilling(settings, chosen, available)
+        num_sizes = len(_NEXT_STUDENT.split(settings.student))
     else:
         phases = _teaching(settings, chosen, available)
     check_order(phases)
-    return Plan(chosen, phases)
+    return Plan(chosen, phases, num_sizes)
 
 
 def _teaching(settings: Teach, chosen: Preset, available: int) -> list[Phase]:
     """Train a teacher, play with it."""
-    env = make_env(settings.env, chosen)
+    env, swept = make_env(settings.env, chosen), grid.points(settings.grid)
     teacher = teacher_network(env, chosen)
-    _check_memory(settings, chosen, env, (teacher,), available)
-    taught = _course(settings, "steps", env, chosen.unroll_length, teaching(env, teacher, chosen))
+    _check_memory(settings, chosen, env, (teacher,), available, len(swept))
+    known = grid.sweepable("the teacher's training", ppo, reinforcement, env, chosen)
+    make = partial(_taught, env, teacher)
+    taught = _course(settings, "steps", env, chosen.unroll_length, *make(chosen), swept)
+    taught = _swept(taught, make, known, chosen)
     learn = work.learn("teacher", env, teacher, taught, folder="teachers")
-    evaluate = work.evaluate(env, ("teacher",), settings.episodes)
-    rank = work.rank(env, settings.episodes)
+    made = Phase("teacher", (), "teacher", learn, work.Made(teacher, taught))
+    phases, names = _by_point(made, len(swept))
     return [
-        Phase("teacher", (), "teacher", learn, work.Made(teacher, taught)),
-        Phase("evaluate", ("teacher",), "results", evaluate),
-        Phase("rank", ("results",), "summary", rank),
+        *phases,
+        Phase("evaluate", names, "results", work.evaluate(env, names, settings.episodes)),
+        Phase("rank", ("results",), "summary", work.rank(env, settings.episodes)),
     ]
+
+
+def _taught(env: Env, policy: Policy, preset: Preset, **more: Any) -> tuple[Algorithm, int]:
+    return teaching(env, policy, preset, None, **more)
 
 
 def _distilling(settings: Distill, chosen: Preset, available: int) -> list[Phase]:
@@ -94,61 +109,130 @@ def _distilling(settings: Distill, chosen: Preset, available: int) -> list[Phase
     else:
         teacher, params = teacher_network(env, chosen), None
     size = actor_size(teacher, _shapes(teacher), env.obs_spec, num_envs=env.num_envs)
-    student = student_network(env, chosen, settings.student, size, method)
-    learners = (student,) if settings.teacher else (teacher, student)
-    _check_memory(settings, chosen, env, learners, available)
-    parts = _Parts(env, method_env(env, method), teacher, params, student)
+    asked = _NEXT_STUDENT.split(settings.student)
+    students = [student_network(env, chosen, each, size, method) for each in asked]
+    _check_students(settings, asked)
+    learners = (*students,) if settings.teacher else (teacher, *students)
+    swept = len(grid.points(settings.grid))
+    _check_memory(settings, chosen, env, learners, available, swept)
+    parts = _Parts(env, method_env(env, method), teacher, params, students)
     return _phases(settings, chosen, parts)
 
 
 def _phases(settings: Distill, chosen: Preset, parts: _Parts) -> list[Phase]:
-    """Train or load the teacher, distil it, train the same network without it, compare."""
-    method, env, length = find_method(settings.method), parts.env, chosen.unroll_length
-
-    if parts.teacher_params is not None:
-        taught, source = None, str(settings.teacher)
-        teach = work.load(
-            env, parts.teacher, parts.teacher_params, source=source, folder="teachers"
-        )
-    else:
-        made = teaching(env, parts.teacher, chosen)
-        taught = _course(settings, "steps", env, length, made)
-        teach = work.learn("teacher", env, parts.teacher, taught, folder="teachers")
-    distilled = _course(
-        settings,
-        "student_steps",
-        parts.student_env,
-        rollout_length(parts.student_env, chosen, method),
-        distillation(parts.student_env, parts.student, parts.teacher, chosen, method),
+    """Train or load the teacher, distil it, train the same networks without it, compare."""
+    env = parts.env
+    phases, students, controls = [_teacher(settings, chosen, parts)], [], []
+    for number, student in enumerate(parts.students, 1):
+        taught, names = _by_point(*_student(settings, chosen, parts, student, number))
+        alone = _control(settings, chosen, env, student, number)
+        phases += [*taught, alone]
+        students += names
+        controls.append(alone.leaves)
+    # Each control beside its student; the students of a grid share one.
+    rows = [name for pair in zip(students, controls, strict=False) for name in pair]
+    rows = ["teacher", *rows, *students[len(controls) :]]
+    evaluate = work.evaluate(env, rows, settings.episodes)
+    compare = work.compare(
+        env, parts.student_env, students, settings.episodes, chosen.unroll_length
     )
-    made = teaching(env, parts.student, chosen, chosen.student_steps)
-    alone = _course(settings, "student_steps", env, length, made)
-    distil = work.learn("student", env, parts.student, distilled, folder="students")
-    control = work.learn("control", env, parts.student, alone)
-    evaluate = work.evaluate(env, _COMPARED, settings.episodes)
-    compare = work.compare(env, parts.student_env, settings.episodes, length)
-    taught_by = ("teacher",) if method.needs_teacher else ()
-    made = [
-        work.Made(parts.teacher, taught, parts.teacher_params),
-        work.Made(parts.student, distilled),
-        work.Made(parts.student, alone),
-    ]
     return [
-        Phase("teacher", (), "teacher", teach, made[0]),
-        Phase("student", taught_by, "student", distil, made[1]),
-        Phase("control", (), "control", control, made[2]),
-        Phase("evaluate", _COMPARED, "results", evaluate),
-        Phase("compare", ("teacher", "student", "results"), "summary", compare),
+        *phases,
+        Phase("evaluate", (*rows,), "results", evaluate),
+        Phase("compare", ("results", "teacher", *students), "summary", compare),
     ]
+
+
+def _teacher(settings: Distill, chosen: Preset, parts: _Parts) -> Phase:
+    env, policy, params = parts.env, parts.teacher, parts.teacher_params
+    if params is not None:
+        source = str(settings.teacher)
+        load = work.load(env, policy, params, source=source, folder="teachers")
+        return Phase("teacher", (), "teacher", load, work.Made(policy, None, params))
+    made = teaching(env, policy, chosen)
+    course = _course(settings, "steps", env, chosen.unroll_length, *made)
+    learn = work.learn("teacher", env, policy, course, folder="teachers")
+    return Phase("teacher", (), "teacher", learn, work.Made(policy, course))
+
+
+def _student(
+    settings: Distill, chosen: Preset, parts: _Parts, student: Policy, number: int
+) -> tuple[Phase, int]:
+    """A student's phase, and how many points it is swept over."""
+    method, env, swept = find_method(settings.method), parts.student_env, grid.points(settings.grid)
+
+    def make(preset: Preset, **more: Any) -> tuple[Algorithm, int]:
+        return distillation(env, student, parts.teacher, preset, method, **more)
+
+    length = rollout_length(env, chosen, method)
+    course = _course(settings, "student_steps", env, length, *make(chosen), swept)
+    known = grid.sweepable(settings.method, method.build, method.settings, env, chosen)
+    course = _swept(course, make, known, chosen)
+    name, taught_by = _numbered("student", number), ("teacher",) if method.needs_teacher else ()
+    learn = work.learn(name, parts.env, student, course, folder=_numbered("students", number))
+    return Phase(name, taught_by, name, learn, work.Made(student, course)), len(swept)
+
+
+def _control(settings: Distill, chosen: Preset, env: Env, student: Policy, number: int) -> Phase:
+    name, made = _numbered("control", number), teaching(env, student, chosen, chosen.student_steps)
+    course = _course(settings, "student_steps", env, chosen.unroll_length, *made)
+    learn = work.learn(name, env, student, course)
+    return Phase(name, (), name, learn, work.Made(student, course))
+
+
+def _numbered(name: str, number: int) -> str:
+    """The first one's name is the name."""
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _by_point(made: Phase, num_points: int) -> tuple[list[Phase], tuple[str, ...]]:
+    """The phases of one that is swept, and what they leave, by point."""
+    if num_points == 1:
+        return [made], (made.leaves,)
+    together = f"{made.leaves}, all points"
+    names = tuple(_numbered(made.leaves, number) for number in range(1, num_points + 1))
+    apart = [
+        Phase(f"{name} of the grid", (together,), name, work.pick(number))
+        for number, name in enumerate(names)
+    ]
+    return [made._replace(leaves=together), *apart], names
 
 
 def _course(
-    settings: Distill | Teach, option: str, env: Env, length: int, made: tuple[Algorithm, int]
+    settings: Distill | Teach,
+    option: str,
+    env: Env,
+    length: int,
+    algorithm: Algorithm,
+    num_updates: int,
+    points: list[grid.Point] | None = None,
 ) -> work.Course:
-    """A training of `made` by updates of so many steps of `env`."""
+    """A training by updates of so many steps of `env`."""
     steps_per_update = env.num_envs * length
     _check_steps(settings, option, steps_per_update)
-    return work.Course(*made, steps_per_update, settings.lanes)
+    points = points or [{}]
+    mesh = work.mesh_of(settings.devices, settings.seeds * len(points), env.num_envs)
+    return work.Course(algorithm, num_updates, steps_per_update, settings.lanes, points, mesh)
+
+
+def _swept(
+    course: work.Course, make: Callable, known: grid.Sweepable, chosen: Preset
+) -> work.Course:
+    """The course with an algorithm that takes a point of its grid; as it is where there is none.
+
+    Args:
+        make: (preset, **keywords) -> (Algorithm, num_updates).
+    """
+    if not course.points[0]:
+        return course
+    grid.check_names(course.points[0], known)
+
+    def build(preset: Preset, **more: Any) -> Algorithm:
+        return make(preset, **more)[0]
+
+    for point in course.points:  # a recipe refuses a number; as a tracer it would pass
+        algorithm = grid.swept(build, known, chosen, point)
+    return course._replace(algorithm=algorithm)
 
 
 def _preset(settings: Distill | Teach) -> Preset:
@@ -176,6 +260,8 @@ def _check_numbers(settings: Distill | Teach, available: int) -> None:
                 f"--{name.replace('_', '-')} {getattr(settings, name)} is more than any machine "
                 f"can do; at most {_MOST_STEPS}."
             )
+    if settings.budget is not None and (settings.steps or getattr(settings, "student_steps", 0)):
+        raise UsageError("--budget finds the steps. Leave out --steps and --student-steps.")
     if not 0 <= (settings.checkpoint_every or 0) < math.inf:
         raise UsageError(
             f"--checkpoint-every takes seconds, 0 or more, got {settings.checkpoint_every}."
@@ -195,6 +281,15 @@ def _check_numbers(settings: Distill | Teach, available: int) -> None:
         )
 
 
+def _check_students(settings: Distill, asked: list[str]) -> None:
+    if len(set(asked)) < len(asked):
+        raise UsageError(f"--student {settings.student} names one twice.")
+    if len(asked) > 1 and settings.grid:
+        raise UsageError(
+            "several --student and a --grid do not go together. Take one student a grid."
+        )
+
+
 def _check_steps(settings: Distill | Teach, option: str, steps_per_update: int) -> None:
     """Steps that the user gave are at least those of one update; a preset's are."""
     given = getattr(settings, option)
@@ -211,6 +306,7 @@ def _check_memory(
     env: Env,
     learners: tuple[Policy, ...],
     available: int,
+    num_points: int,
 ) -> None:
     """Refuses what cannot fit: the least that training takes.
 
@@ -218,10 +314,11 @@ def _check_memory(
     """
     steps = chosen.num_envs * chosen.unroll_length
     observations = steps * _bytes(env.obs_spec)
-    at_once = settings.lanes or settings.seeds
+    trained = settings.seeds * num_points
+    at_once = settings.lanes or trained
     for policy in learners:
         params = _shapes(policy)
-        kept = settings.seeds * _ADAM * _bytes(params)
+        kept = trained * _ADAM * _bytes(params)
         # A dense layer has as many activations as biases; the gradient needs a minibatch of them.
         biases = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
         activations = steps // chosen.num_minibatches * biases * 4

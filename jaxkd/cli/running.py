@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import absl.logging
+import jax
 
-from jaxkd import report
+from jaxkd import check, report
 from jaxkd.base import UsageError
 from jaxkd.cache import compile_cache
-from jaxkd.cli import card, directory, watching
+from jaxkd.cli import card, directory, reporting, watching
 from jaxkd.cli import device as devices
 from jaxkd.cli.card import FORMAT
 from jaxkd.cli.dry import dry_run
 from jaxkd.cli.failure import Diverged, Interrupted
 from jaxkd.cli.log import METRICS, Log
+from jaxkd.cli.pace import fitted
 from jaxkd.cli.phases import Job, perform
 from jaxkd.cli.plan import Plan, plan
 from jaxkd.cli.progress import Progress
@@ -29,16 +31,23 @@ from jaxkd.cli.settings import Distill, Resume, Teach
 from jaxkd.cli.signals import INTERRUPTED, Stop
 from jaxkd.cli.summary import FORMAT as SUMMARY_FORMAT
 from jaxkd.cli.summary import versions
+from jaxkd.report import several
 from jaxkd.run import seeds
+from jaxkd.tracking import check_kinds, tracker
 
+PICTURE = "pareto.png"
 _COMMANDS = {"distill": Distill, "teach": Teach}
 # What a result does not depend on; a teacher is known by what it is, not by where it was.
 _APART = (
     "out",
     "device",
     "dry_run",
+    "devices",
+    "budget",  # it has become steps
     "checkpoint_every",
     "no_cache",
+    "no_report",
+    "track",
     "quiet",
     "traceback",
     "teacher",
@@ -59,6 +68,9 @@ def begin(settings: Distill | Teach, argv: list[str], stop: Stop) -> int:
     if any(word in ("", "--out=", "--teacher=") for word in argv):
         raise UsageError("an option has an empty value, such as --out ''. Leave it out instead.")
     device, planned = _prepare(settings)
+    if settings.budget is not None:
+        settings = fitted(settings, planned)
+        planned = plan(settings, jax.devices()[0])
     if settings.dry_run:
         return dry_run(settings, planned)
     asked = dict(
@@ -96,6 +108,7 @@ def resume(wanted: Resume, stop: Stop) -> int:
         settings = _asked(before, wanted)
         device, planned = _prepare(settings)
         _check_same(before, settings, planned)
+        _warn_of_other("devices", before["settings"]["devices"], settings.devices)
         _warn_of_other("device", before["device"].split(",")[0], device.split(",")[0])
         _warn_of_other("versions", before["versions"], directory.plain(versions()))
         stop.keeps = True
@@ -109,13 +122,13 @@ def _asked(before: dict[str, Any], wanted: Resume) -> Distill | Teach:
     """The settings of a run's card; the teacher's copy in its directory is what it learns from."""
     given: dict[str, Any] = dict(before["settings"])
     try:
-        given["set"] = tuple(given["set"])
+        given |= {name: tuple(given[name]) for name in ("set", "grid")}
         copy = wanted.run / "teachers" / "00.npz"
         if given.get("teacher"):
             given["teacher"] = copy if copy.exists() else Path(given["teacher"])
         given |= dict(quiet=wanted.quiet, traceback=wanted.traceback)
-        if wanted.device is not None:
-            given["device"] = wanted.device
+        for name in ("device", "devices"):
+            given[name] = given[name] if getattr(wanted, name) is None else getattr(wanted, name)
         return _COMMANDS[before["command"]](**given)
     except (KeyError, TypeError) as error:
         raise UsageError(
@@ -154,7 +167,9 @@ def _apart(then: Any, now: Any) -> str:
 
 def _prepare(settings: Distill | Teach) -> tuple[str, Plan]:
     """The device in words, and the plan."""
-    device = devices.choose(settings.device)
+    check_kinds(settings.track)
+    check.count("--devices", settings.devices)
+    device = devices.choose(settings.device, settings.devices)
     print(f"device: {devices.describe(device)}", flush=True)
     if not settings.no_cache:
         keep_programs()
@@ -190,6 +205,8 @@ def _go(
     try:
         summary = _summary(run, settings, planned, asked, stop, progress)
         run.write("summary.json", summary)
+        if planned.num_sizes > 1:
+            several.picture(directory.plain(summary), run.path / PICTURE)
         finish("finished")
     except Interrupted as interrupted:
         finish("interrupted")
@@ -201,6 +218,9 @@ def _go(
     finally:
         progress.close()
     report.headline(directory.plain(summary), console)
+    several.show(directory.plain(summary), console)
+    if not settings.no_report:
+        reporting.append(run.path)
     return 0
 
 
@@ -217,8 +237,12 @@ def _summary(
     with watching.compilation() as compile_seconds:
         keys, log = seeds(settings.seed, settings.seeds), Log(run.path / METRICS)
         every = settings.checkpoint_every
-        job = Job(run, progress, keys, compile_seconds, stop, log, digest, every)
-        left = perform(planned.phases, job)
+        track = tracker(settings.track, run.path, **directory.plain(vars(settings)))
+        job = Job(run, progress, keys, compile_seconds, stop, log, digest, every, track.write)
+        try:
+            left = perform(planned.phases, job)
+        finally:
+            track.close()
         compiling = compile_seconds()
     earlier = [result.trained.earlier for result in left["results"].values()]
     running = time.time() - began - compiling + sum(seconds[0] for seconds in earlier)

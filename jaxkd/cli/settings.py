@@ -31,6 +31,14 @@ class _Run:
     """Evaluation episodes of each policy and seed, greedy and as many sampled."""
     set: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")] = ()
     """Another value for a field of the preset, such as learning_rate=1e-3; may be repeated."""
+    grid: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE,VALUE")] = ()
+    """Values that are trained at once, such as learning_rate=1e-3,3e-3; repeated: all combinations.
+    Of a distillation's student, of `teach` the teacher; numbers only, no sizes."""
+    budget: str | None = None
+    """Wall time that the training may take, such as 60s or 5m, instead of steps; compiling and
+    judging come on top."""
+    devices: int = 1
+    """Devices to spread seeds and environments over; on a CPU virtual ones are made."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Compile everything, say what it takes, and run nothing."""
     checkpoint_every: float | None = None
@@ -38,6 +46,11 @@ class _Run:
     where they would take over 2 % of the time)."""
     no_cache: FlagCreatePairsOff[bool] = False
     """Compiled programs are not kept for the next start."""
+    track: str = ""
+    """Metrics to TensorBoard's files (tb), to an offline run of Weights & Biases (wandb) or to both
+    (tb,wandb), beside metrics.jsonl."""
+    no_report: FlagCreatePairsOff[bool] = False
+    """No report.html at the end (`jaxkd report RUN` writes it later)."""
     quiet: FlagCreatePairsOff[bool] = False
     """No progress."""
     traceback: FlagCreatePairsOff[bool] = False
@@ -55,7 +68,8 @@ class Distill(_Run):
     """How to distil; `jaxkd methods` lists all."""
     student: str = "auto:1/15"
     """auto:1/15 (the hidden layer whose actor is nearest to 1/15 of the teacher's), mlp:44,
-    mlp:32,32 or cnn:4,32."""
+    mlp:32,32 or cnn:4,32. Several at once: 1/15,1/30,mlp:4,4,mlp:4 are four students of one
+    teacher, with a picture of returns by size."""
     teacher: Path | None = None
     """A policy saved by jaxkd.save_policy, the teacher of all seeds; without it every seed trains
     its own."""
@@ -77,8 +91,22 @@ class Resume:
     """Its directory."""
     device: Device | None = None
     """Where to compute (default: as before)."""
+    devices: int | None = None
+    """How many to spread over (default: as before)."""
     quiet: FlagCreatePairsOff[bool] = False
     """No progress."""
+    traceback: FlagCreatePairsOff[bool] = False
+    """Where an error came from, for a bug report."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html and report.md of a run: table, curves, film, settings, how to cite it."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Its directory; what an unfinished one lacks is said."""
+    device: Device = "auto"
+    """Where to play the film's episode; fails where the device is not there."""
     traceback: FlagCreatePairsOff[bool] = False
     """Where an error came from, for a bug report."""
 
@@ -93,10 +121,20 @@ class Runs:
 
 @dataclass(frozen=True)
 class Compare:
-    """Put finished runs side by side: what was set otherwise, and what became of it."""
+    """Put finished runs side by side: what was set otherwise, what became of it, what their seeds
+    say.
+
+    Runs of several environments are compared over all of them: those that differ in nothing but the
+    environment are one side.
+    """
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN ...")]
     """Their directories."""
+    format: Literal["table", "markdown", "latex"] = "table"
+    """How to print what the seeds say: to look at, or to paste."""
+    profile: Path | None = None
+    """A file (.svg, .png, .pdf) for the performance profiles: the share of seeds that reach each
+    share of their teacher's return."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +199,7 @@ COMMANDS = (
     Annotated[Distill, subcommand("distill")]
     | Annotated[Teach, subcommand("teach")]
     | Annotated[Resume, subcommand("resume")]
+    | Annotated[Report, subcommand("report")]
     | Annotated[Runs, subcommand("runs")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Evaluate, subcommand("evaluate")]

@@ -25,12 +25,13 @@ class Result(NamedTuple):
     sampled: Evaluation  # [n, E]
     cost: dict[str, Any]
     trained: Trained  # without steps and seconds for a teacher from a file
+    point: dict[str, float] = {}  # of a grid
 
 
 def summarise(
     results: dict[str, Result],
     random: Evaluation,
-    likeness: dict[str, Any],
+    likeness: dict[str, dict[str, Any]],
     *,
     starts: int,
     kl: np.ndarray | None = None,
@@ -42,6 +43,7 @@ def summarise(
     intervals.
 
     Args:
+        likeness: of each student, by its name among the results.
         starts: how many beginnings of an episode look different.
         kl: of the seeds' students to their teachers, at every line of metrics.jsonl [lines, n].
     """
@@ -55,15 +57,23 @@ def summarise(
         row["fraction_of_teacher"] = row["iqm"] / teacher["iqm"] if teacher["iqm"] else None
         largest = teacher["actor_parameters"]  # 0 of a rule without parameters
         row["size_ratio"] = row["actor_parameters"] / largest if largest else None
-    summary = {**rows, "random": {name: floor[name] for name in ("mean", "interval")}}
+    summary: dict[str, Any] = {
+        **rows,
+        "random": {name: floor[name] for name in ("mean", "interval")},
+    }
     summary |= {"different_starts": starts, "kl_while_learning": None}
     if "student" not in results:
         return summary
     alive = results["student"].trained.alive
     if kl is not None and len(kl):
         summary["kl_while_learning"] = _halves(kl[:, alive])
-    compared = {name: float(np.mean(values[alive])) for name, values in likeness.items()}
-    return {**summary, **compared, "likeness_by_seed": likeness}
+    for name, alike in likeness.items():
+        own = results[name].trained.alive
+        compared: dict[str, Any] = {of: float(np.mean(x[own])) for of, x in alike.items()}
+        # The first student's stand beside what the run has one of.
+        place = summary if name == "student" else summary[name]
+        place |= compared | {"likeness_by_seed": alike}
+    return summary
 
 
 def _kept(own: float, top: dict[str, Any], floor: dict[str, Any]) -> float | None:
@@ -85,6 +95,7 @@ def _row(result: Result) -> dict[str, Any]:
     scored = np.isfinite(greedy["returns"])
     return {
         "network": network(result.policy),
+        **({"point": result.point} if result.point else {}),
         **greedy,
         "discounted_returns": discounted,
         "discounted_iqm": iqm(discounted[scored]) if scored.any() else np.nan,

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxkd import sharding
 from jaxkd.base import Algorithm
 from jaxkd.cli.failure import Diverged
 from jaxkd.cli.log import Rows, Window
@@ -46,8 +48,12 @@ class _Chunk(NamedTuple):
 
 
 def phase_keys(keys: jax.Array, phase: str) -> jax.Array:
-    """A stream of keys [n] of its own for every phase: adding one changes no other."""
-    return jax.vmap(lambda key: component_key(key, phase))(keys)
+    """A stream of keys [n] of its own for every phase: adding one changes no other.
+
+    "student-2" has that of "student": how many there are changes none of them.
+    """
+    stream_of_keys = phase.partition("-")[0]
+    return jax.vmap(lambda key: component_key(key, stream_of_keys))(keys)
 
 
 def train(
@@ -58,6 +64,8 @@ def train(
     *inputs: Any,
     alive: np.ndarray,
     steps_per_update: int,
+    names: Sequence[str] = (),
+    mesh: Mesh | None = None,
     teachers: Sequence[Identity] = (),
 ) -> Trained:
     """Trains every seed for `num_updates`, or until the user stops it.
@@ -68,6 +76,8 @@ def train(
     Args:
         alive: bool [n], the seeds that are worth watching from the start.
         steps_per_update: environment steps of one seed.
+        names: of the seeds; default their numbers.
+        mesh: of the devices that the algorithm is spread over; the state is left on one of them.
         teachers: whose params the inputs are.
 
     Raises:
@@ -78,11 +88,13 @@ def train(
     job.progress.begin(phase, "compiling")
     keys = phase_keys(job.keys, phase)
     with Saves(job, phase, teachers) as saves:
-        watch = _Watch(job, phase, num_updates, steps_per_update, alive)
+        watch = _Watch(job, phase, num_updates, steps_per_update, alive, names)
         found = saves.restore(lambda: watch.like(algorithm, keys, inputs))
         start = watch.resume(*found) if found else None
         if watch.done == num_updates:
             return watch.trained(start)
+        if start is not None and mesh is not None:
+            start = sharding.spread(mesh, start)
         saves.begin()
         left = num_updates - watch.done
         for state, metrics in stream(algorithm, keys, left, *inputs, chunk_size=1, state=start):
@@ -96,13 +108,22 @@ def train(
                 break
     if watch.done == num_updates:
         job.log.believe(job.log.mark(), finished=phase)
-    return watch.trained(state)
+    return watch.trained(state if mesh is None else jax.device_put(state, jax.devices()[0]))
 
 
 class _Watch:
     """One phase as the host sees it: counts updates, writes lines, names seeds that are lost."""
 
-    def __init__(self, job: Job, phase: str, total: int, steps_per_update: int, alive: np.ndarray):
+    def __init__(
+        self,
+        job: Job,
+        phase: str,
+        total: int,
+        steps_per_update: int,
+        alive: np.ndarray,
+        names: Sequence[str] = (),
+    ):
+        self.names = names or [str(seed) for seed in range(len(alive))]
         self.job, self.phase, self.total, self.alive = job, phase, total, alive
         self.steps_per_update = steps_per_update
         self.done, self.score = 0, np.nan
@@ -135,7 +156,7 @@ class _Watch:
         nobody_left = not (self.alive & ~lost).any()
         self._write(values, everything=self.done == self.total or nobody_left)
         self._show(seen, self.alive & ~lost)
-        _name_lost(self.phase, lost, since, self.alive)
+        _name_lost(self.phase, lost, since, self.alive, self.names)
         self.alive = self.alive & ~lost
         self._chunk_size = max(1, min(2 * len(chunk), round(_CHUNK_SECONDS * rate)))
         self._last_look = running
@@ -151,6 +172,7 @@ class _Watch:
             means = {name: mean(x, axis=0) for name, x in rows.items()}
             env_steps = before * self.steps_per_update
             self.job.log.append(phase=self.phase, updates=before, env_steps=env_steps, seeds=means)
+            self.job.track(rows, step=env_steps, prefix=self.phase)
 
     def _show(self, seen: _Chunk, alive: np.ndarray) -> None:
         """Where the phase is, on the terminal and in timing.jsonl."""
@@ -232,7 +254,9 @@ def _lost(chunk: _Chunk, finite: jax.Array, alive: np.ndarray) -> tuple[np.ndarr
     return alive & ~(sound & np.asarray(finite)), since
 
 
-def _name_lost(phase: str, lost: np.ndarray, since: np.ndarray, alive: np.ndarray) -> None:
+def _name_lost(
+    phase: str, lost: np.ndarray, since: np.ndarray, alive: np.ndarray, names: Sequence[str]
+) -> None:
     """One line on standard error for each update at which seeds were lost.
 
     Raises:
@@ -241,7 +265,7 @@ def _name_lost(phase: str, lost: np.ndarray, since: np.ndarray, alive: np.ndarra
     nobody_left = not (alive & ~lost).any()
     updates = sorted(set(since[lost].tolist()))
     for update in updates:
-        seeds = ", ".join(str(seed) for seed in np.flatnonzero(lost & (since == update)))
+        seeds = ", ".join(names[seed] for seed in np.flatnonzero(lost & (since == update)).tolist())
         cause = f"run diverged: seeds {seeds} not finite at update {update} ({phase})."
         if nobody_left and update == updates[-1]:
             raise Diverged(f"{cause} No seed is left.")

@@ -3,15 +3,19 @@
 Legend of shapes: `n` seeds.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxkd.base import Algorithm, Env, Evaluation, Policy
-from jaxkd.cli import measure
+from jaxkd import sharding
+from jaxkd.base import Algorithm, Env, Evaluation, Policy, UsageError
+from jaxkd.cli import grid, measure
 from jaxkd.cli.failure import Interrupted
 from jaxkd.cli.phases import Job
 from jaxkd.cli.saving import identify
@@ -30,6 +34,7 @@ class Learnt(NamedTuple):
     shared: bool  # the same for all seeds
     trained: Trained
     source: str = "trained in this run"
+    point: grid.Point = {}  # of a grid
 
 
 class Course(NamedTuple):
@@ -39,6 +44,8 @@ class Course(NamedTuple):
     num_updates: int
     steps_per_update: int  # environment steps of one seed
     at_once: int | None  # seeds computed together; None: all
+    points: list[grid.Point] = [{}]  # where it is swept, `algorithm` takes one as its last input
+    mesh: Mesh | None = None  # of the devices it is spread over
 
 
 class Made(NamedTuple):
@@ -61,35 +68,122 @@ def load(env: Env, policy: Policy, params: Any, *, source: str, folder: str) -> 
     return work
 
 
-def learn(name: str, env: Env, policy: Policy, course: Course, *, folder: str = "") -> Callable:
-    """Trains `policy` with every seed, from the teachers it is given, and saves it in `folder`."""
+def mesh_of(devices: int, num_lanes: int, num_envs: int) -> Mesh | None:
+    """The mesh that lanes, and where they do not suffice environments, are spread over.
 
-    def work(job: Job, *teachers: Learnt) -> Learnt:
+    Raises:
+        UsageError: they cannot be divided.
+    """
+    if devices == 1:
+        return None
+    of_lanes = math.gcd(devices, num_lanes)
+    of_envs = devices // of_lanes
+    if num_envs % of_envs:
+        raise UsageError(
+            f"--devices {devices}: {num_lanes} seeds of {num_envs} environments cannot be divided "
+            f"among them. Take --seeds {devices}, or fewer devices."
+        )
+    axes = dict(seeds=of_lanes, envs=of_envs)
+    return sharding.mesh(**{name: size for name, size in axes.items() if size > 1})
+
+
+class Together(NamedTuple):
+    """A course of all its lanes, point after point, and in each seed after seed."""
+
+    algorithm: Algorithm
+    keys: jax.Array  # [G n]
+    inputs: list  # leading with [G n] unless the teacher is shared
+
+
+def together(course: Course, keys: jax.Array, params: Sequence[Any], shared: bool) -> Together:
+    """What the compiled update of a course takes.
+
+    Args:
+        keys: [n].
+        params: of its teachers, [n, ...]; without [n] if shared.
+    """
+    n, num_points, inputs = len(keys), len(course.points), list(params)
+    if course.points[0]:
+        lanes_of_seeds = np.tile(np.arange(n), num_points)
+        spread = lambda x: jnp.broadcast_to(x, (len(lanes_of_seeds), *x.shape))
+        each = spread if shared else lambda x: jnp.asarray(x)[lanes_of_seeds]
+        inputs = [jax.tree.map(each, x) for x in inputs] + [grid.lanes_of(course.points, n)]
+        keys, shared = keys[lanes_of_seeds], False
+    algorithm = lanes(course.algorithm, shared=shared, at_once=course.at_once)
+    if course.mesh is not None:
+        algorithm = sharding.shard(algorithm, course.mesh)
+    return Together(algorithm, keys, inputs)
+
+
+def learn(name: str, env: Env, policy: Policy, course: Course, *, folder: str = "") -> Callable:
+    """Trains `policy` with every seed, from the teachers it is given, and saves it in `folder`.
+
+    The work leaves a `Learnt`; where the course is swept a list of them, by point.
+    """
+
+    def work(job: Job, *teachers: Learnt) -> Any:
         alive = np.ones(len(job.keys), bool)
         for teacher in teachers:
             alive = alive & teacher.trained.alive  # a seed whose teacher is lost learns nothing
         shared = all(teacher.shared for teacher in teachers)
+        params = [teacher.params for teacher in teachers]
+        algorithm, keys, inputs = together(course, job.keys, params, shared)
         trained = train(
-            job,
+            job._replace(keys=keys),
             name,
-            lanes(course.algorithm, shared=shared, at_once=course.at_once),
+            algorithm,
             course.num_updates,
-            *[teacher.params for teacher in teachers],
-            alive=alive,
+            *inputs,
+            alive=np.tile(alive, len(course.points)),
             steps_per_update=course.steps_per_update,
+            names=_names(course, len(job.keys)),
+            mesh=course.mesh,
             teachers=[
                 identify(each.policy, each.params, each.source, env.obs_spec, each.shared)
                 for each in teachers
             ],
         )
+        found = _apart(course, policy, trained, len(job.keys))
         if folder:
-            _save(job, folder, policy, env, trained)
+            for number, learnt in enumerate(found, 1):
+                _save(job, folder if number == 1 else f"{folder}-{number}", policy, env, learnt)
         if trained.updates < course.num_updates:
             done = f"{trained.updates} of {course.num_updates} updates"
             raise Interrupted(f"{job.stop()}: stopped after {done} ({name}).")
-        return Learnt(policy, trained.state.params, False, trained)
+        return found if len(found) > 1 else found[0]
 
     return work
+
+
+def pick(number: int) -> Callable:
+    """One point of what `learn` leaves of a grid."""
+
+    def work(job: Job, found: list[Learnt]) -> Learnt:
+        return found[number]
+
+    return work
+
+
+def _names(course: Course, n: int) -> list[str]:
+    """Of the lanes, in the words of the user."""
+    return [
+        f"{seed} ({grid.in_words(point)})" if point else str(seed)
+        for point in course.points
+        for seed in range(n)
+    ]
+
+
+def _apart(course: Course, policy: Policy, trained: Trained, n: int) -> list[Learnt]:
+    """Point by point; the seconds are those of all, and count once."""
+    found = []
+    for number, point in enumerate(course.points):
+        own = slice(number * n, (number + 1) * n)
+        state = jax.tree.map(lambda x, own=own: x[own], trained.state) if point else trained.state
+        part = trained._replace(state=state, alive=trained.alive[own])
+        if number:
+            part = part._replace(earlier=(0.0, 0.0))
+        found.append(Learnt(policy, state.params, False, part, point=point))
+    return found
 
 
 def evaluate(env: Env, names: Sequence[str], episodes: int) -> Callable:
@@ -110,38 +204,44 @@ def evaluate(env: Env, names: Sequence[str], episodes: int) -> Callable:
             _warn_left_out(f"{name}, sampled,", env, sampled, trained.alive)
             params_of_one = params if shared else jax.tree.map(lambda x: x[0], params)
             cost = measure.cost(env, policy, params_of_one)
-            results[name] = Result(policy, played, sampled, cost, trained)
+            results[name] = Result(policy, played, sampled, cost, trained, learnt.point)
         return results
 
     return work
 
 
-def compare(env: Env, student_env: Env, episodes: int, length: int) -> Callable:
-    """The summary: the results, a random policy, and how alike student and teacher are.
+def compare(
+    env: Env, student_env: Env, students: Sequence[str], episodes: int, length: int
+) -> Callable:
+    """The summary: the results, a random policy, and how alike students and teacher are.
 
     Args:
+        students: their names among the results.
         length: steps of the rollout on which they are compared.
     """
 
     def work(
-        job: Job, teacher: Learnt, student: Learnt, results: dict[str, Result]
+        job: Job, results: dict[str, Result], teacher: Learnt, *learnt: Learnt
     ) -> dict[str, Any]:
-        likeness = measure.likeness(
-            student_env,
-            student.policy,
-            teacher.policy,
-            job.keys,
-            student.trained.state,
-            teacher.params,
-            shared=teacher.shared,
-            length=length,
-        )
+        likeness = {
+            name: measure.likeness(
+                student_env,
+                student.policy,
+                teacher.policy,
+                job.keys,
+                student.trained.state,
+                teacher.params,
+                shared=teacher.shared,
+                length=length,
+            )
+            for name, student in zip(students, learnt, strict=True)
+        }
         return summarise(
             results,
             _floor(job, env, episodes),
             likeness,
             starts=measure.different_starts(env, job.keys[0]),
-            kl=job.log.curve("student", "loss/kl"),
+            kl=job.log.curve("student", "loss/kl", lanes=len(job.keys)),
         )
 
     return work
@@ -181,10 +281,10 @@ def _warn_left_out(name: str, env: Env, played: Evaluation, alive: np.ndarray) -
         )
 
 
-def _save(job: Job, folder: str, policy: Policy, env: Env, trained: Trained) -> None:
+def _save(job: Job, folder: str, policy: Policy, env: Env, learnt: Learnt) -> None:
     """The policy of every seed that is alive, as <folder>/<seed>.npz with its card."""
-    params = jax.device_get(trained.state.params)
-    notes = dict(env=env.name, updates=trained.updates, env_steps=trained.env_steps)
+    params, trained = jax.device_get(learnt.params), learnt.trained
+    notes = dict(env=env.name, updates=trained.updates, env_steps=trained.env_steps, **learnt.point)
     for seed in np.flatnonzero(trained.alive).tolist():
         of_seed = jax.tree.map(lambda x, seed=seed: x[seed], params)
         path = job.directory.path / folder / f"{seed:02d}"

@@ -2,7 +2,8 @@
 or `ids`.
 """
 
+from jaxkd.envs import tasks, tokens
 from jaxkd.envs.combine import concat, pad, view
 from jaxkd.envs.gymnax import ids, make
 
-__all__ = ["concat", "ids", "make", "pad", "view"]
+__all__ = ["concat", "ids", "make", "pad", "tasks", "tokens", "view"]

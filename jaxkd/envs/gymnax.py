@@ -26,6 +26,7 @@ from jaxkd.envs.batch import Ended, First, batch
 from jaxkd.envs.limits import cut_steps, ends, fields, time_limit, with_limit
 from jaxkd.envs.seaquest import ShortLists
 from jaxkd.envs.sticky import check_probability, with_sticky_actions
+from jaxkd.envs.tasks import NAMED
 
 _NEEDS_DOWNLOAD, _SEAQUEST = "MNISTBandit-bsuite", "Seaquest-MinAtar"
 _NARROW = {"float64": jnp.float32, "int64": jnp.int32, "uint64": jnp.uint32}
@@ -36,9 +37,10 @@ _NARROW = {"float64": jnp.float32, "int64": jnp.int32, "uint64": jnp.uint32}
 
 def ids() -> tuple[str, ...]:
     """The environments that `make` knows by name: gymnax's, without the one that needs a download,
-    and those a user registered.
+    those a user registered, and problems in tokens (`envs.tasks`).
     """
-    return tuple(name for name in _gymnax().registered_envs if name != _NEEDS_DOWNLOAD)
+    others = (name for name in _gymnax().registered_envs if name != _NEEDS_DOWNLOAD)
+    return (*others, *NAMED)
 
 
 def make(
@@ -253,9 +255,12 @@ def _gymnax() -> Any:
 
 
 def _by_id(name, arguments):
-    """The environment that gymnax makes under this name, its arrays concrete even while something
-    is being traced.
+    """The environment of this name, ours or gymnax's, its arrays concrete even while something is
+    being traced.
     """
+    if name in NAMED:
+        with jax.ensure_compile_time_eval():
+            return NAMED[name](**arguments)
     gymnax = _gymnax()
     if name == _NEEDS_DOWNLOAD:
         raise UsageError(

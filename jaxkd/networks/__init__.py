@@ -6,6 +6,7 @@ from jaxkd.networks.mlp import mlp
 from jaxkd.networks.module import feedforward
 from jaxkd.networks.noisy import noisy
 from jaxkd.networks.recurrent import gru, lstm
+from jaxkd.networks.transformer import transformer
 from jaxkd.networks.wrap import normalised, q, select, temper
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "q",
     "select",
     "temper",
+    "transformer",
 ]

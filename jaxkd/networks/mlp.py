@@ -71,7 +71,11 @@ class ActorCritic(nn.Module):
 
 
 def heads(
-    module: Any, hidden: Sequence[jax.Array], features: jax.Array, behind: jax.Array
+    module: Any,
+    hidden: Sequence[jax.Array],
+    features: jax.Array,
+    behind: jax.Array,
+    policy: Categorical | Normal | None = None,
 ) -> Outputs:
     """A policy head on `features`, the value heads on what is `behind` them.
 
@@ -83,13 +87,16 @@ def heads(
         hidden: every layer [..., F], shown in `Outputs.extra` as "hidden_0", "hidden_1", ...; jit
             deletes those that nothing reads.
         features, behind: [..., F].
+        policy: what the network says already; None: a head on `features`.
     """
 
     def head(name, x, size, gain):
         layer = nn.Dense(size, kernel_init=orthogonal(gain), dtype=module.dtype, name=name)
         return layer(x).astype(jnp.float32)
 
-    if isinstance(module.action_space, Discrete):
+    if policy is not None:
+        pass
+    elif isinstance(module.action_space, Discrete):
         policy = Categorical(head("policy", features, module.action_space.n, _POLICY))
     else:
         mean = head("policy", features, math.prod(module.action_space.shape), _POLICY)

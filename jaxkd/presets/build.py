@@ -58,16 +58,18 @@ def q_network(env: Env, preset: Preset, hidden: tuple[int, ...] = (128, 128)) ->
 
 
 def teaching(
-    env: Env, policy: Policy, preset: Preset, num_steps: int | None = None
+    env: Env, policy: Policy, preset: Preset, num_steps: int | None = None, **more: Any
 ) -> tuple[Algorithm, int]:
     """PPO as the preset says, and its number of updates.
 
     Args:
         num_steps: environment steps; default the preset's. For the control of a distillation give
             the student's.
+        more: keywords of `ppo`, before those that the preset gives.
     """
     num_updates = updates(preset, num_steps or preset.num_steps)
-    return ppo(env, policy, **settings.reinforcement(env, preset, num_updates)), num_updates
+    keywords = settings.reinforcement(env, preset, num_updates) | more
+    return ppo(env, policy, **keywords), num_updates
 
 
 def q_teaching(
@@ -86,6 +88,7 @@ def distillation(
     teacher: Policy | None,
     preset: Preset,
     method: str | Method = _DEFAULT_METHOD,
+    **more: Any,
 ) -> tuple[Algorithm, int]:
     """A method with the preset's settings, and its number of updates.
 
@@ -93,12 +96,13 @@ def distillation(
         env: the method's own, see `method_env`.
         teacher: not looked at by a method that needs none; then the algorithm takes no inputs.
         method: a name of `METHODS`, or a record; default KL while the student acts.
+        more: keywords of the method's recipe, before those that the preset gives.
     """
     record = find_method(method)
     steps_per_update = env.num_envs * rollout_length(env, preset, record)
     num_updates = max(1, preset.student_steps // steps_per_update)
     policies = (student, teacher) if record.needs_teacher else (student,)
-    keywords = record.settings(env, preset, num_updates)
+    keywords = record.settings(env, preset, num_updates) | more
     return record.build(env, *policies, **keywords), num_updates
 
 
@@ -121,14 +125,15 @@ def student_network(
     teacher_size: int,
     method: str | Method = _DEFAULT_METHOD,
 ) -> Policy:
-    """The student's network: "auto:1/15", "mlp:44", "mlp:32,32" or "cnn:4,32" (channels, dense).
+    """The student's network: "auto:1/15", "1/15", "mlp:44", "mlp:32,32" or "cnn:4,32" (channels,
+    dense).
 
-    "auto" is a share of the teacher's actor parameters: the single hidden layer whose actor is
+    "auto", or nothing, is a share of the teacher's actor parameters: the single hidden layer whose actor is
     nearest in size; for a CNN c channels and a dense layer of 8 c.
     """
-    kind, _, sizes = choice.partition(":")
+    kind, _, sizes = choice.rpartition(":")
     make = partial(_network, env, preset, find_method(method))
-    if kind == "auto" and (share := _share(sizes)) > 0:
+    if kind in ("auto", "") and (share := _share(sizes)) > 0:
         network = "cnn" if preset.channels else "mlp"
         return _nearest(lambda width: make(network, (width,)), env, teacher_size * share)
     if kind in ("mlp", "cnn") and _SIZES.fullmatch(sizes):

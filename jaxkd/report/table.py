@@ -6,7 +6,7 @@ from typing import Any
 import rich.table
 from rich.console import Console
 
-_NAMES = {"teacher": "teacher", "student": "student", "control": "same network, no teacher"}
+NAMES = {"teacher": "teacher", "student": "student", "control": "same network, no teacher"}
 _WIDTH = 128  # where the output is no terminal
 _FALLING = 0.8  # a KL below so much of what it was at half of the updates has not flattened
 _SAME = 32  # games are few where each is played so often
@@ -25,11 +25,7 @@ def console() -> Console:
 
 def headline(summary: dict[str, Any], to: Console) -> None:
     """Prints the table of a summary.json, what compares the policies and what the run took."""
-    first = summary["teacher"]
-    seeds, episodes = len(first["returns"]), first["episodes"]
-    over = "seeds" if seeds > 1 else "episodes"
-    played = f"{seeds} seeds, {episodes} episodes each, every policy acting alone"
-    title = f"{summary['env']}: {played}; intervals over {over}"
+    title = f"{summary['env']}: {played(summary)}"
     table = rich.table.Table(title=title, title_justify="left", title_style="bold")
     table.add_column("policy")
     for heading in (
@@ -42,44 +38,53 @@ def headline(summary: dict[str, Any], to: Console) -> None:
         "bytes",
     ):
         table.add_column(heading, justify="right")
-    for name in _rows(summary):
-        table.add_row(f"{_NAMES[name]}\n{summary[name]['network']}", *_cells(summary[name]))
+    for name in rows(summary):
+        table.add_row(f"{NAMES[name]}\n{summary[name]['network']}", *_cells(summary[name]))
     to.print(table)
     for line in _lines(summary):
         to.print(line, highlight=False, markup=False)
 
 
-def _rows(summary: dict[str, Any]) -> list[str]:
+def played(summary: dict[str, Any]) -> str:
+    """How much was played, and what intervals are over."""
+    first = summary["teacher"]
+    seeds, episodes = len(first["returns"]), first["episodes"]
+    over = "seeds" if seeds > 1 else "episodes"
+    how = f"{episodes} episodes each, every policy acting alone"
+    return f"{seeds} seed{'s' if seeds > 1 else ''}, {how}; intervals over {over}"
+
+
+def rows(summary: dict[str, Any]) -> list[str]:
     """The policies of a summary: all of a distillation, or a teacher alone."""
-    return [name for name in _NAMES if name in summary]
+    return [name for name in NAMES if name in summary]
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
     """A number in words; "-" where there is none."""
     return "-" if value is None else format(value, form)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     """One policy's, in the order of the headings."""
-    kept = [_number(scores["kept"], ".1%").replace("%", " %") for scores in (row, row["sampled"])]
+    kept = [number(scores["kept"], ".1%").replace("%", " %") for scores in (row, row["sampled"])]
     return [
-        f"{_number(row['iqm'], '.2f')}\n{_interval(row)}",
-        f"{_number(row['sampled']['iqm'], '.2f')}\n{_interval(row['sampled'])}",
+        f"{number(row['iqm'], '.2f')}\n{interval(row)}",
+        f"{number(row['sampled']['iqm'], '.2f')}\n{interval(row['sampled'])}",
         "\n".join(kept),
-        f"{row['actor_parameters']:,}{_ratio(row['size_ratio'])}",
-        _number(row["flops_per_action"], ",.0f"),
+        f"{row['actor_parameters']:,}{ratio(row['size_ratio'])}",
+        number(row["flops_per_action"], ",.0f"),
         f"{row['latency_us']:.0f} µs",
         f"{row['actor_bytes']:,}",
     ]
 
 
-def _interval(scores: dict[str, Any]) -> str:
+def interval(scores: dict[str, Any]) -> str:
     """Both ends in words."""
-    low, high = (_number(end, ".2f") for end in scores["interval"])
+    low, high = (number(end, ".2f") for end in scores["interval"])
     return f"[{low}, {high}]"
 
 
-def _ratio(ratio: float | None) -> str:
+def ratio(ratio: float | None) -> str:
     """A size against the teacher's, on a line of its own; nothing for an equal one."""
     if ratio is None or ratio == 1:
         return ""
@@ -88,34 +93,34 @@ def _ratio(ratio: float | None) -> str:
 
 def _lines(summary: dict[str, Any]) -> list[str]:
     """Below the table."""
-    rows = {name: summary[name] for name in _rows(summary)}
+    shown = {name: summary[name] for name in rows(summary)}
     steps = ", ".join(
         f"{name} {row['env_steps']:,}" if row["env_steps"] else f"{name} from a file"
-        for name, row in rows.items()
+        for name, row in shown.items()
     )
     discounted = ", ".join(
-        f"{name} {_number(row['discounted_iqm'], '.3f')}" for name, row in rows.items()
+        f"{name} {number(row['discounted_iqm'], '.3f')}" for name, row in shown.items()
     )
-    floor = f"{_number(summary['random']['mean'], '.2f')} {_interval(summary['random'])}"
+    floor = f"{number(summary['random']['mean'], '.2f')} {interval(summary['random'])}"
     wall, compiling = summary["wall_seconds"], summary["compile_seconds"]
     lines = [
         f"random policy {floor} = 0 % kept; discounted return (0.99) IQM: {discounted}",
         f"environment steps a seed: {steps}",
         f"wall {wall:.1f} s, and {compiling:.1f} s of compiling",
-        *_cautions(summary),
+        *cautions(summary),
     ]
     if "kl" in summary:
-        divergence = f"KL(teacher || student) {_number(summary['kl'], '.4f')} nats"
+        divergence = f"KL(teacher || student) {number(summary['kl'], '.4f')} nats"
         lines.insert(0, f"{_alike(summary)}; {divergence}")
     return lines
 
 
-def _cautions(summary: dict[str, Any]) -> list[str]:
+def cautions(summary: dict[str, Any]) -> list[str]:
     """What a reader should know before believing the table."""
     teacher, kl = summary["teacher"], summary["kl_while_learning"]
-    floor = f"a random policy's {_interval(summary['random'])}"
+    floor = f"a random policy's {interval(summary['random'])}"
     found = [
-        f"kept is -: the teacher's {_interval(scores)} ({way}) is not above {floor}."
+        f"kept is -: the teacher's {interval(scores)} ({way}) is not above {floor}."
         for way, scores in (("greedy", teacher), ("sampled", teacher["sampled"]))
         if scores["kept"] is None and scores["iqm"] is not None
     ]
@@ -126,7 +131,7 @@ def _cautions(summary: dict[str, Any]) -> list[str]:
             f"{kl['end']:.3g} at the end. More --student-steps may keep more."
         )
     few = [
-        name for name in _rows(summary) if _few_games(summary, summary[name]["different_episodes"])
+        name for name in rows(summary) if _few_games(summary, summary[name]["different_episodes"])
     ]
     if few:
         games = ", ".join(f"{name} {summary[name]['different_episodes']:.0f}" for name in few)
