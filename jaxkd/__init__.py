@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from jaxkd.cache import compile_cache
     from jaxkd.checkpoint import restore, save
     from jaxkd.describe import describe
+    from jaxkd.envs.checking import check_env
     from jaxkd.evaluate import actor_size, evaluate, interval, iqm
     from jaxkd.policies import load_policy, save_policy
     from jaxkd.recipes import co_distill, distill, ppo, pqn
@@ -64,6 +65,7 @@ __all__ = [
     "UsageError",
     "actor_size",
     "behavior",
+    "check_env",
     "co_distill",
     "compile_cache",
     "describe",
@@ -96,6 +98,7 @@ __all__ = [
 ]
 
 _HOMES = {  # of the public names that are no modules; the others in __all__ are modules
+    "check_env": "envs.checking",
     "compile_cache": "cache",
     **dict.fromkeys(("restore", "save"), "checkpoint"),
     **dict.fromkeys(("load_policy", "save_policy"), "policies"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxkd import cli
 from jaxkd.base import Discrete
 from jaxkd.envs import checking
 
@@ -212,6 +213,25 @@ PLANTED = {  # a Walk with one fault: the names of what is found
 
 def found(environment, **given):
     return checking.check_env(environment, num_steps=64, num_envs=8, **given)
+
+
+def test_the_command(capsys, tmp_path, monkeypatch):
+    (tmp_path / "mazes.py").write_text(
+        "from test_check_env import Walk\n"
+        "class Maze(Walk):\n"
+        "    name = 'Maze'\n"
+        "    def observation_space(self, params): return None\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["check-env", "mazes:Maze", "--steps", "32"]) == 0
+    assert capsys.readouterr().out.endswith("mazes:Maze: no faults\n")
+    for given, said in (
+        ("mazes:Labyrinth", "module 'mazes' has no 'Labyrinth'"),
+        ("labyrinths:Maze", "'labyrinths' cannot be imported"),
+        ("Maze", "unknown environment 'Maze'"),
+    ):
+        assert cli.main(["check-env", given]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_sound_environment_has_no_fault():

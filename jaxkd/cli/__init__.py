@@ -72,6 +72,10 @@ def _call(command: Any, argv: list[str], stop: signals.Stop) -> int:
         from jaxkd.cli.doctor import doctor
 
         return doctor(command)
+    if isinstance(command, settings.CheckEnv):
+        from jaxkd.cli.checking import check_env
+
+        return check_env(command)
     from jaxkd.cli import listing
 
     return listing.envs() if isinstance(command, settings.Envs) else listing.methods()

@@ -176,6 +176,20 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class CheckEnv:
+    """Look for what is wrong with an environment of your own; exit code 1 where something is."""
+
+    env: Annotated[Positional[str], arg(metavar="ENV|MODULE:FACTORY")]
+    """Environment id, or what makes the object: maze:Maze of ./maze.py, my.package:make."""
+    steps: int = 256
+    """Steps of random play, in each of 16 environments."""
+    seed: int = 0
+    """The number the play comes from."""
+    traceback: FlagCreatePairsOff[bool] = False
+    """Where an error came from."""
+
+
+@dataclass(frozen=True)
 class Envs:
     """List the environments: id, observation, actions, time limit, preset, expected return."""
 
@@ -205,6 +219,7 @@ COMMANDS = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Methods, subcommand("methods")]
+    | Annotated[CheckEnv, subcommand("check-env")]
     | Annotated[Envs, subcommand("envs")]
     | Annotated[Doctor, subcommand("doctor")]
 )

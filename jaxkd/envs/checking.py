@@ -7,7 +7,7 @@ Every check is a generator of `Fault`s. They look at the environment itself, not
 import operator
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,39 +20,7 @@ from jaxkd.base import Discrete, UsageError
 from jaxkd.envs import protocol
 from jaxkd.envs.gymnax import actions, beginning, construct, has_own_step, make
 from jaxkd.envs.limits import time_limit
-
-
-class Fault(NamedTuple):
-    """One thing that is wrong with an environment, or that may be meant and should be known."""
-
-    name: str  # what kind it is, such as "bounds"
-    cause: str  # one line, with both values
-    fix: str  # one line
-    grave: bool = True  # False: it may be meant
-
-
-class Subject(NamedTuple):
-    """An environment with all that the checks need of it."""
-
-    environment: Any
-    params: Any
-    name: str
-    begin: Callable  # key -> (obs, state)
-    advance: Callable  # (key, state, action) -> (obs, state, reward, done)
-    truncated: Callable  # state -> bool []
-    act: Callable  # key -> action, random in its space
-    limit: int | None  # steps of an episode
-    size: tuple[int, int]  # steps, environments
-
-
-class Steps(NamedTuple):
-    """Random play without resets before an end, [T, B] each."""
-
-    obs: Any  # [T, B, ...] after the step
-    reward: jax.Array
-    done: jax.Array  # as the environment says it
-    truncated: jax.Array
-    moved: jax.Array  # whether another action would have led elsewhere
+from jaxkd.envs.playing import Fault, Subject, ends, finite, moves, observation_space, played
 
 
 def check_env(
@@ -75,6 +43,9 @@ def check_env(
     Returns:
         Fault(name, cause, fix, grave), none where all is well; grave ones first.
 
+    Raises:
+        UsageError: an unknown name, or an argument that it does not take.
+
     >>> [fault.name for fault in check_env("CartPole-v1", num_steps=8)]  # its clock: not grave
     ['weak type']
     """
@@ -85,11 +56,13 @@ def check_env(
 
 
 def _checked(made_of, env_params, env_kwargs, size, seed) -> Iterator[Fault]:
+    if isinstance(made_of, str):
+        construct(made_of, env_params, env_kwargs)  # an unknown name is no fault of an environment
     known = vars(made_of).copy() if hasattr(made_of, "__dict__") else {}
     try:
         make(made_of, 2, env_params=env_params, **env_kwargs)
         subject = _subject(made_of, env_params, env_kwargs, size)
-        play = _played(subject, jax.random.key(seed))
+        play = played(subject, jax.random.key(seed))
     except UsageError as error:
         yield Fault("interface", str(error), "As it says; nothing else was looked at.")
     except Exception as error:
@@ -101,7 +74,7 @@ def _checked(made_of, env_params, env_kwargs, size, seed) -> Iterator[Fault]:
         yield from impure
         for one in (_keys, _types, _spaces, _starts, *(() if impure else (_alone,))):
             yield from one(subject, key)
-        for one in (_finite, _ends, _moves):
+        for one in (finite, ends, moves):
             yield from one(subject, play)
     yield from _kept(made_of, known)
 
@@ -137,37 +110,6 @@ def _subject(made_of, env_params, env_kwargs, size) -> Subject:
         return to_action(jax.random.uniform(key, space.shape, minval=-1.0, maxval=1.0))
 
     return Subject(environment, params, name, begin, advance, truncated, act, limit, size)
-
-
-def _played(subject: Subject, key: jax.Array) -> Steps:
-    """Random play; an episode begins again behind its end."""
-    length, number = subject.size
-
-    def step(state, key):
-        k_act, k_other, k_step, k_begin = jax.random.split(key, 4)
-        ended = subject.advance(k_step, state, subject.act(k_act))
-        other = subject.advance(k_step, state, subject.act(k_other))
-        differ = [
-            jnp.any(a != b) for a, b in zip(*map(jax.tree.leaves, (ended, other)), strict=True)
-        ]
-        obs, state, reward, done = ended
-        cut = subject.truncated(state)
-        over = (jnp.asarray(done) != 0) | cut
-        fresh = subject.begin(k_begin)[1]
-        choose = lambda new, old: jnp.where(over, new, jnp.asarray(old, jnp.result_type(new)))
-        seen = Steps(obs, reward, done, cut, jnp.any(jnp.stack(differ)))
-        return jax.tree.map(choose, fresh, state), seen
-
-    def one(key):
-        k_begin, k_play = jax.random.split(key)
-        state = jax.tree.map(_strong, subject.begin(k_begin)[1])
-        return jax.lax.scan(step, state, jax.random.split(k_play, length))[1]
-
-    return jax.jit(jax.vmap(one, out_axes=1))(jax.random.split(key, number))
-
-
-def _strong(leaf):
-    return jnp.asarray(leaf, jnp.result_type(leaf))
 
 
 # --- of the functions ----------------------------------------------------------------------------
@@ -260,8 +202,8 @@ def _types(subject: Subject, key: jax.Array) -> Iterator[Fault]:
 
 
 def _spaces(subject: Subject, key: jax.Array) -> Iterator[Fault]:
-    """The observation is what observation_space says; `_finite` looks at its bounds."""
-    if (space := _observation_space(subject)) is None:
+    """The observation is what observation_space says; `finite` looks at its bounds."""
+    if (space := observation_space(subject)) is None:
         yield Fault(
             "space",
             f"{subject.name!r} has no observation_space(params)",
@@ -324,87 +266,6 @@ def _alone(subject: Subject, key: jax.Array) -> Iterator[Fault]:
             return
 
 
-# --- of random play ------------------------------------------------------------------------------
-
-
-def _finite(subject: Subject, play: Steps) -> Iterator[Fault]:
-    """Numbers are finite, and observations within their space."""
-    for what, tree in (("observation", play.obs), ("reward", play.reward)):
-        for leaf in jax.tree.leaves(tree):
-            bad = ~np.isfinite(np.asarray(leaf, np.float32))
-            if bad.any():
-                yield Fault(
-                    "finite",
-                    f"a {what} of {subject.name!r} is {np.asarray(leaf)[bad][0]} after "
-                    f"{int(np.argwhere(bad)[0][0]) + 1} random steps",
-                    "Look for 0 / 0, log 0 and exp of large numbers: jax.debug_nans(True).",
-                )
-    space = _observation_space(subject)
-    if not hasattr(space, "low") or not hasattr(play.obs, "shape"):
-        return
-    obs = np.asarray(play.obs, np.float32)
-    low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
-    slack = 1e-4 * (1 + np.abs(np.where(np.isfinite(high), high, 0.0)))
-    out = (obs < low - slack) | (obs > high + slack)
-    if out.any():
-        worst = obs[out][np.argmax(np.abs(obs[out]))]
-        yield Fault(
-            "bounds",
-            f"an observation of {subject.name!r} is {worst:g}, its observation_space goes from "
-            f"{np.min(low):g} to {np.max(high):g}",
-            "Widen the space or clip the observation; jaxkd looks at neither bound.",
-            grave=False,
-        )
-
-
-def _ends(subject: Subject, play: Steps) -> Iterator[Fault]:
-    """Ends are true or false, and time limits apart from them."""
-    done, cut = np.asarray(play.done), np.asarray(play.truncated)
-    if not np.isin(done, (0, 1)).all():
-        value = done[~np.isin(done, (0, 1))][0]
-        yield Fault(
-            "done",
-            f"done of {subject.name!r} is {value}: neither true nor false",
-            "Return a bool [] from step_env.",
-        )
-    both = cut & (done != 0)
-    if both.sum() >= 4 and not (cut & (done == 0)).any():
-        yield Fault(
-            "time limit",
-            f"done of {subject.name!r} is true in each of the {both.sum()} steps in which "
-            f"is_truncated is: a time limit would count as a termination, worth 0",
-            "Leave the limit to is_truncated, and let done mean a natural end.",
-        )
-    length = subject.size[0]
-    if not (cut | (done != 0)).any() and (subject.limit or length) <= length:
-        limit = f"its limit of {subject.limit}" if subject.limit else str(length)
-        yield Fault(
-            "endless",
-            f"no episode of {subject.name!r} ended in {length} random steps, "
-            f"{'beyond ' if subject.limit else 'and no time limit is known: more than '}{limit}",
-            "Let is_truncated(state, params) cut, or give max_steps= to envs.make.",
-            grave=bool(subject.limit),
-        )
-
-
-def _moves(subject: Subject, play: Steps) -> Iterator[Fault]:
-    """Actions and steps change something."""
-    if not np.any(play.moved):
-        yield Fault(
-            "action",
-            f"no action of {subject.name!r} changed anything in {play.moved.size} random steps",
-            "Let step_env read the action.",
-            grave=False,
-        )
-    if all(np.ptp(np.asarray(leaf, np.float32)) == 0 for leaf in jax.tree.leaves(play.obs)):
-        yield Fault(
-            "one observation",
-            f"all observations of {subject.name!r} are equal",
-            "A policy cannot tell states apart, unless it is a bandit.",
-            grave=False,
-        )
-
-
 def _kept(environment: Any, before: dict) -> Iterator[Fault]:
     """The object is what it was."""
     after = vars(environment) if hasattr(environment, "__dict__") else {}
@@ -421,14 +282,6 @@ def _kept(environment: Any, before: dict) -> Iterator[Fault]:
 
 
 # --- helpers -------------------------------------------------------------------------------------
-
-
-def _observation_space(subject: Subject) -> Any:
-    made = getattr(subject.environment, "observation_space", None)
-    if made is None:
-        return None
-    with protocol.settings(subject.environment):
-        return made(subject.params)
 
 
 def _types_of(call: Callable, *args: Any) -> Any:
