@@ -6,6 +6,7 @@ What the student's `acting` policy says is not what a mixed behaviour draws from
 Legend of shapes: `B` environments, `A` actions, `D` action dimensions.
 """
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import check
-from jaxkd.base import Behavior
+from jaxkd.base import Behavior, UsageError
 from jaxkd.description import described
 from jaxkd.distributions import legal
+
+_WHO = zlib.crc32(b"who acts")  # beside the numbers of steps, of which a rollout makes its keys
 
 
 @described
@@ -69,22 +72,28 @@ def random_acts() -> Behavior:
 
 
 @described
-def mixture(beta: float | jax.Array | Callable) -> Behavior:
+def mixture(beta: float | jax.Array | Callable, *, every: str = "step") -> Behavior:
     """The teacher acts with probability `beta`, else the student, both sampled (Ross et al. 2011).
 
-    It is drawn anew in every step of every environment.
+    It is drawn anew in every step of every environment, or once a rollout in each of them.
 
     Args:
         beta: a number in [0, 1], or a schedule `update -> beta` (DAgger often does best with 1 at
             update 0 and 0 after).
+        every: "step", or "rollout": whole sequences are the teacher's or the student's (Agarwal et
+            al. 2024, GKD, where 1 - beta is their lambda).
 
     >>> mixture(lambda update: update == 0).needs_teacher
     True
     """
     check.number("beta", beta, low=0, high=1)
+    if every not in ("step", "rollout"):
+        raise UsageError(f"every must be 'step' or 'rollout', got {every!r}.")
 
     def act(key, student, teacher, context):
         key_who, key_teacher, key_student = jax.random.split(key, 3)
+        if every == "rollout":
+            key_who = jax.random.fold_in(context.key, _WHO)
         teachers = teacher.policy.sample(key_teacher)
         students = student.policy.sample(key_student)
         return _choose(_chance(key_who, beta, students, context), teachers, students)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxkd.base import Policy, State, UsageError
 from jaxkd.description import keywords, spec
+from jaxkd.distributions import num_actions
 
 NOT_TRACED = (
     "calls float(), int(), bool() or `if` on a value that is only known when the program runs. "
@@ -235,8 +236,9 @@ def fits(role: str, policy: Any, env: Any) -> None:
             obs,
             reset,
         )[1]
-        kind = "discrete" if hasattr(out.policy, "logits") else "box"
-        action = kind, jax.tree.leaves(out.policy)[0].shape[-1]
+        number = num_actions(out.policy)
+        box = "box", jax.tree.leaves(out.policy)[0].shape[-1]
+        action = box if number is None else ("discrete", number)
     except UsageError as error:
         raise UsageError(f"{role}: {error} {env.name!r} gives {in_words(*given)}.") from error
     except Exception as error:  # whatever the network's module system raises

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
+
+from jaxkd.base import UsageError
 
 MASK = -1e9  # the logit of an action that may not be taken
 _ILLEGAL = 1e8  # a logit that lies so far below the largest one is a mask
@@ -109,6 +112,76 @@ def _excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     r = jnp.where(near, ratio, 0.0)  # r + exp(-r) - 1
     series = jnp.square(r) * (1 / 2 - r * (1 / 6 - r * (1 / 24 - r * (1 / 120 - r / 720))))
     return jnp.where(near, p * series, p * ratio - p + jnp.exp(log_q))
+
+
+@struct.dataclass
+class TopK:
+    """A choice among A actions of which the k most probable ones are known one by one.
+
+    What is left is one more outcome, "another one". Divergences are those on these k + 1 outcomes:
+    never above the ones on all A (data processing), and equal to them at k = A - 1. It is what is
+    kept of a teacher with a large vocabulary, `networks.top_k`.
+
+    >>> top = TopK.of(Categorical(jnp.log(jnp.array([0.1, 0.6, 0.3]))), 1)
+    >>> jnp.exp(top.log_p).round(3).tolist(), top.action.tolist(), jnp.exp(top.rest).round(3).item()
+    ([0.6000000238418579], [1], 0.4000000059604645)
+    """
+
+    log_p: jax.Array  # [..., k], the largest first
+    action: jax.Array  # int32 [..., k]
+    rest: jax.Array  # [...], log of the probability of all others; about -1e9 where they have none
+    number: int = struct.field(pytree_node=False)  # A
+
+    @staticmethod
+    def of(policy: "Categorical", k: int) -> "TopK":
+        """The top k of a Categorical, k < A."""
+        logits = full_precision(policy.logits)
+        action = jax.lax.top_k(logits, k)[1].astype(jnp.int32)
+        outcomes = _outcomes(logits, action)
+        return TopK(outcomes[..., :-1], action, outcomes[..., -1], logits.shape[-1])
+
+    def outcomes(self) -> Categorical:
+        """As a choice among its k + 1 outcomes."""
+        return Categorical(jnp.concatenate([self.log_p, self.rest[..., None]], axis=-1))
+
+    def seen_by(self, other: Categorical) -> Categorical:
+        """What another policy [..., A] thinks of the same k + 1 outcomes."""
+        return Categorical(_outcomes(full_precision(other.logits), self.action))
+
+    def mode(self) -> jax.Array:
+        """The most probable action [...], int32."""
+        return self.action[..., 0]
+
+    def kl(self, other: Categorical) -> jax.Array:
+        """KL(self || other) [...] on the k + 1 outcomes, nats."""
+        return self.outcomes().kl(self.seen_by(other))
+
+    def temper(self, temperature: float | jax.Array) -> "TopK":
+        """Itself at temperature 1; nothing is known of the others at another one."""
+        if isinstance(temperature, int | float) and temperature == 1:
+            return self
+        raise UsageError(
+            "the top k of a policy have no temperature: what lies behind them is not known. Temper "
+            "the policy before, networks.top_k(networks.temper(teacher, 2.0), k), and the student."
+        )
+
+
+def _outcomes(logits: jax.Array, action: jax.Array) -> jax.Array:
+    """log p [..., k + 1] of these actions [..., k] and of all others together; finite."""
+    log_p = log_probs(logits)
+    chosen = jnp.take_along_axis(log_p, action, axis=-1)
+    known = jnp.put_along_axis(jnp.zeros(log_p.shape, bool), action, True, axis=-1, inplace=False)
+    # -1e9 and not -inf stands for the known ones: the gradient is finite where nothing is left
+    rest = jax.nn.logsumexp(jnp.where(known, MASK, log_p), axis=-1, keepdims=True)
+    return jnp.concatenate([chosen, jnp.maximum(rest, MASK)], axis=-1)
+
+
+def num_actions(policy: object) -> int | None:
+    """A of a choice among A actions; None of continuous ones."""
+    if isinstance(policy, TopK):
+        return policy.number
+    logits = getattr(policy, "logits", None)
+    return None if logits is None else logits.shape[-1]
 
 
 class Normal(NamedTuple):

@@ -3,7 +3,7 @@
 Legend of shapes: `T` time, `L` sequence length, `B` environments, `C` capacity in rollouts.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,73 @@ def ring(capacity: int) -> Memory:
         return jax.tree.map(lambda x: pick(x, slots), buffer.actors)
 
     return Memory(init, add, sample, replays=True)
+
+
+@described
+def dataset(**rows: Any) -> Memory:
+    """Sequences that were written before, such as right answers or a teacher's; nothing is added.
+
+    An update learns from B columns of them, drawn with replacement; what was just played is not
+    looked at, so play little of it (`unroll_length` is that of the data).
+
+    Args:
+        rows: fields of a `Batch` by name, [T, M, ...] each: "obs" and "reset", what the losses read
+            ("action"; "teacher", Outputs of a teacher that was asked before), and "weight", default
+            1. Every column begins with a reset.
+
+    Raises:
+        UsageError: at `distill`, where a loss reads what is not there, or shapes do not fit.
+
+    >>> from jaxkd.envs import tasks, tokens
+    >>> rows = tokens.demonstrations(tasks.addition(3), jax.random.key(0), 100)
+    >>> dataset(**rows).replays
+    True
+    """
+    missing = {"obs", "reset"} - set(rows)
+    if missing:
+        raise UsageError(f"a data set needs obs and reset, got {', '.join(rows) or 'nothing'}.")
+    data: Any = {name: jax.tree.map(jnp.asarray, x) for name, x in rows.items()}
+    data = {"weight": jnp.ones_like(data["reset"])} | data
+
+    def init(spec):
+        given = spec._asdict()
+        read = [k for k in given if k not in ("carry", "weight") and jax.tree.leaves(given[k])]
+        return {name: _columns(data, name, given[name]) for name in read} | {
+            "weight": data["weight"]
+        }
+
+    def sample(key, buffer, batch):
+        column = jax.random.randint(key, batch.reset.shape[1:], 0, data["reset"].shape[1])
+        drawn = jax.tree.map(lambda x: jnp.take(x, column, axis=1), buffer)
+        begin = jax.tree.map(jnp.zeros_like, batch.carry)
+        return batch._replace(carry=begin, **drawn)
+
+    return Memory(init, lambda buffer, batch: buffer, sample, replays=True)
+
+
+def _columns(data: dict[str, Any], name: str, spec: Any) -> Any:
+    """The data's field [T, M, ...], of it what is read; `spec` is [T, B, ...]."""
+    path = lambda key: jax.tree_util.keystr(key, simple=True, separator=".")
+    leaves = jax.tree_util.tree_flatten_with_path(data.get(name, ()))[0]
+    found = {path(key): x for key, x in leaves}
+
+    def one(key, wanted):
+        where = f"{name}.{path(key)}".rstrip(".")
+        if path(key) not in found:
+            raise UsageError(
+                f"a loss reads {where}, which the data set does not hold ({', '.join(data)}). "
+                f"Add it, [T, M, ...], or drop the loss."
+            )
+        x = found[path(key)]
+        if (x.shape[0], *x.shape[2:]) != (wanted.shape[0], *wanted.shape[2:]):
+            raise UsageError(
+                f"{where} of the data set is {x.shape}, but a rollout's is {wanted.shape}: all but "
+                f"the second number must be equal. Take unroll_length={x.shape[0]}, and data of "
+                f"this environment."
+            )
+        return x
+
+    return jax.tree_util.tree_map_with_path(one, spec)
 
 
 # --- what is recorded -----------------------------------------------------------------------------

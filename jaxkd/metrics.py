@@ -12,7 +12,8 @@ def report(env: Env, actors: Actors, batch: Batch, means: dict, paid: dict) -> d
     """Metrics "return", "episodes", "not_finite", "return/<task>", "loss/<name>", "reward/<name>".
 
     Each is []. "not_finite" counts the environments whose last episode had a return of nan or inf,
-    which "return" leaves out.
+    which "return" leaves out. "counted", where rows have weights, is the share of them above 0:
+    what is left without prompts, padding, and groups that were dropped.
 
     Args:
         means: the mean of each loss over all minibatches, by name.
@@ -21,6 +22,8 @@ def report(env: Env, actors: Actors, batch: Batch, means: dict, paid: dict) -> d
     episodes = jnp.sum(batch.terminated + batch.truncated)
     not_finite = jnp.sum(jnp.isposinf(actors.last_return), dtype=jnp.float32)
     found = {"return": mean_return(actors), "episodes": episodes, "not_finite": not_finite}
+    if jax.tree.leaves(batch.weight):
+        found["counted"] = jnp.mean((batch.weight > 0).astype(jnp.float32))
     for i, task in enumerate(env.tasks):
         alone = jnp.where(actors.obs["task"] == i, actors.last_return, -jnp.inf)
         found[f"return/{task}"] = mean_return(actors._replace(last_return=alone))

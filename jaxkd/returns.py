@@ -164,12 +164,30 @@ def monte_carlo(gamma: float | jax.Array = 0.99) -> Returns:
 
 
 @described
+def immediate() -> Returns:
+    """A_t = r_t, the discount 0: each action answers for its own reward; no value is needed.
+
+    The target is the reward too.
+
+    >>> immediate().needs_value
+    False
+    """
+
+    def evaluate(reward, value, next_value, batch, context):
+        counts = True if isinstance(batch.weight, tuple) else batch.weight > 0
+        return jnp.where(counts, reward, 0.0), reward
+
+    return Returns(evaluate, needs_value=False)
+
+
+@described
 def group_relative(
     group_size: int,
     *,
     standardise: bool = True,
     leave_one_out: bool = False,
     rows: str = "mean",
+    keep_equal: bool = True,
 ) -> Returns:
     """Episodes that began alike, compared by their undiscounted returns R_i; no value is needed.
 
@@ -199,6 +217,9 @@ def group_relative(
             episode's log-probability, A times |o_i| at that weight; "constant", their sum over T,
             whatever their number. "all" is the mean over all rows of all episodes, weight 1 (Yu et
             al. 2025, DAPO). Other losses have the weight, but not the factor of A.
+        keep_equal: False gives weight 0 to groups whose returns are all equal: they have nothing to
+            say, and do not dilute the mean (DAPO's dynamic sampling, in static shapes: take more
+            groups than should be learnt from).
 
     Returns:
         Returns that give (advantage, target, weight), [T, B] each.
@@ -227,12 +248,13 @@ def group_relative(
         of_episode = lambda x: _sum_over_time(jnp.where(first, x, 0.0))  # [B]
         groups = (-1, group_size)
         earned, size = (of_episode(x).reshape(groups) for x in (reward, jnp.abs(reward)))
-        advantage, mean = _compared(earned, size, standardise, leave_one_out)
+        advantage, mean, differ = _compared(earned, size, standardise, leave_one_out)
         length = of_episode(weight)
         length = jnp.where(length > 0, length, 1.0)  # where no row counts: of nobody's interest
         share, factor = _ROWS[rows](length, reward.shape[0])
         to_rows = lambda x: jnp.broadcast_to(x.reshape(1, -1), reward.shape)
         counts = first & (weight > 0)
+        counts = counts if keep_equal else counts & to_rows(differ.ravel())
         advantage = jnp.where(counts, to_rows(advantage.ravel() * factor), 0.0)
         return advantage, to_rows(mean), jnp.where(counts, to_rows(share), 0.0)
 
@@ -258,7 +280,9 @@ def _sum_over_time(x: jax.Array) -> jax.Array:
 
 
 def _compared(returns, size, standardise, leave_one_out):
-    """Advantage and mean return, both [B / G, G], of returns that sum up rewards of this size."""
+    """Advantage, mean return and whether a group's returns differ, [B / G, G] each, of returns that
+    sum up rewards of this size.
+    """
     number = returns.shape[-1]
     least = jnp.min(returns, axis=-1, keepdims=True)  # large returns keep their differences
     mean = jnp.mean(returns - least, axis=-1, keepdims=True)
@@ -269,7 +293,8 @@ def _compared(returns, size, standardise, leave_one_out):
     if leave_one_out:
         advantage = advantage * number / (number - 1)
     differ = moments.varies(returns, jnp.ones_like(returns, bool), size=size, axis=-1)
-    return jnp.where(differ, advantage, 0.0), jnp.broadcast_to(mean + least, returns.shape)
+    wide = lambda x: jnp.broadcast_to(x, returns.shape)
+    return jnp.where(differ, advantage, 0.0), wide(mean + least), wide(differ)
 
 
 def check_groups(returns: Mapping[str, Returns], env: Env, unroll_length: int) -> None:

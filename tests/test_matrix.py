@@ -56,6 +56,7 @@ LOSSES = {
     "standardised_kl": lambda x: losses.standardised_kl(x),
     "total_variation": losses.total_variation(),
     "nll": losses.nll(),
+    "imitation": losses.imitation(),
     "action_mse": losses.action_mse(),
     "action_mse delta": lambda x: losses.action_mse(x),
     "cross_entropy": losses.cross_entropy(),
@@ -74,6 +75,7 @@ LOSSES = {
     "ppo_clip": lambda x: losses.ppo_clip(x),
     "ppo_clip raw": lambda x: losses.ppo_clip(x, normalise=False),
     "ppo_clip high": lambda x: losses.ppo_clip(0.1, epsilon_high=x),
+    "ppo_clip sequence": losses.ppo_clip(normalise=False, sequence=True),
     "td_mse": losses.td_mse(),
     "td_mse clip": lambda x: losses.td_mse(clip=x),
     "entropy": losses.entropy(),
@@ -104,6 +106,7 @@ BEHAVIORS = {
     "teacher_acts greedy": behavior.teacher_acts(greedy=True),
     "random_acts": behavior.random_acts(),
     "mixture": lambda x: behavior.mixture(x),
+    "mixture rollout": lambda x: behavior.mixture(x, every="rollout"),
     "mixture schedule": lambda x: behavior.mixture(lambda update: x * update),
     "epsilon_greedy": lambda x: behavior.epsilon_greedy(x),
     "epsilon_greedy teacher": lambda x: behavior.epsilon_greedy(
@@ -128,6 +131,8 @@ RETURNS = {  # the first is of the environment's stream
     "monte_carlo": lambda x: returns.monte_carlo(x),
     "scale": lambda x: returns.scale(x, returns.gae()),
     "group_relative": returns.group_relative(2),
+    "group_relative dapo": returns.group_relative(2, rows="all", keep_equal=False),
+    "immediate": returns.immediate(),
     "group_relative rloo": returns.group_relative(
         2, standardise=False, leave_one_out=True, rows="sum"
     ),
@@ -141,6 +146,8 @@ REWARDS = {
     "add": lambda x: rewards.add(lambda batch, context: 1 - batch.terminated, x),
     "normalise": lambda x: rewards.normalise(x),
     "teacher_reward": lambda x: rewards.teacher_reward(x),
+    "teacher_log_ratio": lambda x: rewards.teacher_log_ratio(x),
+    "teacher_log_ratio baseline": lambda x: rewards.teacher_log_ratio(x, baseline=True),
     "normalise continuing": lambda x: rewards.normalise(x, episodic=False),
     "successor": lambda x: rewards.successor(
         lambda student, teacher: teacher.policy.cross_entropy(student.policy), gamma=x
@@ -168,6 +175,7 @@ NO_COMPONENTS = {
     "record",
     "restore",
     "Ring",
+    "dataset",  # of its own observations: tests/test_token_losses.py
     "random_statistics",
     "Model",
 }  # public, but of another kind
@@ -182,7 +190,8 @@ DISCRETE = (  # it compares logits, which continuous actions do not have
 CONTINUOUS = ["action_mse", "action_mse delta"]  # it compares means, which logits do not have
 SEQUENCES = ["burn_in"]  # a feed-forward student's sequences have one row
 EARNING = (
-    "policy_gradient, ppo_clip, ppo_clip raw, ppo_clip high, td_mse, td_mse clip, q_mse".split(", ")
+    "policy_gradient, ppo_clip, ppo_clip raw, ppo_clip high, ppo_clip sequence, td_mse, "
+    "td_mse clip, q_mse".split(", ")
 )  # without one a reward has no effect
 WHO_ACTED = [
     *EARNING,

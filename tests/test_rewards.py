@@ -80,6 +80,7 @@ MADE = {
     "clip": lambda stream: rewards.clip(-1.0, 1.0, stream=stream),
     "normalise": lambda stream: rewards.normalise(stream=stream),
     "teacher_reward": lambda stream: rewards.teacher_reward(stream=stream),
+    "teacher_log_ratio": lambda stream: rewards.teacher_log_ratio(stream=stream),
     "successor": lambda stream: rewards.successor(
         lambda student, teacher: teacher.policy.entropy(), stream=stream
     ),

@@ -1,4 +1,4 @@
-"""Token environments: prompts, ends, weights, groups, hints; judges against plain Python; errors."""
+"""Token environments: prompts, ends, weights, groups, hints; judges against plain Python."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ every = pytest.mark.parametrize("name", JUDGES)
 
 
 def cases(task):
-    """Problems, and answers to them: right, with one or two other tokens, ended early, of others."""
+    """Problems, and answers: right, with one or two other tokens, ended early, of others."""
     rng = np.random.default_rng(0)
     prompt, answer = jax.jit(jax.vmap(task.draw))(jax.random.split(jax.random.key(0), CASES))
     written, length = np.array(answer), answer.shape[1]

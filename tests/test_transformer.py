@@ -1,4 +1,4 @@
-"""The transformer: by hand, step against unroll, resets, a sliding window, files, errors, memory."""
+"""The transformer: by hand, step against unroll, resets, a sliding window, files, memory."""
 
 import jax
 import jax.numpy as jnp
@@ -201,7 +201,7 @@ def chain(num_envs, length):
 
 @pytest.mark.slow
 def test_learns_from_its_own_kind(key):
-    """A teacher that looks back two rows; the student, half as deep, comes near it from its rows."""
+    """A student half as deep comes near its teacher on its own rows."""
     env = chain(16, 6)
     teacher, student = made(env), made(env, layers=1)
     kd = distill(env, student, teacher, losses={"kl": losses.forward_kl()}, unroll_length=12)

@@ -22,10 +22,20 @@ def at(value: Any, context: Context) -> Any:
         return jnp.asarray(value(context.update), jnp.float32)
 
 
-def probability_ratio(student: Outputs, batch: Batch) -> jax.Array:
-    """rho = pi_S(a) / pi_acting(a) [L, N], at most e^60, so that 0 times it is 0 and not nan."""
+def probability_ratio(student: Outputs, batch: Batch, sequence: bool = False) -> jax.Array:
+    """rho = pi_S(a) / pi_acting(a) [L, N], at most e^60, so that 0 times it is 0 and not nan.
+
+    Args:
+        sequence: the geometric mean over the rows of each sequence that count, in all of them.
+    """
     now, then = student.policy.log_prob(batch.action), batch.acting.policy.log_prob(batch.action)
-    return jnp.exp(jnp.minimum(now - then, _LARGEST))
+    ratio = now - then
+    if sequence:
+        counts = (batch.weight > 0).astype(ratio.dtype)
+        number = jnp.maximum(jnp.sum(counts, axis=0, keepdims=True), 1.0)
+        mean = jnp.sum(jnp.where(counts > 0, ratio, 0.0), axis=0, keepdims=True) / number
+        ratio = jnp.broadcast_to(mean, ratio.shape)
+    return jnp.exp(jnp.minimum(ratio, _LARGEST))
 
 
 def only(rows: jax.Array, student: Outputs, batch: Batch) -> tuple[Outputs, Batch]:

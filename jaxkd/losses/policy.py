@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxkd import check
 from jaxkd.base import Batch, Context, LossTerm, Outputs, UsageError
 from jaxkd.description import described
-from jaxkd.distributions import MASK, Categorical, full_precision, legal, log_probs
+from jaxkd.distributions import MASK, Categorical, TopK, full_precision, legal, log_probs
 from jaxkd.losses.combine import at, stateless
 
 _NEAR = 0.03  # of y: below it the series of `_growth` has float32's precision
@@ -190,6 +190,23 @@ def nll() -> LossTerm:
 
 
 @described
+def imitation() -> LossTerm:
+    """-log p_S(a) of the actions in the batch: maximum likelihood, next-token cross-entropy.
+
+    Of right answers (`memory.dataset`) it is supervised fine-tuning, of a teacher's samples
+    (`teacher_acts()`) distillation at the level of sequences (Kim & Rush 2016).
+
+    >>> imitation().init(None, None)
+    ()
+    """
+
+    def loss(student, batch):
+        return -student.policy.log_prob(batch.action)
+
+    return stateless(loss)
+
+
+@described
 def action_mse(delta: float | jax.Array | None = None) -> LossTerm:
     """mean_D (a_S - a_T)^2 of both modes: behaviour cloning of continuous actions.
 
@@ -234,7 +251,8 @@ def cross_entropy() -> LossTerm:
     """
 
     def loss(student, batch):
-        return batch.teacher.policy.cross_entropy(student.policy)
+        ours, theirs = on_one_support(student.policy, batch.teacher.policy)
+        return theirs.cross_entropy(ours)
 
     return stateless(loss)
 
@@ -251,7 +269,8 @@ def reverse_cross_entropy() -> LossTerm:
     """
 
     def loss(student, batch):
-        return student.policy.cross_entropy(batch.teacher.policy)
+        ours, theirs = on_one_support(student.policy, batch.teacher.policy)
+        return ours.cross_entropy(theirs)
 
     return stateless(loss)
 
@@ -365,8 +384,22 @@ def both_logits(ours: Any, theirs: Any, instead: str) -> tuple[jax.Array, jax.Ar
     return logits_of(ours, "student", instead), logits_of(theirs, "teacher", instead)
 
 
+def on_one_support(ours: Any, theirs: Any) -> tuple[Any, Any]:
+    """The student's policy and the teacher's, both on k + 1 outcomes where the teacher knows k."""
+    if not isinstance(theirs, TopK):
+        return ours, theirs
+    logits_of(ours, "student", "a teacher without top k")
+    if ours.logits.shape[-1] != theirs.number:
+        raise UsageError(
+            f"the student chooses among {ours.logits.shape[-1]} actions, the teacher's top k are "
+            f"of {theirs.number}. Give both one vocabulary."
+        )
+    return theirs.seen_by(ours), theirs.outcomes()
+
+
 def _log_probs(ours: Any, theirs: Any, instead: str) -> tuple[jax.Array, jax.Array]:
     """log p_S and log p_T [..., A]."""
+    ours, theirs = on_one_support(ours, theirs)
     z_ours, z_theirs = both_logits(ours, theirs, instead)
     return log_probs(z_ours), log_probs(z_theirs)
 
@@ -416,4 +449,5 @@ def _standardised(z: jax.Array, temperature: Any) -> jax.Array:
 def _tempered(temperature: Any, student: Outputs, batch: Batch, context: Context) -> tuple:
     """Both policies at the temperature, and its square."""
     t = at(temperature, context)
-    return student.policy.temper(t), batch.teacher.policy.temper(t), t**2
+    ours, theirs = student.policy.temper(t), batch.teacher.policy.temper(t)
+    return *on_one_support(ours, theirs), t**2

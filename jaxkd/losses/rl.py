@@ -37,6 +37,7 @@ def ppo_clip(
     *,
     epsilon_high: float | jax.Array | None = None,
     normalise: bool = True,
+    sequence: bool = False,
 ) -> LossTerm:
     """-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) (Schulman et al. 2017).
 
@@ -47,6 +48,9 @@ def ppo_clip(
         epsilon: clip range, > 0.
         epsilon_high: of the upper end, 1 + epsilon_high, where it is another one: "clip-higher"
             (Yu et al. 2025, DAPO: 0.2 and 0.28) lets improbable actions grow.
+        sequence: one ratio for all rows of a sequence that count, the geometric mean of theirs
+            (Zheng et al. 2025, GSPO; epsilon 3e-4 and 4e-4). The rows are one episode's where
+            sequences are rollouts and every update begins with a reset (`group_relative`).
         normalise: A gets mean 0 and standard deviation 1 over the rows of the minibatch that count
             (weight above 0), and is 0 where it does not vary: beyond rounding, 1e-6 of its size.
 
@@ -69,7 +73,7 @@ def ppo_clip(
                 "it normalises the advantage over a minibatch of one row, where it is always 0. "
                 "Take fewer minibatches, or ppo_clip(normalise=False)."
             )
-        ratio = probability_ratio(student, batch)
+        ratio = probability_ratio(student, batch, sequence)
         advantage = _standardised(batch.advantage, batch.weight) if normalise else batch.advantage
         clipped = jnp.clip(ratio, 1 - epsilon, 1 + above)
         return -jnp.minimum(ratio * advantage, clipped * advantage)

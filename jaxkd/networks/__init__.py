@@ -7,7 +7,7 @@ from jaxkd.networks.module import feedforward
 from jaxkd.networks.noisy import noisy
 from jaxkd.networks.recurrent import gru, lstm
 from jaxkd.networks.transformer import transformer
-from jaxkd.networks.wrap import normalised, q, select, temper
+from jaxkd.networks.wrap import normalised, q, select, temper, top_k
 
 __all__ = [
     "cnn",
@@ -24,5 +24,6 @@ __all__ = [
     "q",
     "select",
     "temper",
+    "top_k",
     "transformer",
 ]

@@ -1,7 +1,7 @@
 """A causal transformer whose cache is its carry, and every built-in network's heads.
 
-Legend of shapes: `L` time, `N` sequences, `W` rows of the cache, `D` width, `H` heads, `G` groups of
-heads that share a key and a value, `R` = H / G, `K` size of a head.
+Legend of shapes: `L` time, `N` sequences, `W` rows of the cache, `D` width, `H` heads, `G` groups
+of heads that share a key and a value, `R` = H / G, `K` size of a head.
 
 The cache is a ring: the row at position p of its episode lies in place p mod W, so that nothing is
 moved, and a reset erases nothing: positions begin anew, and what lies beyond them is not seen.
@@ -232,8 +232,8 @@ def transformer(
 
     Args:
         env: an `Env` or anything with `obs_spec` and `action_space`. A whole number in the
-            observation, int32 [], is a token of the actions' vocabulary and has a vector of its own;
-            that of the only one, or of the field "token", gives the logits too (tied embeddings).
+            observation, int32 [], is a token of the actions' vocabulary and has a vector of its
+            own; that of the only one, or of the field "token", gives the logits too (tied).
             Everything else is flattened and mapped. The vectors of several fields are added.
         layers, width, heads: blocks, D, and H, a divisor of D with D / H even.
         context: W, rows that a row can see, itself included: `env.max_steps` for whole episodes.

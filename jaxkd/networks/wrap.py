@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxkd import check, moments
 from jaxkd.base import Discrete, Policy, UsageError
 from jaxkd.description import described, spec
+from jaxkd.distributions import TopK, num_actions
 
 _CLIP = 10.0  # of standardised observations, as in Stable-Baselines3's VecNormalize
 
@@ -99,6 +100,51 @@ def temper(policy: Policy, temperature: float | jax.Array) -> Policy:
         return tempered
 
     return policy._replace(step=through(policy.step), unroll=through(policy.unroll))
+
+
+@described
+def top_k(policy: Policy, k: int) -> Policy:
+    """`policy` with the log-probabilities of its k best actions and one of all others together.
+
+    For a teacher with a large vocabulary: [T, B, k] is kept instead of [T, B, A]. The divergences
+    of `losses` are then on these k + 1 outcomes, `distributions.TopK`. It labels; to act it would
+    have to know all actions.
+
+    Args:
+        k: fewer than the actions; at one fewer everything is exact.
+
+    Raises:
+        UsageError: for k not below the number of actions, and for continuous ones, at once where
+            the policy has a description, else when it is first used.
+
+    >>> import jaxkd
+    >>> env = jaxkd.envs.make("addition-3", num_envs=2)
+    >>> teacher = top_k(jaxkd.networks.mlp(env, (8,)), 4)
+    """
+    check.kind("policy", policy, Policy, "a Policy (jaxkd.networks.mlp and others)")
+    check.count("k", k)
+    made_for = spec(policy)
+    if made_for:
+        _check_top(k, getattr(made_for.action_space, "n", None))
+
+    def through(call):
+        def known(params, carry, obs, reset):
+            carry, out = call(params, carry, obs, reset)
+            _check_top(k, num_actions(out.policy))
+            return carry, out._replace(policy=TopK.of(out.policy, k))
+
+        return known
+
+    return policy._replace(step=through(policy.step), unroll=through(policy.unroll))
+
+
+def _check_top(k: int, number: int | None) -> None:
+    if number is None:
+        raise UsageError(f"the top {k} actions are of discrete ones, but the policy's are not.")
+    if k >= number:
+        raise UsageError(
+            f"the top k = {k} of {number} actions are no part of them. Take k <= {number - 1}."
+        )
 
 
 @described

@@ -6,7 +6,12 @@ from jaxkd.rewards.curiosity import disagreement, icm
 from jaxkd.rewards.learned import Model, Predictor, learned, random_statistics
 from jaxkd.rewards.normalise import normalise
 from jaxkd.rewards.novelty import drnd, ensemble, rdd, rnd
-from jaxkd.rewards.shaping import potential_shaping, successor, teacher_reward
+from jaxkd.rewards.shaping import (
+    potential_shaping,
+    successor,
+    teacher_log_ratio,
+    teacher_reward,
+)
 
 __all__ = [
     "Model",
@@ -27,5 +32,6 @@ __all__ = [
     "rnd",
     "scale",
     "successor",
+    "teacher_log_ratio",
     "teacher_reward",
 ]

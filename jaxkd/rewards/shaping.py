@@ -43,6 +43,37 @@ def teacher_reward(coef: float | jax.Array | Callable = 1.0, stream: str = "") -
 
 
 @described
+def teacher_log_ratio(
+    coef: float | jax.Array | Callable = 1.0, *, baseline: bool = False, stream: str = ""
+) -> RewardTransform:
+    """r + coef log (pi_T(a | s) / pi_S(a | s)): minus what an action adds to the reverse KL.
+
+    With `policy_gradient` or `ppo_clip` it is the gradient of KL(S || T) from sampled tokens alone.
+    `returns.immediate()` counts each step for itself, which is on-policy distillation (Lu et al.
+    2025); `gae(1.0, 1.0)` counts what an action leads to, as MiniLLM does (Gu et al. 2024). Nothing
+    is differentiated here: the gradient of the log ratio itself holds nothing of the teacher. Rows
+    of weight 0 pay nothing.
+
+    Args:
+        coef: a number or a schedule `update -> coef`.
+        baseline: plus KL(S || T) in the state, the mean of what is paid, which leaves the gradient
+            of immediate rewards as it is with less noise. It reads the whole distributions.
+        stream: the reward it is added to.
+
+    >>> teacher_log_ratio(0.1).stream
+    ''
+    """
+
+    def paid(batch, context):
+        ours, theirs = batch.acting.policy, batch.teacher.policy
+        found = theirs.log_prob(batch.action) - ours.log_prob(batch.action)
+        found = found + ours.kl(theirs) if baseline else found
+        return found if isinstance(batch.weight, tuple) else jnp.where(batch.weight > 0, found, 0.0)
+
+    return add(paid, coef, stream=stream)
+
+
+@described
 def successor(
     measure: Callable,
     *,
