@@ -9,12 +9,14 @@ import warnings
 from pathlib import Path
 
 import nbconvert
+import nbformat
 import pdoc
+from nbformat.v4 import new_markdown_cell, new_notebook
 
 import jaxkd
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "build" / "docs"
+OUT, NOTEBOOKS = ROOT / "build" / "docs", ROOT / "notebooks"
 
 
 def main() -> int:
@@ -31,25 +33,29 @@ def main() -> int:
 
 
 def notebooks(folder: Path) -> dict[str, str]:
-    """Every notebook as HTML, as it was saved; {title: path below OUT}."""
+    """The guide and every notebook as HTML, as it was saved; {title: path below OUT}."""
     folder.mkdir()
     exporter, pages = nbconvert.HTMLExporter(embed_images=True), {}
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        body, _ = exporter.from_filename(str(path))
-        target = folder / f"{path.stem}.html"
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    guide = new_notebook(cells=[new_markdown_cell(text)], metadata={"title": "Guide"})
+    saved = {path.stem: nbformat.read(path, 4) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    for name, notebook in {"guide": guide, **saved}.items():
+        notebook.metadata.setdefault("title", name.replace("_", " "))
+        body, _ = exporter.from_notebook_node(notebook)
+        target = folder / f"{name}.html"
         target.write_text(body, encoding="utf-8")
-        pages[path.stem.replace("_", " ")] = target.relative_to(OUT).as_posix()
+        pages[name.replace("_", " ")] = target.relative_to(OUT).as_posix()
     return pages
 
 
 def reference(pages: dict[str, str]) -> None:
-    """A page a module, without the command line's; the first page is the README's."""
+    """A page a module, without the command line's, with links to the other `pages`."""
     links = "".join(f'<li><a href="{path}">{title}</a></li>' for title, path in pages.items())
     templates = OUT / ".templates"
     templates.mkdir()
     (templates / "module.html.jinja2").write_text(
-        '{% extends "default/module.html.jinja2" %}{% block nav_footer %}'
-        f"<h2>Notebooks</h2><ul>{links}</ul>"
+        '{% extends "default/module.html.jinja2" %}{% block nav_title %}'
+        f"<h2>Guide and notebooks</h2><ul>{links}</ul>"
         "{{ super() }}{% endblock %}".replace(
             'href="', 'href="{{ ("../" * module.modulename.count(".")) }}'
         )

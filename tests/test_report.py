@@ -261,6 +261,15 @@ def test_damaged_files_are_no_traceback(tmp_path, name, content):
     assert main(["report", str(run)]) == 0 and "<h1>" in (run / "report.html").read_text()
 
 
+def test_several_sizes_are_a_picture(tmp_path):
+    run = planted(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    assert not page._by_size(summary)
+    more = {"student-2": scored([90.0, 99.0], network="mlp:2", actor_parameters=14)}
+    (shown,) = page._by_size(summary | more | {"seconds-2": 3})
+    assert "mlp:2" in shown.svg and "var(--student" in shown.svg
+
+
 def test_no_run_no_report(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 4 and "no run.json" in capsys.readouterr().err
 

@@ -105,18 +105,28 @@ def strip(rows: dict[str, dict[str, Any]]) -> Figure:
 
 
 def sizes(points: list[dict[str, Any]]) -> Figure:
-    """Return against actor parameters: "label", "actor_parameters", "iqm", "interval" a point."""
+    """Return against actor parameters.
+
+    Args:
+        points: "kind" (teacher, student, control), "label", "actor_parameters", "iqm", "interval".
+    """
     figure, axes = _new("actor parameters", "return")
     axes.set_xscale("log")
+    for kind, colour in COLOURS.items():
+        mine = sorted((x for x in points if x["kind"] == kind), key=lambda x: x["actor_parameters"])
+        places = [x["actor_parameters"] for x in mine]
+        for place, point in zip(places, mine, strict=True):
+            axes.plot([place] * 2, point["interval"], color=colour, linewidth=1.2)
+        label = _SHORT.get(kind, kind)
+        axes.plot(places, [x["iqm"] for x in mine], "o-", color=colour, markersize=4, label=label)
     for point in points:
-        colour = COLOURS.get(point["kind"], COLOURS["student"])
-        size = point["actor_parameters"]
-        axes.plot([size] * 2, point["interval"], color=colour, linewidth=1.5)
-        axes.plot(size, point["iqm"], "o", color=colour, markersize=5, mew=0)
-        axes.annotate(
-            point["label"], (size, point["iqm"]), (5, 4), textcoords="offset points", fontsize=8
-        )
-    axes.margins(x=0.15)
+        if point["kind"] == "student":
+            place = point["actor_parameters"], point["iqm"]
+            axes.annotate(
+                point["label"], place, (0, -11), textcoords="offset points", ha="center", fontsize=7
+            )
+    axes.margins(x=0.12, y=0.15)
+    axes.legend(frameon=False, loc="best")
     return figure
 
 

@@ -69,7 +69,7 @@ def film(env: Env, policies: dict[str, tuple[Policy, Any]], key: jax.Array) -> F
 
 
 def play(env: Env, policy: Policy, params: Any, key: jax.Array, *, length: int) -> Played:
-    """The first episode of a greedy policy in a batch of ONE environment, at most `length` steps."""
+    """The first episode of a greedy policy in ONE environment, at most `length` steps of it."""
 
     @jax.jit
     def steps(params, key):

@@ -193,8 +193,21 @@ def _pictures(lines: list[dict[str, Any]], summary: dict[str, Any]) -> list[Pict
         caption = "Mean return of every seed, acting alone and greedily; beside it the "
         caption += "interquartile mean and its 95 % interval."
         found.append(picture("Every seed", caption, figures.strip, scored))
-    found += _alike(lines)
-    return found
+    return found + _by_size(summary) + _alike(lines)
+
+
+def _by_size(summary: dict[str, Any]) -> list[Picture]:
+    """Return against size, of a run with several students ("student", "student-2", ...)."""
+    points = [
+        {"kind": kind, "label": row["network"], **row}
+        for name, row in summary.items()
+        if (kind := name.partition("-")[0]) in NAMES and isinstance(row, dict)
+    ]
+    scored = [point for point in points if point["iqm"] is not None]
+    if sum(point["kind"] == "student" for point in scored) < 2:
+        return []
+    caption = "Return of every size, greedy: interquartile mean and 95 % interval over seeds."
+    return [picture("Size against return", caption, figures.sizes, scored)]
 
 
 def _said(what: str, curves: dict[str, Curve]) -> str:
