@@ -72,7 +72,7 @@ ROWS = {
 }
 
 
-def tests_of(name: str) -> set[str]:
+def defined_in(name: str) -> set[str]:
     tree = ast.parse((HERE / f"test_{name}.py").read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -81,7 +81,7 @@ def tests_of(name: str) -> set[str]:
 def test_each_complaint_and_row_has_a_test(what):
     for named in (COMPLAINTS | ROWS)[what]:
         file, test = named.split(": ")
-        assert test in tests_of(file), named
+        assert test in defined_in(file), named
 
 
 # --- R4, R5, R10 --------------------------------------------------------------------------------
@@ -112,30 +112,39 @@ def test_what_is_silent_or_bad_is_found_out(tmp_path, monkeypatch):
     assert hostile.answered(["x"], 2, "error: a\n") == "refused"
 
 
+def test_a_study_that_was_cut_goes_on(tmp_path):
+    first = reliability.Tally(tmp_path / "row.json")
+    first.add(Counter(["refused"]))
+    again = reliability.Tally(tmp_path / "row.json")
+    assert (again.tried, again.ends) == (1, {"refused": 1})
+    again.add(Counter(["same"]))
+    assert reliability.Tally(tmp_path / "row.json").ends == {"refused": 1, "same": 1}
+
+
 @pytest.mark.slow
-def test_damaged_files_are_refused_or_passed_over(tmp_path):
-    ends = reliability.in_process(tmp_path, 300, "damage")
+def test_damaged_files_are_refused_or_passed_over():
+    ends = reliability.tried("damage", 300).ends
     assert sound(ends), ends
     assert ends["refused"] > 50 and ends["warned"] > 50
 
 
 @pytest.mark.slow
-def test_malformed_input_is_refused_in_a_line(tmp_path):
-    ends = reliability.in_process(tmp_path, 200, "malformed")
+def test_malformed_input_is_refused_in_a_line():
+    ends = reliability.tried("malformed", 200).ends
     assert sound(ends), ends
     assert ends["refused"] > 150
 
 
 @pytest.mark.slow
-def test_malformed_commands_are_refused_in_a_line(tmp_path):
-    ends = reliability.commands(tmp_path, 20)
+def test_malformed_commands_are_refused_in_a_line():
+    ends = reliability.tried("commands", 20).ends
     assert ends == {"refused": 20}
 
 
 @pytest.mark.slow
 @pytest.mark.bits
-def test_a_nan_in_one_seed_is_named_and_harms_no_other(tmp_path):
-    ends = reliability.with_nans(tmp_path, 6)
+def test_a_nan_in_one_seed_is_named_and_harms_no_other():
+    ends = reliability.tried("nans", 6).ends
     assert ends == {"named, others the same": 6}
 
 

@@ -369,3 +369,6 @@ def cards(made: Begun, draw: random.Random, scratch: Path) -> str:
         k: v for k, v in (found if isinstance(found, dict) else {}).items() if before.get(k) != v
     }
     return f"bad: {code} {said[-200:]!r} of {json.dumps(changed)[:200]}"
+
+
+TRIALS = {"damage": damage, "malformed": malformed}
