@@ -4,6 +4,7 @@ Legend of shapes: `n` seeds.
 """
 
 import contextlib
+import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -56,9 +57,9 @@ def made(method: str) -> tuple[Algorithm, Any]:
         bad, state = nan_now(state)
         return reward.at[0, 0].add(bad), state
 
-    def gradient(grads, state, params=None):
+    def gradient(updates, state, params=None):
         bad, state = nan_now(state)
-        return jax.tree.map(lambda x: x + bad, grads), state
+        return jax.tree.map(lambda x: x + bad, updates), state
 
     poisoned = optax.GradientTransformation(lambda params: fresh(), gradient)
     keywords: dict[str, Any] = dict(
@@ -75,35 +76,51 @@ def made(method: str) -> tuple[Algorithm, Any]:
     return student, (teacher.init(jax.random.key(1)),)
 
 
-def into(state: Any, point: Point) -> Any:
-    """The fresh state [n] with a nan to come."""
+class Where(NamedTuple):
+    """A point as an input of the program: one program for all points, and for none."""
 
-    def put(path: Any, x: Any) -> Any:
-        names = [getattr(part, "name", getattr(part, "key", "")) for part in path]
-        within = dict(reward="rewards", gradient="opt_state").get(point.kind, "-")
-        is_poison = within in names and names[-1] == "update" and len(names) > 1
-        return x.at[point.seed].set(point.update) if is_poison else x
-
-    return jax.tree_util.tree_map_with_path(put, state)
+    updates: jax.Array  # int32 [KINDS], when; -1: never
+    seed: jax.Array  # int32 []
 
 
-def poisoned(algorithm: Algorithm, point: Point | None) -> Algorithm:
-    """All seeds, with a nan at a point: in the very program that has none, where it is None."""
+def where(point: Point | None) -> Where:
+    if point is None:
+        return Where(jnp.full(len(KINDS), -1), jnp.int32(0))
+    when = [point.update if kind == point.kind else -1 for kind in KINDS]
+    return Where(jnp.array(when), jnp.int32(point.seed))
+
+
+@functools.cache
+def poisoned(method: str) -> tuple[Algorithm, Any]:
+    """All seeds, with a nan where the first input of a step says; and its further inputs."""
+    algorithm, inputs = made(method)
     many = jaxkd.lanes(algorithm)
-    where = point or Point("none", "", 0, -1)
-    at = where.update if where.kind == "observation" else -1
 
-    def step(state, *inputs):
-        bad = jnp.where(state.update == at, jnp.nan, 0.0)  # [n]
-        bad = jnp.where(jnp.arange(SEEDS) == where.seed, bad, 0.0)
+    def step(state, place, *inputs):
+        own = jnp.arange(SEEDS) == place.seed
+        when = jnp.where(own, place.updates[:, None], -1)  # [KINDS, n]
+        bad = jnp.where(state.update == when[1], jnp.nan, 0.0)
         obs = state.actors.obs + bad[:, None, None]
-        return many.step(state._replace(actors=state.actors._replace(obs=obs)), *inputs)
+        state = state._replace(
+            actors=state.actors._replace(obs=obs),
+            rewards=_timed(state.rewards, when[0]),
+            opt_state=_timed(state.opt_state, when[2]),
+        )
+        return many.step(state, *inputs)
 
-    return Algorithm(lambda keys: into(many.init(keys), where), step, algorithm.description)
+    return Algorithm(many.init, step, algorithm.description), inputs
 
 
-def trained(folder: Path, algorithm: Algorithm, inputs: tuple) -> tuple[Any, str, int]:
-    """(state on the host, what was said, exit code) as the command trains."""
+def _timed(tree: Any, when: jax.Array) -> Any:
+    """The Poisons in a part of the state [n], each with its time."""
+    is_poison = lambda x: isinstance(x, Poison)
+    set_time = lambda x: x._replace(update=when) if is_poison(x) else x
+    return jax.tree.map(set_time, tree, is_leaf=is_poison)
+
+
+def trained(folder: Path, method: str, point: Point | None) -> tuple[Any, str, int]:
+    """(params [n] on the host, what was said, exit code) as the command trains."""
+    algorithm, inputs = poisoned(method)
     folder.mkdir(parents=True)
     shown = progress.Progress(rich.console.Console(file=io.StringIO()), quiet=True)
     run, lines = directory.Directory(folder), log.Log(folder / log.METRICS)
@@ -112,7 +129,9 @@ def trained(folder: Path, algorithm: Algorithm, inputs: tuple) -> tuple[Any, str
     given: dict[str, Any] = dict(alive=np.ones(SEEDS, bool), steps_per_update=32)
     with contextlib.redirect_stderr(said):
         try:
-            found = training.train(job, "teacher", algorithm, UPDATES, *inputs, **given)
+            found = training.train(
+                job, "teacher", algorithm, UPDATES, where(point), *inputs, **given
+            )
         except failure.Diverged as error:
             return None, str(error), failure.explain(error)[0] or 1
     return jax.device_get(found.state.params), said.getvalue(), 0
@@ -132,8 +151,7 @@ def trial(place: Path, point: Point, whole: Callable[[str], Any]) -> str:
     Args:
         whole: (method) -> params [n] without a nan.
     """
-    algorithm, inputs = made(point.method)
-    params, said, code = trained(place, poisoned(algorithm, point), inputs)
+    params, said, code = trained(place, point.method, point)
     if code or params is None:
         return f"bad: {point} ended with {code}"
     others = np.arange(SEEDS) != point.seed

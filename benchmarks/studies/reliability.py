@@ -153,6 +153,7 @@ class Forked:
         Args:
             place: whose folders it runs in.
         """
+        self.seconds = 0.0  # of the processor, that the last one took
         self._server = subprocess.Popen(
             [sys.executable, "-c", "from reliability import serve; serve()"],
             env=environment(place / "folder"),
@@ -166,7 +167,7 @@ class Forked:
         asked = [str(folder), str(folder / "counts.json"), kind, str(number), *argv]
         server.stdin.write(json.dumps(asked) + "\n")
         server.stdin.flush()
-        code = int(server.stdout.readline())
+        code, self.seconds = json.loads(server.stdout.readline())
         said = (folder / "said").read_text()
         return subprocess.CompletedProcess(argv, code, said, said)
 
@@ -189,7 +190,9 @@ def serve() -> None:
             os.dup2(said, 2)
             sys.argv = ["child", *given]
             os._exit(child())
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+        _, status, used = os.wait4(process, 0)
+        seconds = used.ru_utime + used.ru_stime
+        print(json.dumps([os.waitstatus_to_exitcode(status), seconds]), flush=True)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -319,68 +322,123 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
 # --- the study ----------------------------------------------------------------------------------
 
 
-def kill_many(place: Path, number: int) -> Counter:
+class Tally:
+    """How a row's trials ended; in a file, so that a call that was cut goes on."""
+
+    def __init__(self, file: Path | None = None):
+        self.file, self.tried, self.seconds = file, 0, 0.0
+        self.ends: Counter = Counter()
+        if file is not None and file.exists():
+            kept = json.loads(file.read_text())
+            self.tried, self.seconds = kept["tried"], kept["seconds"]
+            self.ends = Counter(kept["ends"])
+        self._began = time.monotonic() - self.seconds
+
+    def add(self, ends: Counter) -> None:
+        """One more trial."""
+        self.tried, self.seconds = self.tried + 1, time.monotonic() - self._began
+        self.ends += ends
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            kept = {"tried": self.tried, "ends": self.ends, "seconds": self.seconds}
+            part = self.file.with_suffix(".part")
+            part.write_text(json.dumps(kept))
+            part.replace(self.file)
+
+
+def kill_many(place: Path, number: int, tally: Tally) -> None:
     """R1: chains of CHAIN kills, each chain with other distances, until there are enough."""
     whole, counts = undisturbed(place / "whole")
-    ends, chains, forked = Counter(), 0, Forked(place)
-    while sum(ends[kind] for kind in set(KINDS)) < number:
-        folder = place / f"killed{chains}"
-        stretch = 0.5 + 0.7 * (chains * 0.618 % 1)  # even, whatever their number
-        ends += killed(folder, chain(counts, CHAIN, stretch), forked)
-        ends["silent"] += bool(differs(outcome(folder), whole))
-        ends["resumed"] += 1
-        chains += 1
-        print(f"{chains} chains: {dict(ends)}", flush=True)
+    forked = Forked(place)
+    while sum(tally.ends[kind] for kind in set(KINDS)) < number:
+        folder = place / f"killed{tally.tried}"
+        stretch = 0.5 + 0.7 * (tally.tried * 0.618 % 1)  # even, whatever their number
+        ends = killed(folder, chain(counts, CHAIN, stretch), forked)
+        ends["silent" if differs(outcome(folder), whole) else "resumed"] += 1
+        tally.add(ends)
+        print(f"{tally.tried} chains: {dict(tally.ends)}", flush=True)
         shutil.rmtree(folder)
     forked.close()
-    return ends
 
 
-def stop_many(place: Path, number: int) -> Counter:
+def stop_many(place: Path, number: int, tally: Tally) -> None:
     """R2: signals at even distances over the seconds that a run takes, its programs being kept."""
     undisturbed(place / "cold")
     began = time.monotonic()
     whole, _ = undisturbed(place / "whole")
-    seconds, ends = time.monotonic() - began, Counter()
-    for i in range(number):
+    seconds = time.monotonic() - began
+    for i in range(tally.tried, number):
         folder = place / f"stopped{i}"
         asked = (signal.SIGINT, signal.SIGTERM)[i % 2]
         code, said = stopped(folder, seconds * (i + 0.5) / number, asked)
-        ends[ended_well(folder, code, said, whole)] += 1
+        tally.add(Counter([ended_well(folder, code, said, whole)]))
         shutil.rmtree(folder)
-    return ends
 
 
-def in_process(place: Path, number: int, name: str) -> Counter:
-    """How so many trials of `hostile` ended; each begins with a number of its own."""
-    import hostile
+def in_process(name: str) -> Callable[[Path, int, Tally], None]:
+    """Trials of `hostile`, each with random numbers of its own."""
 
-    made, scratch, ends = hostile.begun(place / "begun"), place / "scratch", Counter()
-    scratch.mkdir()
-    trial = getattr(hostile, name)
-    with hostile.nothing_runs(), contextlib.chdir(scratch):
-        for i in range(number):
-            ends[trial(made, random.Random(i), scratch)] += 1
-    return ends
+    def work(place: Path, number: int, tally: Tally) -> None:
+        import absl.logging
+        import hostile
+
+        absl.logging.get_absl_logger().setLevel("FATAL")  # Orbax tells of damage at length
+        made, scratch, trial = hostile.begun(place / "begun"), place / "scratch", hostile.TRIALS
+        scratch.mkdir()
+        with hostile.nothing_runs(), contextlib.chdir(scratch):
+            for i in range(tally.tried, number):
+                tally.add(Counter([trial[name](made, random.Random(i), scratch)]))
+
+    return work
 
 
-def commands(place: Path, number: int) -> Counter:
+def commands(place: Path, number: int, tally: Tally) -> None:
     """R5: malformed command lines, each in a process of its own."""
     import hostile
 
-    made, forked, ends = hostile.begun(place / "begun"), Forked(place), Counter()
-    for i in range(number):
+    made, forked = hostile.begun(place / "begun"), Forked(place)
+    for i in range(tally.tried, number):
         argv, folder = hostile.line(made, random.Random(-1 - i)), place / str(i)
         folder.mkdir()
-        began = time.monotonic()
         done = forked(folder, argv)
-        took = time.monotonic() - began
         said = [line for line in done.stderr.splitlines(True) if not line.startswith("device: ")]
         end = hostile.answered(argv, done.returncode, "".join(said))
         left = {path.name for path in folder.iterdir()} - {"said", "counts.json"}
-        ends["bad: it left something" if left else end if took < hostile.LIMIT else "slow"] += 1
+        if left or forked.seconds > hostile.LIMIT:
+            end = f"bad: {argv[:3]} took {forked.seconds:.1f} s and left {left}"
+        tally.add(Counter([end]))
     forked.close()
-    return ends
+
+
+def with_nans(place: Path, number: int, tally: Tally) -> None:
+    """R10: so many points."""
+    import nans
+
+    @functools.cache
+    def whole(method: str):
+        return nans.trained(place / method, method, None)[0]
+
+    for i, point in [*enumerate(nans.points(number))][tally.tried :]:
+        tally.add(Counter([nans.trial(place / str(i), point, whole)]))
+
+
+WORK: dict[str, Callable[[Path, int, Tally], None]] = {
+    "kills": kill_many,
+    "signals": stop_many,
+    "damage": in_process("damage"),
+    "malformed": in_process("malformed"),
+    "commands": commands,
+    "nans": with_nans,
+}
+
+
+def tried(row: str, number: int, file: Path | None = None) -> Tally:
+    """So many trials of a row."""
+    tally = Tally(file)
+    with tempfile.TemporaryDirectory() as scratch:
+        WORK[row](Path(scratch), number, tally)
+    print(f"{row}: {dict(tally.ends)}", flush=True)
+    return tally
 
 
 def gate(results: dict[str, dict]) -> list[str]:
@@ -393,29 +451,6 @@ def gate(results: dict[str, dict]) -> list[str]:
     ]
 
 
-def with_nans(place: Path, number: int) -> Counter:
-    """R10: so many points."""
-    import nans
-
-    @functools.cache
-    def whole(method: str):
-        algorithm, inputs = nans.made(method)
-        return nans.trained(place / method, nans.poisoned(algorithm, None), inputs)[0]
-
-    each = enumerate(nans.points(number))
-    return Counter(nans.trial(place / str(i), point, whole) for i, point in each)
-
-
-WORK: dict[str, Callable[[Path, int], Counter]] = {
-    "kills": kill_many,
-    "signals": stop_many,
-    "damage": lambda place, number: in_process(place, number, "damage"),
-    "malformed": lambda place, number: in_process(place, number, "malformed"),
-    "commands": commands,
-    "nans": with_nans,
-}
-
-
 def main(given: frame.Named) -> int:
     from benchmarks import protocol
 
@@ -423,11 +458,12 @@ def main(given: frame.Named) -> int:
     settings = protocol.digest({"size": size._asdict(), "chain": CHAIN, "begin": BEGIN})
 
     def experiment(row: str) -> dict:
-        with tempfile.TemporaryDirectory() as scratch:
-            began = time.monotonic()
-            ends = WORK[row](Path(scratch), getattr(size, row))
-        print(f"{row}: {dict(ends)}", flush=True)
-        return {"ends": ends, "seconds": time.monotonic() - began}
+        file = Path(frame.place().kept) / "reliability" / f"{row}.json"
+        if given.fresh:
+            file.unlink(missing_ok=True)
+        tally = tried(row, getattr(size, row), file)
+        file.unlink(missing_ok=True)
+        return {"ends": tally.ends, "seconds": tally.seconds}
 
     results = protocol.by_game("reliability", given.names, ROWS, experiment, settings)
     if not results:

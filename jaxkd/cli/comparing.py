@@ -82,7 +82,8 @@ def _draw(path: Path | None, sides: list[comparison.Side]) -> None:
 
 
 def _read(path: Path) -> _Run:
-    run = _Run(path, card.read(path), card.json_of(path / "summary.json"))
+    found = card.read(path)
+    run = _Run(path, found, card.summary(path, found))
     if "teacher" not in run.summary:
         raise card.Damaged(f"{path} has no whole summary.json. `jaxkd resume {path}` ends it.")
     return run

@@ -1,6 +1,5 @@
 """How fast this machine trains, and `--budget`: steps that fit a wall time."""
 
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,15 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxkd.base import Algorithm, UsageError
+from jaxkd.base import Algorithm
 from jaxkd.cli.phases import Phase
-from jaxkd.cli.plan import Plan
+from jaxkd.cli.plan import Plan, budget_seconds
 from jaxkd.cli.settings import Distill, Teach
 from jaxkd.cli.work import Course, Together, together
 from jaxkd.run import seeds, stream
 
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
-_BUDGET = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)")
 _SECONDS = 1.0  # of measuring, a training
 
 
@@ -67,7 +64,7 @@ def fitted(settings: Distill | Teach, planned: Plan) -> Distill | Teach:
 
     It is measured once: a run that is resumed has the steps that it began with.
     """
-    allowed, taking = _seconds(settings.budget or ""), 0.0
+    allowed, taking = budget_seconds(settings.budget or ""), 0.0
     for phase, made in trainings(planned, seeds(settings.seed, settings.seeds)):
         if made is not None:
             taking += phase.makes.course.num_updates * pace(*made, _SECONDS).update
@@ -82,11 +79,3 @@ def fitted(settings: Distill | Teach, planned: Plan) -> Distill | Teach:
     words = ", ".join(f"--{name.replace('_', '-')} {number}" for name, number in steps.items())
     print(f"--budget {settings.budget}: {words} (a preset's would take {taking:.0f} s)", flush=True)
     return replace(settings, **steps)
-
-
-def _seconds(text: str) -> float:
-    found = _BUDGET.fullmatch(text)
-    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
-    if not seconds:
-        raise UsageError(f"--budget takes a time such as 60s, 5m or 1h, got {text!r}.")
-    return seconds

@@ -35,6 +35,8 @@ from jaxkd.recipes import ppo
 _COUNTS = ("seeds", "lanes", "episodes", "steps", "student_steps")
 _NEXT_STUDENT = re.compile(r",(?!\d+(?:,|$))")  # a plain number is a layer of the one before
 _ADAM = 3  # parameters and two moments of each: what a training keeps at the least
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_BUDGET = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)")
 _MOST_STEPS = 10**15  # of one seed: a year at 30 million a second
 _EPISODE_BYTES = 12  # return, length and discounted return
 
@@ -260,6 +262,8 @@ def _check_numbers(settings: Distill | Teach, available: int) -> None:
                 f"--{name.replace('_', '-')} {getattr(settings, name)} is more than any machine "
                 f"can do; at most {_MOST_STEPS}."
             )
+    if settings.budget is not None:
+        budget_seconds(settings.budget)
     if settings.budget is not None and (settings.steps or getattr(settings, "student_steps", 0)):
         raise UsageError("--budget finds the steps. Leave out --steps and --student-steps.")
     if not 0 <= (settings.checkpoint_every or 0) < math.inf:
@@ -279,6 +283,22 @@ def _check_numbers(settings: Distill | Teach, available: int) -> None:
             f"the results of --seeds {settings.seeds} x --episodes {settings.episodes} alone take "
             f"{in_words(results)}, and there are {in_words(available)}. Take fewer."
         )
+
+
+def budget_seconds(text: str) -> float:
+    """Of "60s", "5m" or "1h".
+
+    Raises:
+        UsageError: it is no time.
+
+    >>> budget_seconds("1.5m")
+    90.0
+    """
+    found = _BUDGET.fullmatch(text)
+    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if not seconds:
+        raise UsageError(f"--budget takes a time such as 60s, 5m or 1h, got {text!r}.")
+    return seconds
 
 
 def _check_students(settings: Distill, asked: list[str]) -> None:

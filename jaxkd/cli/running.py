@@ -108,7 +108,7 @@ def resume(wanted: Resume, stop: Stop) -> int:
         settings = _asked(before, wanted)
         device, planned = _prepare(settings)
         _check_same(before, settings, planned)
-        _warn_of_other("devices", before["settings"]["devices"], settings.devices)
+        _warn_of_other("devices", before["settings"].get("devices", 1), settings.devices)
         _warn_of_other("device", before["device"].split(",")[0], device.split(",")[0])
         _warn_of_other("versions", before["versions"], directory.plain(versions()))
         stop.keeps = True
@@ -122,13 +122,13 @@ def _asked(before: dict[str, Any], wanted: Resume) -> Distill | Teach:
     """The settings of a run's card; the teacher's copy in its directory is what it learns from."""
     given: dict[str, Any] = dict(before["settings"])
     try:
-        given |= {name: tuple(given[name]) for name in ("set", "grid")}
+        given |= {name: tuple(given.get(name, ())) for name in ("set", "grid")}
         copy = wanted.run / "teachers" / "00.npz"
         if given.get("teacher"):
             given["teacher"] = copy if copy.exists() else Path(given["teacher"])
         given |= dict(quiet=wanted.quiet, traceback=wanted.traceback)
-        for name in ("device", "devices"):
-            given[name] = given[name] if getattr(wanted, name) is None else getattr(wanted, name)
+        other = dict(device=wanted.device, devices=wanted.devices)
+        given |= {name: value for name, value in other.items() if value is not None}
         return _COMMANDS[before["command"]](**given)
     except (KeyError, TypeError) as error:
         raise UsageError(
