@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import cli
+from jaxkd import cli, envs
 from jaxkd.base import Discrete
 from jaxkd.envs import checking
 
@@ -253,3 +253,44 @@ def test_a_planted_fault_is_found(name):
     assert "\n" not in fault.cause + fault.fix and fault.fix
     others = {fault.name for fault in faults if fault.grave} - {wanted}
     assert not others, faults
+
+
+WEAK, ONE = "weak type", "one start"  # a clock that is a Python 0; the same beginning each time
+KNOWN = {  # of 4 x 32 random steps
+    "CartPole-v1": [WEAK],
+    "Pendulum-v1": [WEAK],
+    "Acrobot-v1": [],
+    "MountainCar-v0": [WEAK],
+    "MountainCarContinuous-v0": [WEAK],
+    "Asterix-MinAtar": [WEAK, ONE],
+    "Breakout-MinAtar": [WEAK],
+    "Freeway-MinAtar": [WEAK],
+    "Seaquest-MinAtar": [ONE],
+    "SpaceInvaders-MinAtar": [WEAK, ONE],
+    "Catch-bsuite": ["space"],  # float32 where the space says int32
+    "DeepSea-bsuite": [WEAK, ONE],
+    "MemoryChain-bsuite": ["bounds"],  # a cue of -1, the space begins at 0
+    "UmbrellaChain-bsuite": [WEAK],
+    "DiscountingChain-bsuite": [WEAK, ONE],
+    "SimpleBandit-bsuite": [WEAK, "one observation"],
+    "FourRooms-misc": [WEAK, "space", ONE],  # int32 where the space says float32
+    "MetaMaze-misc": [WEAK],
+    "PointRobot-misc": [WEAK],
+    "BernoulliBandit-misc": [WEAK],
+    "GaussianBandit-misc": [WEAK, "bounds"],  # rewards below 0 are seen
+    "Reacher-misc": [WEAK],
+    "Swimmer-misc": [WEAK],
+    "Pong-misc": [WEAK, ONE],
+}
+
+
+def test_every_environment_has_its_quirks():
+    assert set(KNOWN) <= set(envs.ids()) and len(KNOWN) >= 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_gymnax_has_the_known_quirks(name):
+    faults = checking.check_env(name, num_steps=32, num_envs=4)
+    assert [fault.name for fault in faults] == KNOWN[name]
+    assert not any(fault.grave for fault in faults)
