@@ -113,7 +113,8 @@ class TokenEnv:
 
     def is_truncated(self, state: Written, params: Params) -> jax.Array:
         """Only where `max_steps` is less than prompts and answers need."""
-        return state.time >= params.max_steps_in_episode
+        limit = params.max_steps_in_episode
+        return (state.time >= limit) & (limit < self.default_params.max_steps_in_episode)
 
     def action_space(self, params: Params) -> Discrete:
         """The vocabulary."""
