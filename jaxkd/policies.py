@@ -4,7 +4,6 @@
 itself and every array. `NAME.npz` holds the arrays, each under its path in the params.
 """
 
-import hashlib
 import json
 import os
 import zipfile
@@ -20,6 +19,7 @@ from jax.core import Tracer
 from jaxkd import check, networks
 from jaxkd.base import ArtifactError, Box, Discrete, Policy, State, UsageError
 from jaxkd.description import Spec, plain, rebuild
+from jaxkd.runtime import digest
 
 _FORMAT = 2
 _LARGEST_CARD = 2**24  # bytes; cards have some thousand
@@ -101,19 +101,6 @@ def load_policy(path: str | Path) -> tuple[Policy, Any]:
             raise ArtifactError(f"{path} holds nan in {name!r}: a diverged policy. Take another.")
     structure = jax.tree.structure(jax.eval_shape(policy.init, jax.random.key(0)))
     return policy, jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in expected])
-
-
-def digest(arrays: dict[str, np.ndarray], card: dict[str, Any] | None = None) -> str:
-    """SHA-256 over the card (format 2) and over name, dtype, shape and bytes of every array."""
-    sha = hashlib.sha256()
-    if card is not None:
-        rest = {key: value for key, value in card.items() if key != "digest"}
-        sha.update(json.dumps(rest, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        sha.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
 
 
 # --- what a policy is ---------------------------------------------------------------------------

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_FUNCTION_LINES, MAX_FILE_LINES, MAX_ARGUMENTS = 40, 300, 14
 
 LAYERS = (
-    ("base", "keys"),
+    ("base", "keys", "runtime"),
     ("description", "distributions", "moments", "cpu"),
     ("envs", "networks", "behavior", "returns", "memory", "check"),
     ("losses", "rewards"),
