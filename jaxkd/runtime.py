@@ -31,11 +31,13 @@ _ACTIVATIONS: dict[str, Callable] = {
 }
 
 
-class Network(NamedTuple):
-    """Observations [n, ...] and a memory to logits or means [n, A] and the next memory."""
+class Layer(NamedTuple):
+    """One step of a network, from x [n, ...] to x [n, ...]."""
 
-    call: Callable  # (carry, obs [n, ...]) -> (carry, [n, A or D])
-    initial: Callable  # (n) -> carry
+    kind: str  # select, standardise, convolution, dense, lstm, gru
+    weights: tuple[np.ndarray, ...] = ()  # kernel first
+    norm: tuple[np.ndarray, ...] = ()  # scale and bias of a layer norm behind a dense layer
+    then: str = ""  # the activation, "" none; of select the field
 
 
 class Student:
@@ -43,7 +45,7 @@ class Student:
 
     def __init__(self, card: dict[str, Any], arrays: dict[str, np.ndarray]):
         self.card = card
-        self._network = _made(card["network"], arrays)
+        self._layers = layers(card["network"], arrays)
         fields = _specification(card["network"])["action_space"]["fields"]
         self._discrete = "n" in fields
         self._log_std = next((x for k, x in arrays.items() if k.endswith("params/log_std")), None)
@@ -55,10 +57,14 @@ class Student:
 
     def outputs(self, obs: Any) -> np.ndarray:
         """Logits [n, A], or means [n, D], of a batch of observations [n, ...]; a memory goes on."""
-        number = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
-        carry = self._network.initial(number) if self._carry is None else self._carry
-        self._carry, out = self._network.call(carry, obs)
-        return out
+        x = obs
+        for layer in self._layers:
+            if layer.kind in _CELLS:
+                self._carry = _CELLS[layer.kind](self._carry, x, *layer.weights)
+                x = self._carry[0]
+            else:
+                x = _LAYERS[layer.kind](x, layer)
+        return x
 
     def act(self, obs: Any, rng: np.random.Generator | None = None) -> Any:
         """The action for ONE observation: an int, or float32 [D] in [-1, 1].
@@ -113,7 +119,7 @@ def digest(arrays: dict[str, np.ndarray], card: dict[str, Any] | None = None) ->
     return sha.hexdigest()
 
 
-# --- networks ------------------------------------------------------------------------------------
+# --- what a card describes -----------------------------------------------------------------------
 
 
 def _specification(network: dict[str, Any]) -> dict[str, Any]:
@@ -122,114 +128,126 @@ def _specification(network: dict[str, Any]) -> dict[str, Any]:
     return _specification(keywords["policy"]) if "policy" in keywords else keywords["env"]["fields"]
 
 
-def _made(network: dict[str, Any], arrays: dict[str, np.ndarray]) -> Network:
-    """What a card describes."""
+def layers(network: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[Layer, ...]:
+    """The layers of a described network, from the observation to logits or means.
+
+    Raises:
+        ValueError: it is of another kind, or has an activation that is not computed here.
+    """
     kind, given = network["factory"].rpartition(":")[2], network["keywords"]
     if kind == "select":
-        return _select(_made(given["policy"], arrays), given["name"])
+        return Layer("select", then=given["name"]), *layers(given["policy"], arrays)
     if kind == "normalised":
-        return _standardised(_made(given["policy"], _below("policy", arrays)), arrays)
+        return _standardise(arrays), *layers(given["policy"], _below("policy", arrays))
     if kind not in ("mlp", "cnn", "lstm", "gru"):
         raise ValueError(f"{kind!r} is not computed here: mlp, cnn, lstm and gru are.")
-    weights = _below("policy", arrays) if given["normalise"] else arrays
-    weights = _below("params", weights)
-    rank = _rank(given["env"]["fields"]["obs_spec"], given["select"])
     activation = given["activation"]["function"].rpartition(":")[2]
     if activation not in _ACTIVATIONS:
         raise ValueError(f"{activation!r} is not computed here: {', '.join(_ACTIVATIONS)} are.")
-    torso = _torso(_below("actor", weights), _ACTIVATIONS[activation], rank)
-    made = _memory(kind, torso, weights) if kind in ("lstm", "gru") else _headed(torso, weights)
-    made = _standardised(made, arrays) if given["normalise"] else made
-    return _select(made, given["select"]) if given["select"] else made
+    spec = given["env"]["fields"]["obs_spec"]
+    if "shape" not in (spec["dict"][given["select"]] if given["select"] else spec):
+        raise ValueError("observations of several arrays are not computed here: select= one.")
+    before = [Layer("select", then=given["select"])] if given["select"] else []
+    weights = arrays
+    if given["normalise"]:
+        before.append(_standardise(arrays))
+        weights = _below("policy", arrays)
+    weights = _below("params", weights)
+    torso = _torso(_below("actor", weights), activation)
+    cell = [_cell(kind, weights)] if kind in ("lstm", "gru") else []
+    return *before, *torso, *cell, Layer("dense", _dense_of(weights, "policy"))
 
 
 def _below(name: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {k[len(name) + 1 :]: x for k, x in arrays.items() if k.startswith(f"{name}/")}
 
 
-def _rank(spec: Any, field: str | None) -> int:
-    spec = spec["dict"][field] if field else spec
-    if "shape" not in spec:
-        raise ValueError("observations of several arrays are not computed here: select= one.")
-    return len(spec["shape"])
+def _standardise(arrays: dict[str, np.ndarray]) -> Layer:
+    scale = 1 / np.sqrt(arrays["statistics/var"] + np.float32(_EPSILON))
+    return Layer("standardise", (arrays["statistics/mean"], scale))
 
 
-def _dense(weights: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
-    return x @ weights[f"{name}/kernel"] + weights[f"{name}/bias"]
+def _torso(weights: dict[str, np.ndarray], activation: str) -> list[Layer]:
+    """Convolutions, then dense layers."""
+    made, number = [], lambda kind: sum(name.startswith(kind) for name in weights) // 2
+    for i in range(number("conv_")):
+        kernel_and_bias = weights[f"conv_{i}"], weights[f"conv_{i}_bias"]
+        made.append(Layer("convolution", kernel_and_bias, then=activation))
+    for i in range(number("Dense_")):
+        norm = [weights.get(f"LayerNorm_{i}/{name}") for name in ("scale", "bias")]
+        norm = () if norm[0] is None else tuple(norm)
+        made.append(Layer("dense", _dense_of(weights, f"Dense_{i}"), norm, activation))
+    return made
 
 
-def _torso(weights: dict[str, np.ndarray], activation: Callable, rank: int) -> Callable:
-    """obs [n, ...] -> features [n, F]: convolutions, then dense layers."""
-    convolutions = sum(name.startswith("conv_") and name.endswith("_bias") for name in weights)
-    layers = sum(name.startswith("Dense_") and name.endswith("/bias") for name in weights)
-
-    def features(obs):
-        x = np.asarray(obs, np.float32)
-        for i in range(convolutions):
-            x = activation(_convolved(x, weights[f"conv_{i}"]) + weights[f"conv_{i}_bias"])
-        x = x.reshape(len(x), -1) if rank or x.ndim > 1 else x[:, None]
-        for i in range(layers):
-            x = _dense(weights, f"Dense_{i}", x)
-            if f"LayerNorm_{i}/scale" in weights:
-                x = _layer_norm(x, weights[f"LayerNorm_{i}/scale"], weights[f"LayerNorm_{i}/bias"])
-            x = activation(x)
-        return x
-
-    return features
+def _dense_of(weights: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
+    return weights[f"{name}/kernel"], weights[f"{name}/bias"]
 
 
-def _convolved(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """A VALID convolution: [n, H, W, C], [3, 3, C, F] -> [n, H - 2, W - 2, F]."""
+def _cell(kind: str, weights: dict[str, np.ndarray]) -> Layer:
+    return Layer(kind, (*_dense_of(weights, "input"), weights["recurrent"]))
+
+
+# --- what layers compute -------------------------------------------------------------------------
+
+
+def _standardised(obs: Any, layer: Layer) -> np.ndarray:
+    mean, scale = layer.weights
+    return np.clip((np.asarray(obs, np.float32) - mean) * scale, -_CLIP, _CLIP)
+
+
+def _convolution(x: Any, layer: Layer) -> np.ndarray:
+    """VALID: [n, H, W, C], kernel [3, 3, C, F] -> [n, H - 2, W - 2, F]."""
+    kernel, bias = layer.weights
+    x = np.asarray(x, np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], (1, 2))
-    return np.einsum("nhwckl,klcf->nhwf", windows, kernel, optimize=True)
+    out = np.einsum("nhwckl,klcf->nhwf", windows, kernel, optimize=True) + bias
+    return _ACTIVATIONS[layer.then](out)
 
 
-def _layer_norm(x: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return (
-        centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + _LAYER_NORM) * scale + bias
-    )
+def _dense(x: Any, layer: Layer) -> np.ndarray:
+    kernel, bias = layer.weights
+    x = np.asarray(x, np.float32).reshape(len(x), -1) @ kernel + bias
+    if layer.norm:
+        scale, shift = layer.norm
+        centred = x - x.mean(-1, keepdims=True)
+        deviation = np.sqrt(np.square(centred).mean(-1, keepdims=True) + _LAYER_NORM)
+        x = centred / deviation * scale + shift
+    return _ACTIVATIONS[layer.then](x) if layer.then else x
 
 
-def _headed(torso: Callable, weights: dict[str, np.ndarray]) -> Network:
-    return Network(lambda carry, obs: ((), _dense(weights, "policy", torso(obs))), lambda n: ())
+_LAYERS: dict[str, Callable] = {
+    "select": lambda obs, layer: obs[layer.then],
+    "standardise": _standardised,
+    "convolution": _convolution,
+    "dense": _dense,
+}
 
 
-def _memory(kind: str, torso: Callable, weights: dict[str, np.ndarray]) -> Network:
-    """An LSTM's or a GRU's recurrence, see `networks.recurrent`."""
-    kernel = weights["recurrent"]
-
-    def call(carry, obs):
-        inputs = _dense(weights, "input", torso(obs))
-        carry = (_lstm if kind == "lstm" else _gru)(carry, inputs, kernel)
-        return carry, _dense(weights, "policy", carry[0])
-
-    return Network(call, lambda n: (np.zeros((n, len(kernel)), np.float32),) * 2)
+def _inputs(carry: Any, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, size: int) -> tuple:
+    """The memory, zeros at first, and what the layer below adds to every gate."""
+    zeros = np.zeros((len(x), size), np.float32)
+    x = np.asarray(x, np.float32).reshape(len(x), -1)
+    return (zeros, zeros) if carry is None else carry, x @ kernel + bias
 
 
-def _lstm(carry, inputs, kernel):
-    h, c = carry
-    f, i, o, new = np.split(inputs + h @ kernel, 4, axis=-1)
+def _lstm(carry, x, kernel, bias, recurrent):
+    """As in `networks.recurrent`, like `_gru`."""
+    (h, c), inputs = _inputs(carry, x, kernel, bias, len(recurrent))
+    f, i, o, new = np.split(inputs + h @ recurrent, 4, axis=-1)
     c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(new)
     return _sigmoid(o) * np.tanh(c), c
 
 
-def _gru(carry, inputs, kernel):
-    h = carry[0]
-    (r, z, n), (ur, uz, un) = (np.split(x, 3, axis=-1) for x in (inputs, h @ kernel))
+def _gru(carry, x, kernel, bias, recurrent):
+    (h, *_), inputs = _inputs(carry, x, kernel, bias, len(recurrent))
+    (r, z, n), (ur, uz, un) = (np.split(x, 3, axis=-1) for x in (inputs, h @ recurrent))
     r, z = _sigmoid(r + ur), _sigmoid(z + uz)
     return ((1 - z) * np.tanh(n + r * un) + z * h,)
 
 
+_CELLS: dict[str, Callable] = {"lstm": _lstm, "gru": _gru}
+
+
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.float32(0.5) * (np.tanh(np.float32(0.5) * x) + np.float32(1))
-
-
-def _standardised(network: Network, arrays: dict[str, np.ndarray]) -> Network:
-    mean, scale = arrays["statistics/mean"], 1 / np.sqrt(arrays["statistics/var"] + _EPSILON)
-    seen = lambda obs: np.clip((np.asarray(obs, np.float32) - mean) * scale, -_CLIP, _CLIP)
-    return network._replace(call=lambda carry, obs: network.call(carry, seen(obs)))
-
-
-def _select(network: Network, name: str) -> Network:
-    return network._replace(call=lambda carry, obs: network.call(carry, obs[name]))
