@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         presets,
         returns,
         rewards,
+        sequences,
         sharding,
     )
     from jaxkd.base import (
@@ -92,6 +93,7 @@ __all__ = [
     "save",
     "save_policy",
     "seeds",
+    "sequences",
     "sharding",
     "stream",
     "tracker",

@@ -35,7 +35,7 @@ LAYERS = (
     ("describe",),
     ("learner",),
     ("recipes",),
-    ("methods",),
+    ("methods", "sequences"),
     ("checkpoint_card",),
     ("run", "evaluate", "policies", "checkpoint", "sharding", "cache", "presets", "tracking"),
     ("__init__",),  # what imports `jaxkd` itself imports this

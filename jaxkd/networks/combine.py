@@ -233,7 +233,9 @@ def _own(params: Any, env: jax.Array) -> Any:
 
 
 @described
-def mixture(policies: Sequence[Policy], weights: Sequence[float] | jax.Array | Callable) -> Policy:
+def mixture(
+    policies: Sequence[Policy], weights: Sequence[float] | jax.Array | Callable | str
+) -> Policy:
     """Policies mixed by weights: p = sum_i w_i p_i, and the value sum_i w_i V_i.
 
     Of Categoricals the mixture is exact, log p = log sum_i w_i exp(log p_i). A mixture of Normals
@@ -243,7 +245,8 @@ def mixture(policies: Sequence[Policy], weights: Sequence[float] | jax.Array | C
     Args:
         policies: n, of the same actions; each computes every row.
         weights: [n], or a function of obs [...] that gives [..., n]: a teacher for each region of
-            the state. They are divided by their sum.
+            the state. They are divided by their sum. "confidence": exp(-entropy) of each policy in
+            each row, so that who is sure counts most.
 
     Returns:
         a Policy whose params are the tuple of theirs; it has no `features`, and a value where all
@@ -264,7 +267,11 @@ def mixture(policies: Sequence[Policy], weights: Sequence[float] | jax.Array | C
                 own_carry, answer = getattr(policy, name)(params[i], carry[i], obs, reset)
                 carries.append(own_carry)
                 outputs.append(answer)
-            given = jnp.asarray(weights(obs) if callable(weights) else weights, jnp.float32)
+            if isinstance(weights, str):
+                sure = [-out.policy.entropy() for out in outputs]
+                given = jax.nn.softmax(jnp.stack(sure, axis=-1))
+            else:
+                given = jnp.asarray(weights(obs) if callable(weights) else weights, jnp.float32)
             if given.shape[-1:] != (len(policies),):
                 raise UsageError(
                     f"mixture of {len(policies)} policies needs weights [..., {len(policies)}], "
@@ -309,6 +316,8 @@ def _check_mixed(policies: tuple[Policy, ...], weights: Any) -> None:
         raise UsageError("mixture needs at least one policy.")
     for i, policy in enumerate(policies):
         check.kind(f"policy {i}", policy, Policy, "a Policy (jaxkd.networks.mlp and others)")
+    if isinstance(weights, str) and weights != "confidence":
+        raise UsageError(f"the weights of a mixture are 'confidence', or numbers, got {weights!r}.")
     if not isinstance(weights, list | tuple):
         return  # an array or a function: its length is checked when it is used
     if len(weights) != len(policies):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import NamedTuple
 
-from jaxkd import methods
+from jaxkd import methods, sequences
 from jaxkd.base import UsageError
 from jaxkd.presets import settings
 
@@ -59,6 +59,7 @@ class Method(NamedTuple):
         return "; ".join(words for needed, words in found if needed)
 
 
+_AGARWAL = "Agarwal et al. 2024, On-Policy Distillation of Language Models"
 _CZARNECKI = "Czarnecki et al. 2019, Distilling Policy Distillation"
 _JUMP_START = "Uchendu et al. 2022, Jump-Start Reinforcement Learning"
 _RND = "Burda et al. 2018, Exploration by Random Network Distillation"
@@ -66,7 +67,7 @@ _RND = "Burda et al. 2018, Exploration by Random Network Distillation"
 METHODS: dict[str, Method] = {
     "on_policy_distillation": Method(
         methods.on_policy_distillation,
-        paper="Agarwal et al. 2024, On-Policy Distillation of Language Models",
+        paper=_AGARWAL,
     ),
     "policy_distillation": Method(
         methods.policy_distillation,
@@ -142,6 +143,18 @@ METHODS: dict[str, Method] = {
     "teacher_value_reward": Method(
         methods.teacher_value_reward, settings=settings.paid_by_teacher, paper=_CZARNECKI
     ),
+    "sequence_distillation": Method(
+        sequences.sequence_distillation,
+        paper="Kim & Rush 2016, Sequence-Level Knowledge Distillation",
+    ),
+    "token_distillation": Method(sequences.token_distillation, paper=_AGARWAL),
+    "gkd": Method(sequences.gkd, paper=_AGARWAL),
+    "distillm": Method(sequences.distillm, paper="Ko et al. 2024, DistiLLM"),
+    "sampled_distillation": Method(
+        sequences.sampled_distillation,
+        paper="Lu et al. 2025, On-Policy Distillation",
+    ),
+    "minillm": Method(sequences.minillm, paper="Gu et al. 2024, MiniLLM"),
 }
 
 
