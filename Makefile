@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist worksteal
-TESTS ?= notebooks tests
+FIRST = notebooks/01_first_distillation.ipynb
+TESTS ?= $(FIRST) tests
 PEERS ?=
 
 BIN = $(VENV)/bin
@@ -13,7 +14,7 @@ PYTEST = $(BIN)/python -m pytest
 
 help:
 	@echo "make demo    16 teachers, 16 small students and their controls in one compiled call, as a table"
-	@echo "make test    the quick suite, and the notebooks at tiny sizes"
+	@echo "make test    the quick suite, and the first notebook at tiny sizes"
 	@echo "make check   all that CI runs: test, lint, types, doctest, slow, docs"
 	@echo "make docs    the API reference and the notebooks as pages, in build/docs"
 	@echo "make extras  what needs other libraries (torch), each in its own environment; PEERS=rejax: one"
@@ -42,6 +43,7 @@ doctest: $(VENV)/.installed-test
 
 slow: $(VENV)/.installed-test
 	$(PYTEST) -m "slow or bits" $(PYTEST_ARGS) tests
+	JAXKD_TINY=1 $(PYTEST) $(PYTEST_ARGS) --nbmake $(filter-out $(FIRST),$(wildcard notebooks/*.ipynb))
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/build.py

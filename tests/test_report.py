@@ -265,9 +265,12 @@ def test_several_sizes_are_a_picture(tmp_path):
     run = planted(tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())
     assert not page._by_size(summary)
-    more = {"student-2": scored([90.0, 99.0], network="mlp:2", actor_parameters=14)}
-    (shown,) = page._by_size(summary | more | {"seconds-2": 3})
-    assert "mlp:2" in shown.svg and "var(--student" in shown.svg
+    more = {"student-2": scored([480.0, 481.0], network="mlp:2", actor_parameters=14, kept=0.96)}
+    several = summary | more | {"seconds-2": 3}
+    (shown,) = page._by_size(several)
+    assert "smallest that keeps it: mlp:2" in shown.svg and "var(--student" in shown.svg
+    assert "The smallest that keeps 95 % is mlp:2, with 14 parameters." in page._lead(several)
+    assert "smallest" not in page._lead(summary)
 
 
 def test_no_run_no_report(tmp_path, capsys):

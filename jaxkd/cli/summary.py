@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import jaxkd
 from jaxkd import description
 from jaxkd.base import Evaluation, Policy
 from jaxkd.cli.training import Trained, mean
 from jaxkd.evaluate import interval, iqm
 
 FORMAT = 1
-_PACKAGES = ("jaxkd-rl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
 
 
 class Result(NamedTuple):
@@ -172,7 +173,7 @@ def network(policy: Policy) -> str:
 
 def versions() -> dict[str, str]:
     """Of jaxkd and what its numbers depend on."""
-    found = {}
+    found = {"jaxkd-rl": jaxkd.__version__}  # metadata of an editable installation may be older
     for package in _PACKAGES:
         try:
             found[package] = version(package)

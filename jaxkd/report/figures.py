@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from jaxkd.report import statistics
+from jaxkd.report import several, statistics
 
 # As they are printed; the page's style sheet has a lighter one of each for the dark.
 COLOURS = {"teacher": "#b0522b", "student": "#2563a8", "control": "#6f7680"}
@@ -104,29 +104,27 @@ def strip(rows: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def sizes(points: list[dict[str, Any]]) -> Figure:
-    """Return against actor parameters.
-
-    Args:
-        points: "kind" (teacher, student, control), "label", "actor_parameters", "iqm", "interval".
-    """
+def sizes(summary: dict[str, Any]) -> Figure:
+    """Return against actor parameters, and the smallest student that is enough."""
     figure, axes = _new("actor parameters", "return")
     axes.set_xscale("log")
-    for kind, colour in COLOURS.items():
-        mine = sorted((x for x in points if x["kind"] == kind), key=lambda x: x["actor_parameters"])
-        places = [x["actor_parameters"] for x in mine]
-        for place, point in zip(places, mine, strict=True):
-            axes.plot([place] * 2, point["interval"], color=colour, linewidth=1.2)
-        label = _SHORT.get(kind, kind)
-        axes.plot(places, [x["iqm"] for x in mine], "o-", color=colour, markersize=4, label=label)
-    for point in points:
-        if point["kind"] == "student":
-            place = point["actor_parameters"], point["iqm"]
-            axes.annotate(
-                point["label"], place, (0, -11), textcoords="offset points", ha="center", fontsize=7
-            )
+    for role, colour in COLOURS.items():
+        found = several.students(summary, role)
+        places = [row["actor_parameters"] for row in found]
+        for place, row in zip(places, found, strict=True):
+            axes.plot([place] * 2, row["interval"], color=colour, linewidth=1.2)
+        label = _SHORT.get(role, role)
+        axes.plot(places, [row["iqm"] for row in found], "o-", color=colour, ms=4, label=label)
+    top, floor = summary["teacher"]["iqm"], summary["random"]["mean"]
+    kept = f"{several.ENOUGH:.0%} kept".replace("%", " %")
+    wanted = floor + several.ENOUGH * (top - floor)
+    axes.axhline(wanted, color=INK, linewidth=0.7, dashes=(1, 3), label=kept)
+    enough = several.smallest(summary)
+    if enough:
+        size, label = enough["actor_parameters"], f"smallest that keeps it: {enough['network']}"
+        axes.axvline(size, color=COLOURS["student"], linewidth=0.7, dashes=(4, 3), label=label)
     axes.margins(x=0.12, y=0.15)
-    axes.legend(frameon=False, loc="best")
+    axes.legend(frameon=False, loc="best", fontsize=7)
     return figure
 
 
@@ -151,13 +149,15 @@ def profiles(shares: dict[str, dict[str, np.ndarray]]) -> Figure:
 
 
 def save(path: Path, draw: Any, *given: Any) -> None:
-    """What `draw(*given)` makes, as a file of the kind that its suffix says.
+    """What `draw(*given)` makes, as a file of the kind that its suffix says: whole, or not there.
 
     Raises:
         ValueError: matplotlib writes no such kind.
     """
+    part = path.with_name(f".part-{path.name}")
     with matplotlib.rc_context(_STYLE):
-        draw(*given).savefig(path, dpi=160, facecolor="white")
+        draw(*given).savefig(part, dpi=160, facecolor="white")
+    part.replace(path)
 
 
 def picture(title: str, caption: str, draw: Any, *given: Any, **more: Any) -> Picture:

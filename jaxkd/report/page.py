@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxkd import presets
 from jaxkd.policies import load_policy
-from jaxkd.report import figures
+from jaxkd.report import figures, several
 from jaxkd.report.facts import UNTOLD, Fact, facts
 from jaxkd.report.figures import Curve, Picture, picture
 from jaxkd.report.film import Film, film
@@ -129,16 +129,20 @@ def _lead(summary: dict[str, Any]) -> str:
     student, control = (summary.get(name, {}) for name in ("student", "control"))
     if student.get("kept") is None or not student.get("size_ratio"):
         return ""
-    shares = [f"{each['kept']:.0%}".replace("%", " %") for each in (student, control) if each]
-    lead = f"The student keeps {shares[0]} of its teacher's return with "
-    lead += (
-        f"{student['actor_parameters']:,} of {summary['teacher']['actor_parameters']:,} parameters"
-    )
-    return (
-        f"{lead}; the same network without a teacher reaches {shares[1]}."
-        if control
-        else f"{lead}."
-    )
+    size, whole = student["actor_parameters"], summary["teacher"]["actor_parameters"]
+    said = f"The student keeps {_share(student['kept'])} of its teacher's return "
+    said += f"with {size:,} of {whole:,} parameters"
+    if control.get("kept") is not None:
+        said += f"; the same network without a teacher reaches {_share(control['kept'])}"
+    enough = several.smallest(summary)
+    if enough and len(several.students(summary)) > 1:
+        said += f". The smallest that keeps {_share(several.ENOUGH)} is {enough['network']}, "
+        said += f"with {enough['actor_parameters']:,} parameters"
+    return f"{said}."
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}".replace("%", " %")
 
 
 def _summary(run: Path) -> dict[str, Any]:
@@ -197,17 +201,12 @@ def _pictures(lines: list[dict[str, Any]], summary: dict[str, Any]) -> list[Pict
 
 
 def _by_size(summary: dict[str, Any]) -> list[Picture]:
-    """Return against size, of a run with several students ("student", "student-2", ...)."""
-    points = [
-        {"kind": kind, "label": row["network"], **row}
-        for name, row in summary.items()
-        if (kind := name.partition("-")[0]) in NAMES and isinstance(row, dict)
-    ]
-    scored = [point for point in points if point["iqm"] is not None]
-    if sum(point["kind"] == "student" for point in scored) < 2:
+    """Return against size, of a run with students of several sizes."""
+    sizes = {row["actor_parameters"] for row in several.students(summary)}
+    if len(sizes) < 2:
         return []
     caption = "Return of every size, greedy: interquartile mean and 95 % interval over seeds."
-    return [picture("Size against return", caption, figures.sizes, scored)]
+    return [picture("Size against return", caption, figures.sizes, summary)]
 
 
 def _said(what: str, curves: dict[str, Curve]) -> str:

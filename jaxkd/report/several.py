@@ -7,8 +7,6 @@ import rich.table
 from rich.console import Console
 
 ENOUGH = 0.95  # of what the teacher has above chance
-_INK = {"teacher": "black", "student": "tab:blue", "control": "tab:orange"}
-_WORDS = {"teacher": "teacher", "student": "student", "control": "same network, no teacher"}
 
 
 def students(summary: dict[str, Any], role: str = "student") -> list[dict[str, Any]]:
@@ -28,7 +26,7 @@ def smallest(summary: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def show(summary: dict[str, Any], to: Console) -> None:
-    """Prints the table of several students, or of the points of a grid; nothing where there is one."""
+    """Prints the table of several students or of a grid's points; nothing for a single one."""
     role = "teacher" if "point" in summary["teacher"] else "student"
     rows = named(summary, role)
     if len(rows) < 2:
@@ -93,38 +91,6 @@ def picture(summary: dict[str, Any], path: Path) -> None:
 
     The file is there as a whole or not at all.
     """
-    from matplotlib.figure import Figure  # here, because it takes half a second
+    from jaxkd.report import figures  # here, because matplotlib takes half a second
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes: Any = figure.subplots()
-    for role in _INK:
-        _curve(axes, students(summary, role), role)
-    teacher, floor = summary["teacher"], summary["random"]["mean"]
-    wanted = floor + ENOUGH * (teacher["iqm"] - floor)
-    axes.axhline(wanted, color="grey", linestyle=":", label=f"{100 * ENOUGH:.0f} % kept")
-    enough = smallest(summary)
-    if enough is not None:
-        label = f"smallest that keeps it: {enough['network']}"
-        axes.axvline(enough["actor_parameters"], color="tab:blue", linestyle="--", label=label)
-    axes.set_xscale("log")
-    axes.set_xlabel("actor parameters")
-    axes.set_ylabel("return, greedy: IQM and 95 % interval")
-    width = teacher["actor_bytes"] / max(1, teacher["actor_parameters"])
-    above = axes.secondary_xaxis("top", functions=(lambda x: x * width, lambda x: x / width))
-    above.set_xlabel("bytes")
-    axes.set_title(summary["env"])
-    axes.legend(fontsize="small")
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="png", dpi=120)
-    part.replace(path)
-
-
-def _curve(axes: Any, rows: list[dict[str, Any]], role: str) -> None:
-    if not rows:
-        return
-    sizes, returns = [row["actor_parameters"] for row in rows], [row["iqm"] for row in rows]
-    spans = [[row["iqm"] - row["interval"][0] for row in rows]]
-    spans += [[row["interval"][1] - row["iqm"] for row in rows]]
-    spans = [[max(0.0, each) for each in side] for side in spans]
-    style: dict[str, Any] = dict(color=_INK[role], marker="o", capsize=3, label=_WORDS[role])
-    axes.errorbar(sizes, returns, spans, **style)
+    figures.save(path, figures.sizes, summary)
