@@ -208,9 +208,9 @@ def test_a_picture_is_there_as_a_whole(tmp_path):
 
 
 def without_times(summary: dict) -> dict:
-    import reliability
+    import interruptions
 
-    return reliability.without_times(summary)
+    return interruptions.without_times(summary)
 
 
 @pytest.mark.slow
