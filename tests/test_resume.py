@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -333,6 +334,32 @@ def test_runs_are_compared(tmp_path, capsys):
     assert main(["compare", a]) == 2 and "two runs or more" in capsys.readouterr().err
     assert main(["compare", a, str(written(tmp_path / "c"))]) == 4
     assert "c has no whole summary.json. `jaxkd resume" in capsys.readouterr().err
+
+
+SAVED = Path(__file__).parent / "artifacts" / "run-1"  # stopped while judging; never made anew
+
+
+def test_a_run_of_an_earlier_version_is_read(tmp_path, capsys):
+    """A run that jaxkd 0.2 left: its card, its lines and its policies."""
+    found = card.read(SAVED)
+    assert (found["status"], found["settings"]["seeds"]) == ("interrupted", 2)
+    whole = log.Log(SAVED / "metrics.jsonl").curve("student", "loss/kl", lanes=2)
+    assert whole.shape == (4, 2) and np.isfinite(whole).all()
+    for name in ("teachers/00", "teachers/01", "students/00", "students/01"):
+        policy, params = jaxkd.load_policy(SAVED / f"{name}.npz")
+        assert jax.tree.structure(params) == jax.tree.structure(policy.init(jax.random.key(0)))
+    assert main(["runs", str(SAVED)]) == 0
+    assert "interrupted; jaxkd resume" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, capsys):
+    """Nothing is trained again: its checkpoints are believed."""
+    run = shutil.copytree(SAVED, tmp_path / "run")
+    assert main(["resume", str(run), "--quiet"]) == 0
+    assert (run / "metrics.jsonl").read_bytes() == (SAVED / "metrics.jsonl").read_bytes()
+    assert "damaged" not in capsys.readouterr().err
+    assert card.read(run)["status"] == "finished"
 
 
 # --- whole runs, in processes -------------------------------------------------------------------
