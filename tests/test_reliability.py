@@ -87,14 +87,18 @@ def test_each_complaint_and_row_has_a_test(what):
 # --- R4, R5, R10 --------------------------------------------------------------------------------
 
 
-def sound(ends: Counter) -> bool:
-    return not reliability.gate({"row": {"ends": ends}})
+def sound(ends: Counter, row: str = "nans", wanted: int = 1) -> bool:
+    size = reliability.SIZES["full"]._replace(**{row: wanted})
+    return not reliability.gate({row: {"ends": ends}}, size)
 
 
 def test_the_gate_can_fail():
     assert not sound(Counter({"silent: cut of x": 1}))
     assert not sound(Counter({"refused": 9, "bad: slow": 1}))
-    assert sound(Counter({"refused": 9, "silent": 0}))
+    assert not sound(Counter({"refused": 9}), wanted=10)
+    assert sound(Counter({"refused": 9, "silent": 0}), wanted=9)
+    kills = Counter(update=2, file=4, save=1, restore=1, resumed=1)
+    assert sound(kills, "kills", 8) and not sound(kills, "kills", 9)
 
 
 def test_what_is_silent_or_bad_is_found_out(tmp_path, monkeypatch):

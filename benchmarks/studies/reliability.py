@@ -12,7 +12,8 @@ directory has a bit flipped, is cut, emptied, deleted or swapped with another, a
 and in ones of their own. `nans`: one in one seed's reward, observation or gradient. Writes
 results/studies/reliability/<row>.json and reliability.json: how often a run ended how. Where the
 result is another one and nothing was said, that is "silent"; there may be none of it, and nothing
-"bad".
+"bad". A call that was cut goes on where it was; on SIGTERM it writes what there is, and says what
+is missing.
 """
 
 from benchmarks import frame
@@ -182,22 +183,39 @@ WORK: dict[str, Callable[[Path, int, Tally], None]] = {
 
 
 def tried(row: str, number: int, file: Path | None = None) -> Tally:
-    """So many trials of a row."""
-    tally = Tally(file)
-    with tempfile.TemporaryDirectory() as scratch:
-        WORK[row](Path(scratch), number, tally)
+    """So many trials of a row, or as many as there were until SIGTERM."""
+    tally, before = Tally(file), signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            WORK[row](Path(scratch), number, tally)
+    except KeyboardInterrupt:
+        print(f"{row}: cut")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(f"{row}: {dict(tally.ends)}", flush=True)
     return tally
 
 
-def gate(results: dict[str, dict]) -> list[str]:
-    """What may not be: results that are others in silence, tracebacks, wrong exit codes."""
-    return [
+def count(row: str, ends: dict[str, int]) -> int:
+    """Of trials: kills by their kind, everything else by its end."""
+    return sum(number for end, number in ends.items() if row != "kills" or end in KINDS)
+
+
+def gate(results: dict[str, dict], size: Sizes = SIZES["full"]) -> list[str]:
+    """What may not be: results that are others in silence, tracebacks, fewer trials than wanted."""
+    bad = [
         f"{row}: {number} of them {end}"
         for row, result in results.items()
         for end, number in result["ends"].items()
         if number and end.startswith(("silent", "bad"))
     ]
+    done = {row: count(row, result["ends"]) for row, result in results.items()}
+    few = [
+        f"{row}: {number} of {getattr(size, row)} trials"
+        for row, number in done.items()
+        if number < getattr(size, row)
+    ]
+    return bad + few
 
 
 def main(given: frame.Named) -> int:
@@ -211,13 +229,14 @@ def main(given: frame.Named) -> int:
         if given.fresh:
             file.unlink(missing_ok=True)
         tally = tried(row, getattr(size, row), file)
-        file.unlink(missing_ok=True)
+        if count(row, tally.ends) >= getattr(size, row):
+            file.unlink(missing_ok=True)
         return {"ends": tally.ends, "seconds": tally.seconds}
 
     results = protocol.by_game("reliability", given.names, ROWS, experiment, settings)
     if not results:
         return 0
-    failed = gate(results)
+    failed = gate(results, size)
     protocol.write("reliability", {"failed": failed, "settings": settings})
     return protocol.verdict(failed)
 
