@@ -4,8 +4,8 @@
 
 The teacher of `jaxkd distill CartPole-v1`, 16 seeds: a bare `stream`, and the phase as the command
 runs it, with a checkpoint every few seconds (six times as often as the command makes one), by
-turns. Both are compiled before. Wall seconds are those of a machine that does nothing else; CPU seconds
-hardly mind. Then `jaxkd --help`, and the same command twice, to its first update. Writes
+turns. Both are compiled before. Wall seconds are those of a machine that does nothing else; CPU
+seconds hardly mind. Then `jaxkd --help`, and the same command twice, to its first update. Writes
 results/speed/overheads.json; at most LIMIT of the bare time, with at least CHECKPOINTS of them.
 """
 
