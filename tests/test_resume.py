@@ -343,7 +343,7 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path, capsys):
     """A run that jaxkd 0.2 left: its card, its lines and its policies."""
     found = card.read(SAVED)
     assert (found["status"], found["settings"]["seeds"]) == ("interrupted", 2)
-    whole = log.Log(SAVED / "metrics.jsonl").curve("student", "loss/kl", lanes=2)
+    whole = log.Log(SAVED / "metrics.jsonl").curve("student", "loss/kl")
     assert whole.shape == (4, 2) and np.isfinite(whole).all()
     for name in ("teachers/00", "teachers/01", "students/00", "students/01"):
         policy, params = jaxkd.load_policy(SAVED / f"{name}.npz")

@@ -259,6 +259,10 @@ def test_points_of_a_grid_are_those_of_runs_of_their_own(tmp_path, monkeypatch, 
     swept = ["--grid", "learning_rate=1e-3,3e-3", "--grid", "temperature=1,3"]
     found = distil(tmp_path / "grid", *asked, *swept)
     assert "the best of 4 points" in capsys.readouterr().out
+    said = (tmp_path / "grid" / "metrics.jsonl").read_text().splitlines()
+    by_phase = {line["phase"]: len(line["seeds"]["return"]) for line in map(json.loads, said)}
+    students = ("student", "student-2", "student-3", "student-4")
+    assert by_phase == dict.fromkeys(("teacher", *students, "control"), 2)
     assert found["student-4"]["point"] == {"learning_rate": 3e-3, "temperature": 3.0}
     alone = distil(tmp_path / "alone", *asked, "--set", "student_learning_rate=1e-3")
     ours, theirs = (

@@ -28,7 +28,7 @@ def smallest(summary: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def show(summary: dict[str, Any], to: Console) -> None:
-    """Prints the table of several students, or of the points of a grid; nothing where there is one."""
+    """Prints the table of several students, or of a grid's points; nothing where there is one."""
     role = "teacher" if "point" in summary["teacher"] else "student"
     rows = named(summary, role)
     if len(rows) < 2:
