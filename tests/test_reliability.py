@@ -67,6 +67,10 @@ ROWS = {
     "R9": ["reliability: test_eight_devices_write_what_four_and_one_read"],
     "R10": ["reliability: test_a_nan_in_one_seed_is_named_and_harms_no_other"],
     "R11": ["learner: test_changed_numbers_trace_once", "results: test_compile_seconds"],
+    "R12": [
+        "modes: test_every_component_in_every_mode",
+        "structure: test_warnings_from_jaxkd_are_errors",
+    ],
     "R13": ["losses: test_divergences_as_scipy_and_rlax_and_distrax"],
     "R14": ["results: test_figures_belong_to_these_settings_and_reach_their_gates"],
 }

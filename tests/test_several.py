@@ -19,9 +19,11 @@ from jaxkd.cli import grid, main, pace, plan, training, work
 from jaxkd.presets.settings import paid_by_teacher, supervision
 from jaxkd.report import several
 
-SIZES = "--seeds 2 --steps 4096 --student-steps 2048 --episodes 32 --quiet --no-cache".split()
+SIZES = (
+    "--seeds 2 --steps 1024 --student-steps 512 --episodes 8 --quiet --no-cache --no-report".split()
+)
 NINE = "--set num_envs=9 --set num_minibatches=3".split()
-SMALL = "--set num_envs=8 --set unroll_length=16 --set hidden=8".split()
+SMALL = "--set num_envs=8 --set unroll_length=16 --set hidden=8 --set num_epochs=1".split()
 
 
 def distil(folder: Path, *arguments: str, sizes=SIZES) -> dict:
@@ -207,6 +209,14 @@ def test_a_picture_is_there_as_a_whole(tmp_path):
 # --- whole runs ---------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def hurried():
+    """Compiles for running once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def without_times(summary: dict) -> dict:
     import interruptions
 
@@ -214,6 +224,7 @@ def without_times(summary: dict) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hurried")
 def test_several_students_are_those_of_runs_of_their_own(tmp_path, monkeypatch):
     """And stopped in the second one, in its control and while judging, the run ends the same."""
     both = distil(tmp_path / "both", "--student", "mlp:4,mlp:8", *SMALL)
@@ -254,6 +265,7 @@ def stopping(monkeypatch, where: str, argv: list[str]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hurried")
 def test_points_of_a_grid_are_those_of_runs_of_their_own(tmp_path, monkeypatch, capsys):
     asked = ["--student", "mlp:4", *SMALL]
     swept = ["--grid", "learning_rate=1e-3,3e-3", "--grid", "temperature=1,3"]
@@ -281,6 +293,7 @@ def test_points_of_a_grid_are_those_of_runs_of_their_own(tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hurried")
 def test_devices_share_a_run(tmp_path, monkeypatch):
     """Resumed on two it ends with the same bits, and on one it goes on."""
     asked = ["--student", "mlp:4", *SMALL, "--devices", "2"]
@@ -296,6 +309,7 @@ def test_devices_share_a_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hurried")
 def test_a_budget_becomes_steps(tmp_path, monkeypatch, capsys):
     """Resumed, a run keeps the steps it began with."""
     sizes = ["--seeds", "1", "--episodes", "8", "--quiet", "--no-cache"]
