@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
+from jax.experimental.compilation_cache import compilation_cache
 
 import jaxkd
 from jaxkd import methods, presets
@@ -209,12 +210,22 @@ def test_a_picture_is_there_as_a_whole(tmp_path):
 # --- whole runs ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hurried():
-    """Compiles for running once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(scope="module")
+def hurried(tmp_path_factory):
+    """Compiles for running once, and what one run has compiled the next one need not."""
+    kept = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in kept}
+    for values in (kept, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is kept:
+            yield
 
 
 def without_times(summary: dict) -> dict:
