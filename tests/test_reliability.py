@@ -67,6 +67,10 @@ ROWS = {
     "R9": ["reliability: test_eight_devices_write_what_four_and_one_read"],
     "R10": ["reliability: test_a_nan_in_one_seed_is_named_and_harms_no_other"],
     "R11": ["learner: test_changed_numbers_trace_once", "results: test_compile_seconds"],
+    "R12": [
+        "modes: test_every_component_in_every_mode",
+        "structure: test_warnings_from_jaxkd_are_errors",
+    ],
     "R13": ["losses: test_divergences_as_scipy_and_rlax_and_distrax"],
     "R14": ["results: test_figures_belong_to_these_settings_and_reach_their_gates"],
 }
@@ -87,14 +91,18 @@ def test_each_complaint_and_row_has_a_test(what):
 # --- R4, R5, R10 --------------------------------------------------------------------------------
 
 
-def sound(ends: Counter) -> bool:
-    return not reliability.gate({"row": {"ends": ends}})
+def sound(ends: Counter, row: str = "nans", wanted: int = 1) -> bool:
+    size = reliability.SIZES["full"]._replace(**{row: wanted})
+    return not reliability.gate({row: {"ends": ends}}, size)
 
 
 def test_the_gate_can_fail():
     assert not sound(Counter({"silent: cut of x": 1}))
     assert not sound(Counter({"refused": 9, "bad: slow": 1}))
-    assert sound(Counter({"refused": 9, "silent": 0}))
+    assert not sound(Counter({"refused": 9}), wanted=10)
+    assert sound(Counter({"refused": 9, "silent": 0}), wanted=9)
+    kills = Counter(update=2, file=4, save=1, restore=1, resumed=1)
+    assert sound(kills, "kills", 8) and not sound(kills, "kills", 9)
 
 
 def test_what_is_silent_or_bad_is_found_out(tmp_path, monkeypatch):

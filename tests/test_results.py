@@ -16,11 +16,13 @@ import jax
 import multitask
 import no_harm
 import numpy as np
+import overheads
 import partial
 import population
 import precision
 import pytest
 import q_teacher
+import reliability
 import who_acts
 
 from benchmarks import tables
@@ -163,6 +165,27 @@ def test_exploration(part):
             exploration.row(np.array(made["steps"]), exploration.budget_of(part)).items()
             <= made.items()
         )
+
+
+def test_what_checkpoints_and_starts_cost():
+    found = read("overheads")
+    assert overheads.gate(found) == found["failed"]
+    slow = found | {"starts": {"help": 1.0, "second start": 7.0}, "shares": {"wall": 0.03}}
+    assert len(overheads.gate(slow)) == len(overheads.gate(found | {"starts": slow["starts"]})) + 1
+
+
+def test_what_a_run_survives():
+    """Nothing silent, nothing bad; "failed" says where fewer were tried than wanted."""
+    found = read("reliability")
+    results = {row: read(f"reliability/{row}") for row in reliability.ROWS}
+    assert reliability.gate(results) == found["failed"]
+    assert not [line for line in found["failed"] if "trials" not in line]
+    assert {each["settings"]["digest"] for each in [found, *results.values()]} == {
+        found["settings"]["digest"]
+    }
+    worse = copy.deepcopy(results)
+    worse["damage"]["ends"]["silent: cut of x"] = 1
+    assert len(reliability.gate(worse)) == len(found["failed"]) + 1
 
 
 def rate(row: dict, num_envs: int, seeds: int) -> float:

@@ -2,19 +2,20 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import interruptions
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reliability
 import rich.console
-from reliability import RESUME, differs, outcome
+from interruptions import RESUME, differs, outcome
 
 import jaxkd
 from jaxkd.base import Algorithm, UsageError
@@ -335,6 +336,32 @@ def test_runs_are_compared(tmp_path, capsys):
     assert "c has no whole summary.json. `jaxkd resume" in capsys.readouterr().err
 
 
+SAVED = Path(__file__).parent / "artifacts" / "run-1"  # stopped while judging; never made anew
+
+
+def test_a_run_of_an_earlier_version_is_read(tmp_path, capsys):
+    """A run that jaxkd 0.2 left: its card, its lines and its policies."""
+    found = card.read(SAVED)
+    assert (found["status"], found["settings"]["seeds"]) == ("interrupted", 2)
+    whole = log.Log(SAVED / "metrics.jsonl").curve("student", "loss/kl")
+    assert whole.shape == (4, 2) and np.isfinite(whole).all()
+    for name in ("teachers/00", "teachers/01", "students/00", "students/01"):
+        policy, params = jaxkd.load_policy(SAVED / f"{name}.npz")
+        assert jax.tree.structure(params) == jax.tree.structure(policy.init(jax.random.key(0)))
+    assert main(["runs", str(SAVED)]) == 0
+    assert "interrupted; jaxkd resume" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, capsys):
+    """Nothing is trained again: its checkpoints are believed."""
+    run = shutil.copytree(SAVED, tmp_path / "run")
+    assert main(["resume", str(run), "--quiet"]) == 0
+    assert (run / "metrics.jsonl").read_bytes() == (SAVED / "metrics.jsonl").read_bytes()
+    assert "damaged" not in capsys.readouterr().err
+    assert card.read(run)["status"] == "finished"
+
+
 # --- whole runs, in processes -------------------------------------------------------------------
 
 
@@ -342,18 +369,18 @@ def test_runs_are_compared(tmp_path, capsys):
 def undisturbed(tmp_path_factory):
     """(folder, outcome, counts) of a run that nothing stops."""
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return folder, *reliability.undisturbed(folder)
+    return folder, *interruptions.undisturbed(folder)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(undisturbed):
     """Between updates, inside saves and restores, in each of the three phases."""
     folder, whole, counts = undisturbed
-    forked = reliability.Forked(folder.parent)
-    kills = reliability.chain(counts, 10)
-    ends = reliability.killed(folder.parent / "killed", kills, forked)
+    forked = interruptions.Forked(folder.parent)
+    kills = interruptions.chain(counts, 10)
+    ends = interruptions.killed(folder.parent / "killed", kills, forked)
     forked.close()
-    assert sum(ends.values()) == 10 and min(ends[kind] for kind in reliability.KINDS) > 0, ends
+    assert sum(ends.values()) == 10 and min(ends[kind] for kind in interruptions.KINDS) > 0, ends
     assert differs(outcome(folder.parent / "killed"), whole) == []
 
 
@@ -363,9 +390,9 @@ def test_a_signal_is_answered_with_75_from_the_first_millisecond(undisturbed):
     ends = []
     for number, (delay, asked) in enumerate(((0.1, "SIGINT"), (1.0, "SIGTERM"), (7.0, "SIGINT"))):
         place = folder.parent / f"stopped{number}"
-        code, said = reliability.stopped(place, delay, getattr(signal, asked))
+        code, said = interruptions.stopped(place, delay, getattr(signal, asked))
         assert said.splitlines()[-1].startswith(asked) and "Traceback" not in said, said
-        ends.append(reliability.ended_well(place, code, said, whole))
+        ends.append(interruptions.ended_well(place, code, said, whole))
     assert ends[0] == "before it began" and not [end for end in ends if "bad" in end], ends
     assert "silent" not in ends
 
@@ -374,9 +401,9 @@ def test_a_signal_is_answered_with_75_from_the_first_millisecond(undisturbed):
 def test_a_full_disk_ends_with_4_and_a_run_that_goes_on(undisturbed):
     folder, whole, _ = undisturbed
     place = folder.parent / "full"
-    done = reliability.full(place, 2500)
+    done = interruptions.full(place, 2500)
     assert done.returncode == 4 and done.stderr.startswith("error: "), done.stderr
     assert "checkpoint could not be written" in done.stderr and done.stderr.count("\n") == 1
-    done = reliability.run(place, RESUME)
+    done = interruptions.run(place, RESUME)
     assert done.returncode == 0, done.stderr
     assert differs(outcome(place), whole) == []

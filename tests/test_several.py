@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
+from jax.experimental.compilation_cache import compilation_cache
 
 import jaxkd
 from jaxkd import methods, presets
@@ -19,9 +20,11 @@ from jaxkd.cli import grid, main, pace, plan, training, work
 from jaxkd.presets.settings import paid_by_teacher, supervision
 from jaxkd.report import several
 
-SIZES = "--seeds 2 --steps 4096 --student-steps 2048 --episodes 32 --quiet --no-cache".split()
+SIZES = (
+    "--seeds 2 --steps 1024 --student-steps 512 --episodes 8 --quiet --no-cache --no-report".split()
+)
 NINE = "--set num_envs=9 --set num_minibatches=3".split()
-SMALL = "--set num_envs=8 --set unroll_length=16 --set hidden=8".split()
+SMALL = "--set num_envs=8 --set unroll_length=16 --set hidden=8 --set num_epochs=1".split()
 
 
 def distil(folder: Path, *arguments: str, sizes=SIZES) -> dict:
@@ -207,13 +210,32 @@ def test_a_picture_is_there_as_a_whole(tmp_path):
 # --- whole runs ---------------------------------------------------------------------------------
 
 
-def without_times(summary: dict) -> dict:
-    import reliability
+@pytest.fixture(scope="module")
+def hurried(tmp_path_factory):
+    """Compiles for running once, and what one run has compiled the next one need not."""
+    kept = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in kept}
+    for values in (kept, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is kept:
+            yield
 
-    return reliability.without_times(summary)
+
+def without_times(summary: dict) -> dict:
+    import interruptions
+
+    return interruptions.without_times(summary)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hurried")
 def test_several_students_are_those_of_runs_of_their_own(tmp_path, monkeypatch):
     """And stopped in the second one, in its control and while judging, the run ends the same."""
     both = distil(tmp_path / "both", "--student", "mlp:4,mlp:8", *SMALL)
@@ -254,11 +276,16 @@ def stopping(monkeypatch, where: str, argv: list[str]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hurried")
 def test_points_of_a_grid_are_those_of_runs_of_their_own(tmp_path, monkeypatch, capsys):
     asked = ["--student", "mlp:4", *SMALL]
     swept = ["--grid", "learning_rate=1e-3,3e-3", "--grid", "temperature=1,3"]
     found = distil(tmp_path / "grid", *asked, *swept)
     assert "the best of 4 points" in capsys.readouterr().out
+    said = (tmp_path / "grid" / "metrics.jsonl").read_text().splitlines()
+    by_phase = {line["phase"]: len(line["seeds"]["return"]) for line in map(json.loads, said)}
+    students = ("student", "student-2", "student-3", "student-4")
+    assert by_phase == dict.fromkeys(("teacher", *students, "control"), 2)
     assert found["student-4"]["point"] == {"learning_rate": 3e-3, "temperature": 3.0}
     alone = distil(tmp_path / "alone", *asked, "--set", "student_learning_rate=1e-3")
     ours, theirs = (
@@ -277,6 +304,7 @@ def test_points_of_a_grid_are_those_of_runs_of_their_own(tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hurried")
 def test_devices_share_a_run(tmp_path, monkeypatch):
     """Resumed on two it ends with the same bits, and on one it goes on."""
     asked = ["--student", "mlp:4", *SMALL, "--devices", "2"]
@@ -292,6 +320,7 @@ def test_devices_share_a_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hurried")
 def test_a_budget_becomes_steps(tmp_path, monkeypatch, capsys):
     """Resumed, a run keeps the steps it began with."""
     sizes = ["--seeds", "1", "--episodes", "8", "--quiet", "--no-cache"]

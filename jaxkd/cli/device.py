@@ -46,7 +46,8 @@ def choose(wanted: str, number: int = 1) -> Device:
     there = len(jax.devices(device.platform))
     if number > there:
         raise DeviceError(
-            f"--devices {number}: jax finds {there} of kind {device.platform}. Take --devices {there}."
+            f"--devices {number}: jax finds {there} of kind {device.platform}. "
+            f"Take --devices {there}."
         )
     return device
 

@@ -68,16 +68,14 @@ class Log:
             os.truncate(self.path, len(head))
         self._sha, self._length = hashlib.sha256(head), len(head)
 
-    def curve(self, phase: str, name: str, lanes: int) -> np.ndarray:
-        """A metric of a phase's first lanes at each of its lines [lines, lanes]; [0] where it has
-        none.
-        """
+    def curve(self, phase: str, name: str) -> np.ndarray:
+        """A metric of a phase at each of its lines [lines, n]; [0] where it has none."""
         found = []
         for line in self.path.read_text().splitlines():
             with contextlib.suppress(ValueError):  # a damaged line: `cut` has warned
                 values = json.loads(line)
                 if values["phase"] == phase and name in values["seeds"]:
-                    found.append(values["seeds"][name][:lanes])
+                    found.append(values["seeds"][name])
         return np.array(found, float)
 
 

@@ -65,6 +65,7 @@ def train(
     alive: np.ndarray,
     steps_per_update: int,
     names: Sequence[str] = (),
+    points: int = 1,
     mesh: Mesh | None = None,
     teachers: Sequence[Identity] = (),
 ) -> Trained:
@@ -77,6 +78,8 @@ def train(
         alive: bool [n], the seeds that are worth watching from the start.
         steps_per_update: environment steps of one seed.
         names: of the seeds; default their numbers.
+        points: of a grid, the seeds of each after those of the one before; the second one's lines
+            are those of the phase "NAME-2".
         mesh: of the devices that the algorithm is spread over; the state is left on one of them.
         teachers: whose params the inputs are.
 
@@ -88,7 +91,7 @@ def train(
     job.progress.begin(phase, "compiling")
     keys = phase_keys(job.keys, phase)
     with Saves(job, phase, teachers) as saves:
-        watch = _Watch(job, phase, num_updates, steps_per_update, alive, names)
+        watch = _Watch(job, phase, num_updates, steps_per_update, alive, names, points)
         found = saves.restore(lambda: watch.like(algorithm, keys, inputs))
         start = watch.resume(*found) if found else None
         if watch.done == num_updates:
@@ -122,7 +125,9 @@ class _Watch:
         steps_per_update: int,
         alive: np.ndarray,
         names: Sequence[str] = (),
+        points: int = 1,
     ):
+        self.points = points
         self.names = names or [str(seed) for seed in range(len(alive))]
         self.job, self.phase, self.total, self.alive = job, phase, total, alive
         self.steps_per_update = steps_per_update
@@ -169,10 +174,13 @@ class _Watch:
             groups.append(self._window.rows)
         for rows in groups:
             before += len(next(iter(rows.values())))
-            means = {name: mean(x, axis=0) for name, x in rows.items()}
             env_steps = before * self.steps_per_update
-            self.job.log.append(phase=self.phase, updates=before, env_steps=env_steps, seeds=means)
-            self.job.track(rows, step=env_steps, prefix=self.phase)
+            for number in range(self.points):
+                phase = self.phase if not number else f"{self.phase}-{number + 1}"
+                own = {name: np.split(x, self.points, axis=1)[number] for name, x in rows.items()}
+                means = {name: mean(x, axis=0) for name, x in own.items()}
+                self.job.log.append(phase=phase, updates=before, env_steps=env_steps, seeds=means)
+                self.job.track(own, step=env_steps, prefix=phase)
 
     def _show(self, seen: _Chunk, alive: np.ndarray) -> None:
         """Where the phase is, on the terminal and in timing.jsonl."""

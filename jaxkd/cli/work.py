@@ -137,6 +137,7 @@ def learn(name: str, env: Env, policy: Policy, course: Course, *, folder: str = 
             alive=np.tile(alive, len(course.points)),
             steps_per_update=course.steps_per_update,
             names=_names(course, len(job.keys)),
+            points=len(course.points),
             mesh=course.mesh,
             teachers=[
                 identify(each.policy, each.params, each.source, env.obs_spec, each.shared)
@@ -241,7 +242,7 @@ def compare(
             _floor(job, env, episodes),
             likeness,
             starts=measure.different_starts(env, job.keys[0]),
-            kl=job.log.curve("student", "loss/kl", lanes=len(job.keys)),
+            kl=job.log.curve("student", "loss/kl"),
         )
 
     return work

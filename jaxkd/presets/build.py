@@ -128,8 +128,8 @@ def student_network(
     """The student's network: "auto:1/15", "1/15", "mlp:44", "mlp:32,32" or "cnn:4,32" (channels,
     dense).
 
-    "auto", or nothing, is a share of the teacher's actor parameters: the single hidden layer whose actor is
-    nearest in size; for a CNN c channels and a dense layer of 8 c.
+    "auto", or nothing, is a share of the teacher's actor parameters: the single hidden layer whose
+    actor is nearest in size; for a CNN c channels and a dense layer of 8 c.
     """
     kind, _, sizes = choice.rpartition(":")
     make = partial(_network, env, preset, find_method(method))
