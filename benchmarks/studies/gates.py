@@ -5,10 +5,11 @@ the student acting alone, beside a control.
 
 For each environment: 16 teachers in one call; the best by 1024 greedy episodes is THE teacher; 10
 students on it, and 10 controls (the same network, PPO without a teacher, the same number of
-environment steps); greedy and sampled returns over 1024 episodes a seed on other keys. Presets with
-a CNN cost minutes a seed on two cores: there one teacher, one student, one control, 128 episodes,
-and a gate of MINATAR times the random policy. Writes results/studies/gates/<env>.json and .png;
-`tests/test_results.py` checks the JSON against the gates below.
+environment steps); greedy and sampled returns over 1024 episodes a seed on other keys, with sticky
+actions where the preset has them. Presets with a CNN cost minutes a seed on two cores: there one
+teacher and 128 episodes, in the games of FLOORS and KEPT 10 students and controls, in the others
+one and a gate of MINATAR times the random policy. Writes results/studies/gates/<env>.json and
+.png; `tests/test_results.py` checks the JSON against the gates below.
 """
 
 from benchmarks import frame
@@ -33,6 +34,10 @@ from jaxkd.cli import training
 RESULTS = protocol.RESULTS / "studies" / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
 MINATAR = 5  # times the random policy's return, teacher and student, one seed each
+# One teacher, sampled, without sticky actions; and the share of its return (above the random
+# policy's, with sticky actions) that students keep, greedy and sampled.
+FLOORS = {"Breakout-MinAtar": 22.0}
+KEPT = {"Breakout-MinAtar": 0.9}
 SEED = 3  # 0 was seen by a gate that failed, 1 and 2 by the choice of settings
 # What must hold: of the teachers the mean (`Preset.gate`) and the worst seed; of the students the
 # mean, and how many reach a return.
@@ -70,9 +75,9 @@ SIZES = {
 def settings(name: str, size: Sizes = SIZES["full"]) -> dict:
     """All that a result depends on, and its digest."""
     many = size.teachers, size.students, size.episodes
-    teachers, students, episodes = (
-        (1, 1, min(128, size.episodes)) if protocol.preset(name, size).channels else many
-    )
+    if protocol.preset(name, size).channels:
+        many = 1, size.students if name in KEPT else 1, min(128, size.episodes)
+    teachers, students, episodes = many
     values = {
         "env": name,
         "teachers": teachers,
@@ -96,6 +101,19 @@ def evaluated(arena, policy, params, name: str, episodes: int) -> dict:
         arena, policy, params, protocol.keys(SEED, f"score {name} False", n), episodes, greedy=False
     )[0]
     return {**protocol.summary(returns), "discounted": discounted.mean(), "sampled": sampled.mean()}
+
+
+def sampled_returns(name: str, arena, policy, params, episodes: int) -> dict[str, float]:
+    """Of the one teacher that samples its actions: judged as students are, and "plain", without
+    sticky actions.
+    """
+    one, plain = jax.tree.map(lambda x: x[None], params), jaxkd.envs.make(name, arena.num_envs)
+    found = {}
+    for role, env in {"sampled": arena, "plain": plain}.items():
+        keys = protocol.keys(SEED, f"score the teacher {role}", 1)
+        returns, _ = protocol.score(env, policy, one, keys, episodes, greedy=False)
+        found[role] = float(returns[0])
+    return found
 
 
 def of_teachers(best: protocol.Teacher, steps: int, size: int) -> dict[str, dict]:
@@ -129,13 +147,18 @@ def phases(env, p, teacher, student, without: tuple) -> dict[str, tuple]:
 def experiment(name: str, size: Sizes) -> tuple[dict, dict]:
     """The figures and the learning curves of one environment."""
     p, chosen = protocol.preset(name, size), settings(name, size)
-    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, min(256, chosen["episodes"]))
+    arena = jaxkd.envs.make(name, min(256, chosen["episodes"]), sticky=p.sticky)
+    env = presets.make_env(name, p)
     teacher, best, curve, steps = protocol.ppo_teacher(
         name, arena, SEED, chosen["episodes"], chosen["teachers"], p
     )
     parameters = jaxkd.actor_size(teacher, best.params, env.obs_spec)
     curves, result = {"teacher": curve}, {"settings": chosen}
     result |= of_teachers(best, steps, parameters)
+    if name in KEPT:
+        result["the_teacher"] |= sampled_returns(
+            name, arena, teacher, best.params, chosen["episodes"]
+        )
 
     def learn(role: str, policy, algorithm, n: int) -> dict:
         keys = protocol.keys(SEED, role, chosen["students"])
@@ -163,6 +186,9 @@ def experiment(name: str, size: Sizes) -> tuple[dict, dict]:
     for role in ("student", "control"):
         above = result[role]["mean"] - floor
         result[role]["fraction_of_teacher"] = above / (best.score - floor)
+        if name in KEPT:
+            whole = result["the_teacher"]["sampled"] - floor
+            result[role]["fraction_sampled"] = (result[role]["sampled"] - floor) / whole
     return result | {"seconds": best.seconds + sum(seconds.values())}, curves
 
 
@@ -188,12 +214,25 @@ def gate(name: str, result: dict) -> list[str]:
             f"students {result['student']['mean']:.1f}, wanted within 10 % of "
             f"{result['the_teacher']['return']:.1f}"
         )
+    if name in KEPT:
+        return failed + lost(name, result)
     for role in ("teacher", "student") if presets.preset(name).channels else ():
         if result[role]["mean"] < MINATAR * result["random"]:
             failed.append(
                 f"{role} {result[role]['mean']:.1f}, wanted {MINATAR} times the random policy's "
                 f"{result['random']:.2f}"
             )
+    return failed
+
+
+def lost(name: str, result: dict) -> list[str]:
+    """What does not hold of a game with sticky actions."""
+    failed, plain = [], result["the_teacher"]["plain"]
+    if plain < FLOORS[name]:
+        failed.append(f"the teacher {plain:.1f} without sticky actions, wanted {FLOORS[name]}")
+    for how, part in {"greedy": "fraction_of_teacher", "sampled": "fraction_sampled"}.items():
+        if (kept := result["student"][part]) < KEPT[name]:
+            failed.append(f"students keep {kept:.3f} of it ({how}), wanted {KEPT[name]}")
     return failed
 
 
