@@ -7,8 +7,9 @@ For each environment: 16 teachers in one call; the best by 1024 greedy episodes 
 students on it, and 10 controls (the same network, PPO without a teacher, the same number of
 environment steps); greedy and sampled returns over 1024 episodes a seed on other keys, with sticky
 actions where the preset has them. Presets with a CNN cost minutes a seed on two cores: there one
-teacher and 128 episodes, in the games of FLOORS and KEPT 10 students and controls, in the others
-one and a gate of MINATAR times the random policy. Writes results/studies/gates/<env>.json and
+teacher and 128 episodes, seeds one after the other, each kept as it ends; in the games of FLOORS
+and KEPT 10 students and CONTROLS controls, in the others one and a gate of MINATAR times the random
+policy. Writes results/studies/gates/<env>.json and
 .png; `tests/test_results.py` checks the JSON against the gates below.
 """
 
@@ -19,7 +20,7 @@ if __name__ == "__main__":  # before jax is imported: --help answers at once
 
 import sys
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ MINATAR = 5  # times the random policy's return, teacher and student, one seed e
 # policy's, with sticky actions) that students keep, greedy and sampled.
 FLOORS = {"Breakout-MinAtar": 22.0}
 KEPT = {"Breakout-MinAtar": 0.9}
+CONTROLS = 3  # seeds of the control, of a preset with a CNN
 SEED = 3  # 0 was seen by a gate that failed, 1 and 2 by the choice of settings
 # What must hold: of the teachers the mean (`Preset.gate`) and the worst seed; of the students the
 # mean, and how many reach a return.
@@ -85,6 +87,8 @@ def settings(name: str, size: Sizes = SIZES["full"]) -> dict:
         "episodes": episodes,
         "seed": SEED,
     }
+    if name in KEPT:
+        values["controls"] = min(students, CONTROLS)
     values |= {"preset": protocol.changed(protocol.preset(name, size))} | (
         {"without": size.without[name]} if name in size.without else {}
     )
@@ -144,52 +148,74 @@ def phases(env, p, teacher, student, without: tuple) -> dict[str, tuple]:
     return found
 
 
+def trained(
+    name: str, role: str, policy, algorithm, n: int, chosen: dict, together: int, *inputs
+) -> dict:
+    """Parameters [seeds, ...] of a role, curves [updates, seeds] and seconds; with a CNN one seed
+    after the other, each kept as it ends.
+    """
+    many = jaxkd.lanes(algorithm)
+    keys = protocol.keys(SEED, role, chosen["students"])
+    keys = keys[: chosen.get("controls") if role == "control" else None]
+
+    def learn(keys) -> dict:
+        state, metrics = jaxkd.run(many, keys, n, *inputs)
+        curves = {k: metrics[k] for k in ("return", "loss/kl") if inputs or k == "return"}
+        return {"params": jax.tree.leaves(state.params)} | curves
+
+    together = together or len(keys)
+    runs = {
+        f"seed {i}": partial(learn, keys[i : i + together]) for i in range(0, len(keys), together)
+    }
+    arms, seconds = protocol.arms(f"gates/{name}/{role}", runs, lambda _: chosen)
+    parts = list(arms.values())
+    leaves = [np.concatenate(leaf) for leaf in zip(*(part.pop("params") for part in parts))]
+    curves = {k: np.concatenate([part[k] for part in parts], axis=1) for k in parts[0]}
+    params = protocol.params_of(policy, leaves)
+    return {"params": params, "curves": curves, "seconds": sum(seconds.values())}
+
+
 def experiment(name: str, size: Sizes) -> tuple[dict, dict]:
     """The figures and the learning curves of one environment."""
     p, chosen = protocol.preset(name, size), settings(name, size)
-    arena = jaxkd.envs.make(name, min(256, chosen["episodes"]), sticky=p.sticky)
+    episodes = chosen["episodes"]
+    arena = jaxkd.envs.make(name, min(256, episodes), sticky=p.sticky)
     env = presets.make_env(name, p)
     teacher, best, curve, steps = protocol.ppo_teacher(
-        name, arena, SEED, chosen["episodes"], chosen["teachers"], p
+        name, arena, SEED, episodes, chosen["teachers"], p
     )
     parameters = jaxkd.actor_size(teacher, best.params, env.obs_spec)
     curves, result = {"teacher": curve}, {"settings": chosen}
     result |= of_teachers(best, steps, parameters)
     if name in KEPT:
-        result["the_teacher"] |= sampled_returns(
-            name, arena, teacher, best.params, chosen["episodes"]
-        )
-
-    def learn(role: str, policy, algorithm, n: int) -> dict:
-        keys = protocol.keys(SEED, role, chosen["students"])
+        result["the_teacher"] |= sampled_returns(name, arena, teacher, best.params, episodes)
+    student, spent = presets.student_network(env, p, "auto:1/15", parameters), best.seconds
+    learners = phases(env, p, teacher, student, size.without.get(name, ()))
+    for role, (policy, algorithm, n) in learners.items():
         inputs = [best.params] if role == "student" else []
-        state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys, n, *inputs)
-        one = jax.tree.map(lambda x: x[0], state.params)
-        figures = evaluated(arena, policy, state.params, role, chosen["episodes"]) | {
+        made = trained(name, role, policy, algorithm, n, chosen, 1 if p.channels else 0, *inputs)
+        one = jax.tree.map(lambda x: x[0], made["params"])
+        result[role] = evaluated(arena, policy, made["params"], role, episodes) | {
             "steps": n * p.num_envs * p.unroll_length,
             "parameters": jaxkd.actor_size(policy, one, env.obs_spec),
         }
-        kept: dict[str, Any] = {role: metrics["return"]}
+        curves[role] = made["curves"]["return"]
         if inputs:
-            kept["kl"] = metrics["loss/kl"]
-            figures["kl"] = float(np.asarray(kept["kl"])[-1].mean())
-        return {"figures": figures, "curves": kept}
+            curves["kl"] = made["curves"]["loss/kl"]
+            result[role]["kl"] = float(curves["kl"][-1].mean())
+        spent += made["seconds"]
+    result["random"] = protocol.random_return(arena, SEED, episodes)
+    fractions(name, result)
+    return result | {"seconds": spent}, curves
 
-    student = presets.student_network(env, p, "auto:1/15", parameters)
-    learners = phases(env, p, teacher, student, size.without.get(name, ()))
-    runs = {role: partial(learn, role, *phase) for role, phase in learners.items()}
-    found, seconds = protocol.arms(f"gates/{name}", runs, lambda _: chosen)
-    for role, arm in found.items():
-        result[role] = arm["figures"]
-        curves |= {kept: np.asarray(curve) for kept, curve in arm["curves"].items()}
-    result["random"] = floor = protocol.random_return(arena, SEED, chosen["episodes"])
-    for role in ("student", "control"):
-        above = result[role]["mean"] - floor
-        result[role]["fraction_of_teacher"] = above / (best.score - floor)
+
+def fractions(name: str, result: dict) -> None:
+    """Adds what student and control keep of the teacher's return above the random policy's."""
+    floor, whole = result["random"], result["the_teacher"]
+    for row in (result["student"], result["control"]):
+        row["fraction_of_teacher"] = (row["mean"] - floor) / (whole["return"] - floor)
         if name in KEPT:
-            whole = result["the_teacher"]["sampled"] - floor
-            result[role]["fraction_sampled"] = (result[role]["sampled"] - floor) / whole
-    return result | {"seconds": best.seconds + sum(seconds.values())}, curves
+            row["fraction_sampled"] = (row["sampled"] - floor) / (whole["sampled"] - floor)
 
 
 def gate(name: str, result: dict) -> list[str]:
