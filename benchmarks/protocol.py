@@ -56,6 +56,15 @@ DEFAULTS = {  # of `Preset`, 2026-11: never edited, see `changed`
     "student_learning_rate": 0.003,
     "gate": None,
 }
+# Of presets, before they had sticky actions: studies that were made with these keep them.
+BEFORE_STICKY = {
+    "Breakout-MinAtar": {
+        "sticky": 0.0,
+        "num_steps": 1_000_000,
+        "student_steps": 1_000_000,
+        "student_learning_rate": 1e-3,
+    }
+}
 # What presets become at the size "tiny": every line runs, nothing is learnt.
 TINY_PRESET = {
     "num_envs": 8,
@@ -67,6 +76,15 @@ TINY_PRESET = {
     "channels": (),
     "student_steps": 32,
     "student_epochs": 1,
+}
+
+
+# What presets of MinAtar were when no_harm.py and who_acts.py were run, which put an MLP on them.
+EARLIER = {
+    "sticky": 0.0,
+    "num_steps": 1_000_000,
+    "student_steps": 1_000_000,
+    "student_learning_rate": 1e-3,
 }
 
 
@@ -210,9 +228,17 @@ def steps_of(p: Preset) -> int:
     return presets.updates(p, p.num_steps) * p.num_envs * p.unroll_length
 
 
-def preset(name: str, size: Any) -> Preset:
-    """An environment's preset, with what a size puts in place of its fields."""
-    return presets.preset(name)._replace(**size.preset)
+def preset(name: str, size: Any, before: dict[str, dict] | None = None) -> Preset:
+    """An environment's preset, with what a study keeps of earlier ones (BEFORE_STICKY), and what a
+    size puts in place of its fields.
+    """
+    return presets.preset(name)._replace(**((before or {}).get(name, {}) | size.preset))
+
+
+def earlier(name: str, size: Any) -> Preset:
+    """`preset` as it was when the studies without CNNs were run, see EARLIER."""
+    p = preset(name, size)
+    return p._replace(**EARLIER) if p.channels else p
 
 
 def steps_of_checks(p: Preset, num_updates: int, checks: int) -> np.ndarray:

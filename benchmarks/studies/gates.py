@@ -5,10 +5,12 @@ the student acting alone, beside a control.
 
 For each environment: 16 teachers in one call; the best by 1024 greedy episodes is THE teacher; 10
 students on it, and 10 controls (the same network, PPO without a teacher, the same number of
-environment steps); greedy and sampled returns over 1024 episodes a seed on other keys. Presets with
-a CNN cost minutes a seed on two cores: there one teacher, one student, one control, 128 episodes,
-and a gate of MINATAR times the random policy. Writes results/studies/gates/<env>.json and .png;
-`tests/test_results.py` checks the JSON against the gates below.
+environment steps); greedy and sampled returns over 1024 episodes a seed on other keys, with sticky
+actions where the preset has them. Presets with a CNN cost minutes a seed on two cores: there one
+teacher and 128 episodes, seeds one after the other, each kept as it ends; in the games of FLOORS
+and KEPT 10 students and CONTROLS controls, in the others one and a gate of MINATAR times the random
+policy. Writes results/studies/gates/<env>.json and
+.png; `tests/test_results.py` checks the JSON against the gates below.
 """
 
 from benchmarks import frame
@@ -18,7 +20,7 @@ if __name__ == "__main__":  # before jax is imported: --help answers at once
 
 import sys
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,11 @@ from jaxkd.cli import training
 RESULTS = protocol.RESULTS / "studies" / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
 MINATAR = 5  # times the random policy's return, teacher and student, one seed each
+# One teacher, sampled, without sticky actions; and the share of its return (above the random
+# policy's, with sticky actions) that students keep, greedy and sampled.
+FLOORS = {"Breakout-MinAtar": 22.0}
+KEPT = {"Breakout-MinAtar": 0.9}
+CONTROLS = 3  # seeds of the control, of a preset with a CNN
 SEED = 3  # 0 was seen by a gate that failed, 1 and 2 by the choice of settings
 # What must hold: of the teachers the mean (`Preset.gate`) and the worst seed; of the students the
 # mean, and how many reach a return.
@@ -70,9 +77,9 @@ SIZES = {
 def settings(name: str, size: Sizes = SIZES["full"]) -> dict:
     """All that a result depends on, and its digest."""
     many = size.teachers, size.students, size.episodes
-    teachers, students, episodes = (
-        (1, 1, min(128, size.episodes)) if protocol.preset(name, size).channels else many
-    )
+    if protocol.preset(name, size).channels:
+        many = 1, size.students if name in KEPT else 1, min(128, size.episodes)
+    teachers, students, episodes = many
     values = {
         "env": name,
         "teachers": teachers,
@@ -80,6 +87,8 @@ def settings(name: str, size: Sizes = SIZES["full"]) -> dict:
         "episodes": episodes,
         "seed": SEED,
     }
+    if name in KEPT:
+        values["controls"] = min(students, CONTROLS)
     values |= {"preset": protocol.changed(protocol.preset(name, size))} | (
         {"without": size.without[name]} if name in size.without else {}
     )
@@ -96,6 +105,19 @@ def evaluated(arena, policy, params, name: str, episodes: int) -> dict:
         arena, policy, params, protocol.keys(SEED, f"score {name} False", n), episodes, greedy=False
     )[0]
     return {**protocol.summary(returns), "discounted": discounted.mean(), "sampled": sampled.mean()}
+
+
+def sampled_returns(name: str, arena, policy, params, episodes: int) -> dict[str, float]:
+    """Of the one teacher that samples its actions: judged as students are, and "plain", without
+    sticky actions.
+    """
+    one, plain = jax.tree.map(lambda x: x[None], params), jaxkd.envs.make(name, arena.num_envs)
+    found = {}
+    for role, env in {"sampled": arena, "plain": plain}.items():
+        keys = protocol.keys(SEED, f"score the teacher {role}", 1)
+        returns, _ = protocol.score(env, policy, one, keys, episodes, greedy=False)
+        found[role] = float(returns[0])
+    return found
 
 
 def of_teachers(best: protocol.Teacher, steps: int, size: int) -> dict[str, dict]:
@@ -126,44 +148,74 @@ def phases(env, p, teacher, student, without: tuple) -> dict[str, tuple]:
     return found
 
 
+def trained(
+    name: str, role: str, policy, algorithm, n: int, chosen: dict, together: int, *inputs
+) -> dict:
+    """Parameters [seeds, ...] of a role, curves [updates, seeds] and seconds; with a CNN one seed
+    after the other, each kept as it ends.
+    """
+    many = jaxkd.lanes(algorithm)
+    keys = protocol.keys(SEED, role, chosen["students"])
+    keys = keys[: chosen.get("controls") if role == "control" else None]
+
+    def learn(keys) -> dict:
+        state, metrics = jaxkd.run(many, keys, n, *inputs)
+        curves = {k: metrics[k] for k in ("return", "loss/kl") if inputs or k == "return"}
+        return {"params": jax.tree.leaves(state.params)} | curves
+
+    together = together or len(keys)
+    runs = {
+        f"seed {i}": partial(learn, keys[i : i + together]) for i in range(0, len(keys), together)
+    }
+    arms, seconds = protocol.arms(f"gates/{name}/{role}", runs, lambda _: chosen)
+    parts = list(arms.values())
+    leaves = [np.concatenate(leaf) for leaf in zip(*(part.pop("params") for part in parts))]
+    curves = {k: np.concatenate([part[k] for part in parts], axis=1) for k in parts[0]}
+    params = protocol.params_of(policy, leaves)
+    return {"params": params, "curves": curves, "seconds": sum(seconds.values())}
+
+
 def experiment(name: str, size: Sizes) -> tuple[dict, dict]:
     """The figures and the learning curves of one environment."""
     p, chosen = protocol.preset(name, size), settings(name, size)
-    env, arena = presets.make_env(name, p), jaxkd.envs.make(name, min(256, chosen["episodes"]))
+    episodes = chosen["episodes"]
+    arena = jaxkd.envs.make(name, min(256, episodes), sticky=p.sticky)
+    env = presets.make_env(name, p)
     teacher, best, curve, steps = protocol.ppo_teacher(
-        name, arena, SEED, chosen["episodes"], chosen["teachers"], p
+        name, arena, SEED, episodes, chosen["teachers"], p
     )
     parameters = jaxkd.actor_size(teacher, best.params, env.obs_spec)
     curves, result = {"teacher": curve}, {"settings": chosen}
     result |= of_teachers(best, steps, parameters)
-
-    def learn(role: str, policy, algorithm, n: int) -> dict:
-        keys = protocol.keys(SEED, role, chosen["students"])
+    if name in KEPT:
+        result["the_teacher"] |= sampled_returns(name, arena, teacher, best.params, episodes)
+    student, spent = presets.student_network(env, p, "auto:1/15", parameters), best.seconds
+    learners = phases(env, p, teacher, student, size.without.get(name, ()))
+    for role, (policy, algorithm, n) in learners.items():
         inputs = [best.params] if role == "student" else []
-        state, metrics = jaxkd.run(jaxkd.lanes(algorithm), keys, n, *inputs)
-        one = jax.tree.map(lambda x: x[0], state.params)
-        figures = evaluated(arena, policy, state.params, role, chosen["episodes"]) | {
+        made = trained(name, role, policy, algorithm, n, chosen, 1 if p.channels else 0, *inputs)
+        one = jax.tree.map(lambda x: x[0], made["params"])
+        result[role] = evaluated(arena, policy, made["params"], role, episodes) | {
             "steps": n * p.num_envs * p.unroll_length,
             "parameters": jaxkd.actor_size(policy, one, env.obs_spec),
         }
-        kept: dict[str, Any] = {role: metrics["return"]}
+        curves[role] = made["curves"]["return"]
         if inputs:
-            kept["kl"] = metrics["loss/kl"]
-            figures["kl"] = float(np.asarray(kept["kl"])[-1].mean())
-        return {"figures": figures, "curves": kept}
+            curves["kl"] = made["curves"]["loss/kl"]
+            result[role]["kl"] = float(curves["kl"][-1].mean())
+        spent += made["seconds"]
+    result["random"] = protocol.random_return(arena, SEED, episodes)
+    fractions(name, result)
+    return result | {"seconds": spent}, curves
 
-    student = presets.student_network(env, p, "auto:1/15", parameters)
-    learners = phases(env, p, teacher, student, size.without.get(name, ()))
-    runs = {role: partial(learn, role, *phase) for role, phase in learners.items()}
-    found, seconds = protocol.arms(f"gates/{name}", runs, lambda _: chosen)
-    for role, arm in found.items():
-        result[role] = arm["figures"]
-        curves |= {kept: np.asarray(curve) for kept, curve in arm["curves"].items()}
-    result["random"] = floor = protocol.random_return(arena, SEED, chosen["episodes"])
-    for role in ("student", "control"):
-        above = result[role]["mean"] - floor
-        result[role]["fraction_of_teacher"] = above / (best.score - floor)
-    return result | {"seconds": best.seconds + sum(seconds.values())}, curves
+
+def fractions(name: str, result: dict) -> None:
+    """Adds what student and control keep of the teacher's return above the random policy's."""
+    floor, whole = result["random"], result["the_teacher"]
+    for row in (result["student"], result["control"]):
+        row["fraction_of_teacher"] = (row["mean"] - floor) / (whole["return"] - floor)
+        if name in KEPT:
+            row["fraction_sampled"] = (row["sampled"] - floor) / (whole["sampled"] - floor)
 
 
 def gate(name: str, result: dict) -> list[str]:
@@ -188,12 +240,25 @@ def gate(name: str, result: dict) -> list[str]:
             f"students {result['student']['mean']:.1f}, wanted within 10 % of "
             f"{result['the_teacher']['return']:.1f}"
         )
+    if name in KEPT:
+        return failed + lost(name, result)
     for role in ("teacher", "student") if presets.preset(name).channels else ():
         if result[role]["mean"] < MINATAR * result["random"]:
             failed.append(
                 f"{role} {result[role]['mean']:.1f}, wanted {MINATAR} times the random policy's "
                 f"{result['random']:.2f}"
             )
+    return failed
+
+
+def lost(name: str, result: dict) -> list[str]:
+    """What does not hold of a game with sticky actions."""
+    failed, plain = [], result["the_teacher"]["plain"]
+    if plain < FLOORS[name]:
+        failed.append(f"the teacher {plain:.1f} without sticky actions, wanted {FLOORS[name]}")
+    for how, part in {"greedy": "fraction_of_teacher", "sampled": "fraction_sampled"}.items():
+        if (kept := result["student"][part]) < KEPT[name]:
+            failed.append(f"students keep {kept:.3f} of it ({how}), wanted {KEPT[name]}")
     return failed
 
 

@@ -58,7 +58,7 @@ SIZES = {
 
 
 def settings_of(name: str, size: Sizes) -> Preset:
-    p = protocol.preset(name.split()[0], size)
+    p = protocol.earlier(name.split()[0], size)
     if name.endswith("raw"):
         return p._replace(normalise_obs=False, normalise_reward=False)
     return p._replace(num_steps=STEPS, channels=(), hidden=(128, 128)) if p.channels else p

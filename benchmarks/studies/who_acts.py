@@ -89,7 +89,7 @@ SIZES = {
 
 def row(name: str, size: Sizes) -> presets.Preset:
     """The game's preset, for students; MinAtar by an MLP."""
-    p = protocol.preset(name, size)
+    p = protocol.earlier(name, size)
     return (p._replace(channels=(), hidden=(128, 128)) if p.channels else p)._replace(
         student_steps=size.steps or STEPS[name]
     )
@@ -278,7 +278,7 @@ def draw(results: dict, size: Sizes):
 
 def settings(size: Sizes = SIZES["full"]) -> dict:
     values = protocol.constants(globals(), int | float | tuple | dict)
-    given = {name: protocol.changed(protocol.preset(name, size)) for name in GAMES}
+    given = {name: protocol.changed(protocol.earlier(name, size)) for name in GAMES}
     return protocol.digest(values | {"presets": given} | protocol.smaller(size))
 
 
