@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from jaxkd.describe import describe
     from jaxkd.envs.checking import check_env
     from jaxkd.evaluate import actor_size, evaluate, interval, iqm
+    from jaxkd.export import check_export, export
     from jaxkd.policies import load_policy, save_policy
     from jaxkd.recipes import co_distill, distill, ppo, pqn
     from jaxkd.run import lanes, memory_needed, run, seeds, stream
@@ -67,6 +68,7 @@ __all__ = [
     "actor_size",
     "behavior",
     "check_env",
+    "check_export",
     "co_distill",
     "compile_cache",
     "describe",
@@ -74,6 +76,7 @@ __all__ = [
     "distributions",
     "envs",
     "evaluate",
+    "export",
     "interval",
     "iqm",
     "lanes",
@@ -106,6 +109,7 @@ _HOMES = {  # of the public names that are no modules; the others in __all__ are
     **dict.fromkeys(("load_policy", "save_policy"), "policies"),
     **dict.fromkeys(("actor_size", "evaluate", "interval", "iqm"), "evaluate"),
     "describe": "describe",
+    **dict.fromkeys(("check_export", "export"), "export"),
     **dict.fromkeys(("co_distill", "distill", "ppo", "pqn"), "recipes"),
     **dict.fromkeys(("lanes", "memory_needed", "run", "seeds", "stream"), "run"),
     "tracker": "tracking",

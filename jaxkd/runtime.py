@@ -41,13 +41,15 @@ class Layer(NamedTuple):
 
 
 class Student:
-    """A policy with its memory. `card` is the JSON beside the arrays, notes included."""
+    """A policy with its memory. `card` is the JSON beside the arrays, notes included; `layers` are
+    what it computes.
+    """
 
     def __init__(self, card: dict[str, Any], arrays: dict[str, np.ndarray]):
         self.card = card
-        self._layers = layers(card["network"], arrays)
+        self.layers = layers(card["network"], arrays)
         fields = _specification(card["network"])["action_space"]["fields"]
-        self._discrete = "n" in fields
+        self.discrete = "n" in fields
         self._log_std = next((x for k, x in arrays.items() if k.endswith("params/log_std")), None)
         self._carry: Any = None
 
@@ -58,7 +60,7 @@ class Student:
     def outputs(self, obs: Any) -> np.ndarray:
         """Logits [n, A], or means [n, D], of a batch of observations [n, ...]; a memory goes on."""
         x = obs
-        for layer in self._layers:
+        for layer in self.layers:
             if layer.kind in _CELLS:
                 self._carry = _CELLS[layer.kind](self._carry, x, *layer.weights)
                 x = self._carry[0]
@@ -74,7 +76,7 @@ class Student:
         """
         one = {k: np.asarray(x)[None] for k, x in obs.items()} if isinstance(obs, dict) else None
         out = self.outputs(np.asarray(obs)[None] if one is None else one)[0]
-        if self._discrete:
+        if self.discrete:
             if rng is not None:
                 out = out + rng.gumbel(size=out.shape)
             return int(np.argmax(out))

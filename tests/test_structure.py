@@ -37,7 +37,17 @@ LAYERS = (
     ("recipes",),
     ("methods", "sequences"),
     ("checkpoint_card",),
-    ("run", "evaluate", "policies", "checkpoint", "sharding", "cache", "presets", "tracking"),
+    (
+        "run",
+        "evaluate",
+        "policies",
+        "checkpoint",
+        "sharding",
+        "cache",
+        "presets",
+        "tracking",
+        "export",
+    ),
     ("__init__",),  # what imports `jaxkd` itself imports this
     ("cli", "report"),
     ("__main__",),
