@@ -10,7 +10,7 @@ import pytest
 from test_runtime import POLICIES, observations
 
 import jaxkd
-from jaxkd import networks
+from jaxkd import cli, networks
 from jaxkd.base import ArtifactError, UsageError
 from jaxkd.export import _digest, c
 
@@ -121,3 +121,19 @@ def test_what_cannot_be_exported(tmp_path):
 
 def _specification():
     return jax.ShapeDtypeStruct((4,), jnp.float32), jaxkd.base.Discrete(2)
+
+
+def test_the_commands(tmp_path, capsys, monkeypatch):
+    """FILE ENV: what the policy sees while it plays is what the artifact is checked on."""
+    monkeypatch.chdir(tmp_path)
+    env = jaxkd.envs.make("CartPole-v1", num_envs=2)
+    policy = networks.mlp(env, (8,))
+    jaxkd.save_policy("cart", policy, policy.init(jax.random.key(0)))
+    assert cli.main(["export", "cart.npz", "CartPole-v1", "--int8", "--out", "on/board"]) == 0
+    said = capsys.readouterr().out
+    assert "on/board.c" in said and "100.0 % of 256 actions are the policy's" in said
+    assert cli.main(["check", "on/board.export.json"]) == 0
+    (tmp_path / "on/board.h").write_text("")
+    assert cli.main(["check", "on/board.export.json"]) == 4
+    assert cli.main(["export", "cart.npz", "Acrobot-v1"]) == 2
+    assert "error: policy" in capsys.readouterr().err

@@ -72,6 +72,10 @@ def _call(command: Any, argv: list[str], stop: signals.Stop) -> int:
         from jaxkd.cli.doctor import doctor
 
         return doctor(command)
+    if isinstance(command, settings.Export | settings.Check):
+        from jaxkd.cli import exporting
+
+        return (exporting.export if hasattr(command, "to") else exporting.check)(command)
     if isinstance(command, settings.CheckEnv):
         from jaxkd.cli.checking import check_env
 

@@ -176,6 +176,35 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a saved policy for a computer without JAX, checked where it will be believed."""
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """A policy saved by jaxkd.save_policy or a run: NAME.npz."""
+    env: Annotated[Positional[str], arg(metavar="ENV")]
+    """Environment id; what the policy sees while it plays there is what the artifact is checked
+    on."""
+    to: Literal["c", "numpy"] = "c"
+    """C99 without malloc, or the files of jaxkd.runtime, which needs numpy alone."""
+    int8: FlagCreatePairsOff[bool] = False
+    """Of C: kernels as int8, a quarter of the bytes."""
+    out: Path | None = None
+    """Path of the artifact without a suffix (default: FILE's, in the current directory)."""
+    traceback: FlagCreatePairsOff[bool] = False
+    """Where an error came from, for a bug report."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Replay the golden observations of an exported policy with its backend; compiles C."""
+
+    artifact: Annotated[Positional[Path], arg(metavar="ARTIFACT")]
+    """NAME.export.json."""
+    traceback: FlagCreatePairsOff[bool] = False
+    """Where an error came from."""
+
+
+@dataclass(frozen=True)
 class CheckEnv:
     """Look for what is wrong with an environment of your own; exit code 1 where something is."""
 
@@ -219,6 +248,8 @@ COMMANDS = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Methods, subcommand("methods")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[Check, subcommand("check")]
     | Annotated[CheckEnv, subcommand("check-env")]
     | Annotated[Envs, subcommand("envs")]
     | Annotated[Doctor, subcommand("doctor")]
