@@ -8,7 +8,19 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import behavior, distill, envs, evaluate, losses, networks, run, sequences
+import jaxkd
+from jaxkd import (
+    behavior,
+    description,
+    distill,
+    envs,
+    evaluate,
+    losses,
+    networks,
+    presets,
+    run,
+    sequences,
+)
 from jaxkd.base import Discrete, UsageError
 from jaxkd.envs import tasks, tokens
 from jaxkd.networks.module import Spec
@@ -127,3 +139,30 @@ def test_supervised_then_groups(key):
     assert metrics["loss/nll"][-1] < 0.7 * metrics["loss/nll"][0]
     score = evaluate(env, student, state.params, key, num_episodes=64).returns.mean()
     assert np.isfinite(score)
+
+
+# --- a command ------------------------------------------------------------------------------------
+
+
+def test_presets_of_problems_in_tokens(capsys):
+    """A transformer that imitates answers, a student of a share of it, whole episodes."""
+    chosen = presets.preset("sorting-6")
+    env = presets.make_env("sorting-6", chosen._replace(num_envs=4))
+    teacher = presets.teacher_network(env, chosen)
+    size = evaluate_size(teacher, env)
+    student = presets.student_network(env, chosen, "auto:1/15", size)
+    assert 1 / 25 < evaluate_size(student, env) / size < 1 / 8
+    narrow = presets.student_network(env, chosen, "transformer:1,16", size)
+    assert description.keywords(narrow)["width"] == 16
+    with pytest.raises(UsageError, match="student must be auto:1/15"):
+        presets.student_network(env, chosen, "transformer:1", size)
+    algorithm, updates = presets.teaching(env, teacher, chosen)
+    jaxkd.describe(algorithm)
+    assert updates == 2000 and "imitation" in capsys.readouterr().out
+    kd, _ = presets.distillation(env, student, teacher, chosen)
+    jaxkd.describe(kd)
+    assert "forward_kl" in capsys.readouterr().out
+
+
+def evaluate_size(policy, env):
+    return jaxkd.actor_size(policy, jax.eval_shape(policy.init, jax.random.key(0)), env.obs_spec)

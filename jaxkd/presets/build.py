@@ -16,6 +16,7 @@ from jaxkd.presets import settings
 from jaxkd.presets.methods import Method, find_method
 from jaxkd.presets.table import Preset
 from jaxkd.recipes import ppo, pqn
+from jaxkd.sequences import supervised
 
 _DEFAULT_METHOD = "on_policy_distillation"
 _MOST_LAYERS, _MOST_UNITS = 100, 10**6  # of a student; more is a slip of the keyboard
@@ -47,6 +48,8 @@ def method_env(env: Env, method: str | Method) -> Env:
 
 def teacher_network(env: Env, preset: Preset) -> Policy:
     """The teacher's network."""
+    if preset.blocks:
+        return networks.transformer(env, *preset.blocks, context=_longest(env))
     if preset.channels:
         return networks.cnn(env, preset.channels, preset.hidden, normalise=preset.normalise_obs)
     return networks.mlp(env, preset.hidden, separate=True, normalise=preset.normalise_obs)
@@ -60,14 +63,17 @@ def q_network(env: Env, preset: Preset, hidden: tuple[int, ...] = (128, 128)) ->
 def teaching(
     env: Env, policy: Policy, preset: Preset, num_steps: int | None = None, **more: Any
 ) -> tuple[Algorithm, int]:
-    """PPO as the preset says, and its number of updates.
+    """PPO as the preset says, or imitation of right answers, and its number of updates.
 
     Args:
         num_steps: environment steps; default the preset's. For the control of a distillation give
             the student's.
-        more: keywords of `ppo`, before those that the preset gives.
+        more: keywords of `ppo`, before those that the preset gives; unused in imitation.
     """
     num_updates = updates(preset, num_steps or preset.num_steps)
+    if preset.blocks:
+        answers = settings.imitation(env, preset, num_updates)
+        return supervised(env, policy, **answers), num_updates
     keywords = settings.reinforcement(env, preset, num_updates) | more
     return ppo(env, policy, **keywords), num_updates
 
@@ -129,15 +135,22 @@ def student_network(
     dense).
 
     "auto", or nothing, is a share of the teacher's actor parameters: the single hidden layer whose
-    actor is nearest in size; for a CNN c channels and a dense layer of 8 c.
+    actor is nearest in size; for a CNN c channels and a dense layer of 8 c; for a transformer half
+    of the layers, whose width is a multiple of twice the heads.
     """
     kind, _, sizes = choice.rpartition(":")
     make = partial(_network, env, preset, find_method(method))
     if kind in ("auto", "") and (share := _share(sizes)) > 0:
+        if preset.blocks:
+            layers, _, heads = preset.blocks
+            half = lambda width: make("transformer", (max(1, layers // 2), 2 * heads * width))
+            return _nearest(half, env, teacher_size * share)
         network = "cnn" if preset.channels else "mlp"
         return _nearest(lambda width: make(network, (width,)), env, teacher_size * share)
-    if kind in ("mlp", "cnn") and _SIZES.fullmatch(sizes):
-        return make(kind, _layers(sizes))
+    if _SIZES.fullmatch(sizes):
+        layers = _layers(sizes)
+        if kind in ("mlp", "cnn") or (kind == "transformer" and preset.blocks and len(layers) == 2):
+            return make(kind, layers)
     raise UsageError(
         "student must be auto:1/15, mlp:44, mlp:32,32 or cnn:4,32 (channels, then dense), "
         f"got {choice!r}."
@@ -165,11 +178,22 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 def _network(env: Env, preset: Preset, method: Method, kind: str, sizes: tuple[int, ...]) -> Policy:
+    if kind == "transformer":
+        (layers, width), heads, context = sizes, preset.blocks[2], _longest(env)
+        extra = method.heads
+        return networks.transformer(env, layers, width, heads, context=context, extra=extra)
     common: dict[str, Any] = dict(normalise=preset.normalise_obs, extra=method.heads)
     if kind == "cnn":
         channels, dense = sizes[0], sizes[1:]
         return networks.cnn(env, (channels,), dense or (8 * channels,), **common)
     return networks.mlp(env, sizes, separate=True, layer_norm=method.q_student, **common)
+
+
+def _longest(env: Env) -> int:
+    """Steps of the longest episode, for a cache that holds it."""
+    if env.max_steps is None:
+        raise UsageError(f"{env.name!r} has no time limit, so no cache holds its episodes.")
+    return env.max_steps
 
 
 def _nearest(make: Callable[[int], Policy], env: Env, wanted: Fraction) -> Policy:

@@ -6,15 +6,19 @@ or brings its own.
 
 from typing import Any
 
+import jax
 import optax
 
 from jaxkd import check, rewards
 from jaxkd.base import Env, UsageError
+from jaxkd.envs.tasks import NAMED
+from jaxkd.envs.tokens import TokenEnv, demonstrations
 from jaxkd.presets.table import RANDOM_RETURNS, Preset
 from jaxkd.returns import gae
 
 _Q_EPOCHS, _Q_MINIBATCHES = 4, 8  # of Q-learning, see benchmarks/studies/q_teacher.py
 _GUIDED_STEPS = 100  # the guide's in the first update of jump_start; 0 from half of the updates on
+_MOST_ANSWERS = 50_000  # kept on the device
 _MOST_COUNTED = 2**31 - 1  # a schedule counts minibatches in int32
 
 Keywords = dict[str, Any]
@@ -33,6 +37,24 @@ def reinforcement(env: Env, preset: Preset, num_updates: int) -> Keywords:
         unroll_length=preset.unroll_length,
         num_epochs=preset.num_epochs,
         num_minibatches=preset.num_minibatches,
+    )
+
+
+def imitation(env: Env, preset: Preset, num_updates: int) -> Keywords:
+    """Of `sequences.supervised`: right answers to so many problems as are seen once.
+
+    Raises:
+        UsageError: for an environment that is no problem in tokens.
+    """
+    environment = NAMED[env.name]() if env.name in NAMED else None
+    if not isinstance(environment, TokenEnv):
+        raise UsageError(f"{env.name!r} is no problem in tokens, so there are no right answers.")
+    number = min(_MOST_ANSWERS, num_updates * env.num_envs)
+    rate = _decaying(preset.learning_rate, num_updates, 1, 1)
+    return dict(
+        data=demonstrations(environment.task, jax.random.key(0), number),
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+        num_minibatches=1,
     )
 
 
