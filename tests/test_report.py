@@ -273,6 +273,13 @@ def test_several_sizes_are_a_picture(tmp_path):
     assert "smallest" not in page._lead(summary)
 
 
+def test_a_summary_that_was_changed_is_not_shown(tmp_path):
+    run = planted(tmp_path / "run", digests={"summary.json": "of another"})
+    assert main(["report", str(run)]) == 0
+    shown = (run / "report.html").read_text()
+    assert "changed after it was written" in shown and "403.67" not in shown
+
+
 def test_no_run_no_report(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 4 and "no run.json" in capsys.readouterr().err
 

@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 
 from jaxkd import presets
+from jaxkd.cli import card as cards
 from jaxkd.policies import load_policy
 from jaxkd.report import figures, several
 from jaxkd.report.facts import UNTOLD, Fact, facts
@@ -91,7 +92,7 @@ def gather(run: Path, card: dict[str, Any]) -> Report:
 
     if card["status"] != "finished":
         missing.append(f"The run is {card['status']}: `jaxkd resume {run}` goes on with it")
-    summary = attempt("No table", {}, _summary, run)
+    summary = attempt("No table", {}, _summary, run, card)
     lines = attempt("No curves", [], _lines, run)
     return Report(
         title=_title(card),
@@ -145,11 +146,13 @@ def _share(value: float) -> str:
     return f"{value:.0%}".replace("%", " %")
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    path = run / "summary.json"
-    if not path.exists():
+def _summary(run: Path, card: dict[str, Any]) -> dict[str, Any]:
+    if not (run / cards.SUMMARY).exists():
         raise FileNotFoundError("there is no summary.json, which is written when a run ends")
-    return json.loads(path.read_text(encoding="utf-8"))
+    found = cards.summary(run, card)
+    if not found:
+        raise ValueError(f"{run / cards.SUMMARY} is damaged")
+    return found
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
