@@ -93,7 +93,7 @@ PRESETS: dict[str, Preset] = {
     # With a learning rate of 1e-3 it stays at 7.0.
     "Breakout-MinAtar": _MINATAR._replace(learning_rate=5e-3),
     "SpaceInvaders-MinAtar": _MINATAR,
-    "Freeway-MinAtar": _MINATAR,
+    "Freeway-MinAtar": _MINATAR._replace(student_steps=2_000_000),
     "Asterix-MinAtar": _MINATAR,
 }
 
