@@ -59,7 +59,7 @@ class Game(NamedTuple):
 
 
 STICKY = {
-    "Breakout-MinAtar": Game(22.0, 0.9, 7, 2),
+    "Breakout-MinAtar": Game(22.0, 0.9, 10, 2),
     "Freeway-MinAtar": Game(50.0, 0.9, 1, 1),
 }
 

@@ -1,6 +1,9 @@
-"""Settings that work, one row an environment: data only."""
+"""Settings that work, one row an environment."""
 
 from typing import NamedTuple
+
+from jaxkd import envs
+from jaxkd.base import Box
 
 
 class Preset(NamedTuple):
@@ -107,12 +110,34 @@ RANDOM_RETURNS: dict[str, float] = {
 }
 
 
+# Of an environment that has no row, by its kind of actions.
+_DISCRETE = Preset(
+    normalise_obs=True, normalise_reward=True, num_steps=500_000, student_steps=400_000
+)
+# Pendulum's optimiser; with half of the steps Swimmer's teachers end at half of the return.
+_CONTINUOUS = _DISCRETE._replace(
+    num_envs=32,
+    unroll_length=64,
+    num_epochs=8,
+    num_minibatches=8,
+    learning_rate=1e-3,
+    entropy=0.0,
+    num_steps=1_000_000,
+)
+
+
 def preset(name: str) -> Preset:
-    """The preset of an environment id; for any other both normalisations, 500k steps of a teacher
-    and 400k of a student.
+    """The preset of an environment id; for any other the default of discrete or of continuous
+    actions.
+
+    Raises:
+        UsageError: there is no such environment.
 
     >>> preset("CartPole-v1").gate
     500.0
+    >>> preset("Reacher-misc").num_steps
+    1000000
     """
-    generic = Preset(normalise_obs=True, normalise_reward=True, num_steps=500_000)
-    return PRESETS.get(name, generic._replace(student_steps=400_000))
+    if name in PRESETS:
+        return PRESETS[name]
+    return _CONTINUOUS if isinstance(envs.make(name, 1).action_space, Box) else _DISCRETE
