@@ -114,7 +114,7 @@ RANDOM_RETURNS: dict[str, float] = {
 _DISCRETE = Preset(
     normalise_obs=True, normalise_reward=True, num_steps=500_000, student_steps=400_000
 )
-# Pendulum's optimiser; with half of the steps Swimmer's teachers end at half of the return.
+# Pendulum's optimiser, see benchmarks/NOTES.md.
 _CONTINUOUS = _DISCRETE._replace(
     num_envs=32,
     unroll_length=64,
