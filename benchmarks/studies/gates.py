@@ -223,7 +223,7 @@ def experiment(name: str, size: Sizes) -> tuple[dict, dict]:
             curves["kl"] = made["curves"]["loss/kl"]
             result[role]["kl"] = float(curves["kl"][-1].mean())
         spent += made["seconds"]
-    result["random"] = protocol.random_return(arena, SEED, episodes)
+    result |= {"random": protocol.random_return(arena, SEED, episodes)}
     fractions(name, result)
     return result | {"seconds": spent}, curves
 
