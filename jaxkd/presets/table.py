@@ -122,7 +122,8 @@ _CONTINUOUS = _DISCRETE._replace(
     num_minibatches=8,
     learning_rate=1e-3,
     entropy=0.0,
-    num_steps=1_000_000,
+    num_steps=2_000_000,
+    student_steps=1_000_000,
 )
 
 
@@ -136,7 +137,7 @@ def preset(name: str) -> Preset:
     >>> preset("CartPole-v1").gate
     500.0
     >>> preset("Reacher-misc").num_steps
-    1000000
+    2000000
     """
     if name in PRESETS:
         return PRESETS[name]
