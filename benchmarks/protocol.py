@@ -79,7 +79,7 @@ TINY_PRESET = {
 }
 
 
-# What presets of MinAtar were when no_harm.py and who_acts.py were run, which put an MLP on them.
+# What presets of MinAtar were when studies were run that have not been since, see `earlier`.
 EARLIER = {
     "sticky": 0.0,
     "num_steps": 1_000_000,
@@ -236,7 +236,7 @@ def preset(name: str, size: Any, before: dict[str, dict] | None = None) -> Prese
 
 
 def earlier(name: str, size: Any) -> Preset:
-    """`preset` as it was when the studies without CNNs were run, see EARLIER."""
+    """`preset` as no_harm.py and who_acts.py had it, and gates.py in games that it names there."""
     p = preset(name, size)
     return p._replace(**EARLIER) if p.channels else p
 

@@ -81,6 +81,23 @@ def normalising() -> str:
     )
 
 
+def sticky() -> str:
+    """What students keep in the games that are judged with sticky actions, greedy and sampled."""
+    told = []
+    for file in sorted((HERE / "results/studies/gates").glob("*.json")):
+        found = json.loads(file.read_text())
+        if "fraction_sampled" in found["student"]:
+            student, control = (
+                f"{row['fraction_of_teacher']:.2f} greedy and {row['fraction_sampled']:.2f} sampled"
+                for row in (found["student"], found["control"])
+            )
+            told.append(f"in {file.stem} students {student}, without a teacher {control}")
+    return (
+        "With sticky actions (.1), of the teacher's return above the random policy's is kept: "
+        f"{'; '.join(told)}."
+    )
+
+
 def methods() -> str:
     """Every method, its paper and what it needs."""
     rows = [(f"`{name}`", m.paper, m.needs) for name, m in presets.METHODS.items()]
@@ -139,7 +156,7 @@ def text() -> str:
         "Answers": questions,
         "Studies": scripts("studies"),
         "Speed": scripts("speed"),
-        "Teachers and students (`studies/gates.py`)": f"{gates()}\n\n{normalising()}",
+        "Teachers and students (`studies/gates.py`)": f"{gates()}\n\n{normalising()}\n\n{sticky()}",
         "Exploration (`studies/exploration.py`)": exploration(),
         "Beside other libraries, two CPU cores (`speed/peers.py`)": peers(),
         "Steps a second, two CPU cores (`speed/throughput.py`)": throughput(),

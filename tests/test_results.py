@@ -42,10 +42,10 @@ def test_figures_belong_to_these_settings_and_reach_their_gates(named):
         "settings changed: run benchmarks/studies/gates.py again"
     )
     assert gates.gate(name, result) == result["failed"] == []
-    kept = name in gates.KEPT
-    number = 1 if PRESETS[name].channels and not kept else 10
+    usual = (1, 1) if PRESETS[name].channels else (10, 10)
+    number, controls = gates.STICKY[name][2:] if name in gates.STICKY else usual
     assert len(result["student"]["seeds"]) == number
-    assert len(result["control"]["seeds"]) == (gates.CONTROLS if kept else number)
+    assert len(result["control"]["seeds"]) == controls
     assert sum(result["student"]["seeds"]) / number == pytest.approx(result["student"]["mean"])
 
 

@@ -7,10 +7,10 @@ For each environment: 16 teachers in one call; the best by 1024 greedy episodes 
 students on it, and 10 controls (the same network, PPO without a teacher, the same number of
 environment steps); greedy and sampled returns over 1024 episodes a seed on other keys, with sticky
 actions where the preset has them. Presets with a CNN cost minutes a seed on two cores: there one
-teacher and 128 episodes, seeds one after the other, each kept as it ends; in the games of FLOORS
-and KEPT 10 students and CONTROLS controls, in the others one and a gate of MINATAR times the random
-policy. Writes results/studies/gates/<env>.json and
-.png; `tests/test_results.py` checks the JSON against the gates below.
+teacher and 128 episodes, seeds one after the other, each kept as it ends; in the games of STICKY
+as many as it says, in the others one, with the earlier preset and a gate of MINATAR times the
+random policy. Writes results/studies/gates/<env>.json and .png; `tests/test_results.py` checks the
+JSON against the gates below.
 """
 
 from benchmarks import frame
@@ -35,11 +35,6 @@ from jaxkd.cli import training
 RESULTS = protocol.RESULTS / "studies" / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
 MINATAR = 5  # times the random policy's return, teacher and student, one seed each
-# One teacher, sampled, without sticky actions; and the share of its return (above the random
-# policy's, with sticky actions) that students keep, greedy and sampled.
-FLOORS = {"Breakout-MinAtar": 22.0}
-KEPT = {"Breakout-MinAtar": 0.9}
-CONTROLS = 3  # seeds of the control, of a preset with a CNN
 SEED = 3  # 0 was seen by a gate that failed, 1 and 2 by the choice of settings
 # What must hold: of the teachers the mean (`Preset.gate`) and the worst seed; of the students the
 # mean, and how many reach a return.
@@ -52,6 +47,21 @@ STUDENT = {
 # Teachers without what the preset normalises, printed beside the preset's: -200 is the limit of
 # MountainCar.
 WITHOUT = {"MountainCar-v0": (("normalise_obs",), ("normalise_obs", "normalise_reward"))}
+
+
+class Game(NamedTuple):
+    """What must hold of a game with sticky actions, and of how many students and controls."""
+
+    floor: float  # of the one teacher, sampled, without sticky actions
+    kept: float  # by students, greedy and sampled, of its return above the random policy's
+    students: int
+    controls: int
+
+
+STICKY = {
+    "Breakout-MinAtar": Game(22.0, 0.9, 10, 2),
+    "Freeway-MinAtar": Game(50.0, 0.9, 1, 1),
+}
 
 
 class Sizes(NamedTuple):
@@ -74,11 +84,19 @@ SIZES = {
 }
 
 
+def preset_of(name: str, size: Sizes) -> presets.Preset:
+    """An environment's preset: of MinAtar today's in the games of STICKY, the others have not been
+    run with it.
+    """
+    return (protocol.preset if name in STICKY else protocol.earlier)(name, size)
+
+
 def settings(name: str, size: Sizes = SIZES["full"]) -> dict:
     """All that a result depends on, and its digest."""
     many = size.teachers, size.students, size.episodes
-    if protocol.preset(name, size).channels:
-        many = 1, size.students if name in KEPT else 1, min(128, size.episodes)
+    if preset_of(name, size).channels:
+        number = STICKY[name].students if name in STICKY else 1
+        many = 1, min(number, size.students), min(128, size.episodes)
     teachers, students, episodes = many
     values = {
         "env": name,
@@ -87,9 +105,9 @@ def settings(name: str, size: Sizes = SIZES["full"]) -> dict:
         "episodes": episodes,
         "seed": SEED,
     }
-    if name in KEPT:
-        values["controls"] = min(students, CONTROLS)
-    values |= {"preset": protocol.changed(protocol.preset(name, size))} | (
+    if name in STICKY:
+        values["controls"] = min(students, STICKY[name].controls)
+    values |= {"preset": protocol.changed(preset_of(name, size))} | (
         {"without": size.without[name]} if name in size.without else {}
     )
     return protocol.digest(values)
@@ -167,7 +185,8 @@ def trained(
     runs = {
         f"seed {i}": partial(learn, keys[i : i + together]) for i in range(0, len(keys), together)
     }
-    arms, seconds = protocol.arms(f"gates/{name}/{role}", runs, lambda _: chosen)
+    made = {"preset": chosen["preset"], "seed": SEED, "together": together}
+    arms, seconds = protocol.arms(f"gates/{name}/{role}", runs, lambda _: made)
     parts = list(arms.values())
     leaves = [np.concatenate(leaf) for leaf in zip(*(part.pop("params") for part in parts))]
     curves = {k: np.concatenate([part[k] for part in parts], axis=1) for k in parts[0]}
@@ -177,7 +196,7 @@ def trained(
 
 def experiment(name: str, size: Sizes) -> tuple[dict, dict]:
     """The figures and the learning curves of one environment."""
-    p, chosen = protocol.preset(name, size), settings(name, size)
+    p, chosen = preset_of(name, size), settings(name, size)
     episodes = chosen["episodes"]
     arena = jaxkd.envs.make(name, min(256, episodes), sticky=p.sticky)
     env = presets.make_env(name, p)
@@ -187,7 +206,7 @@ def experiment(name: str, size: Sizes) -> tuple[dict, dict]:
     parameters = jaxkd.actor_size(teacher, best.params, env.obs_spec)
     curves, result = {"teacher": curve}, {"settings": chosen}
     result |= of_teachers(best, steps, parameters)
-    if name in KEPT:
+    if name in STICKY:
         result["the_teacher"] |= sampled_returns(name, arena, teacher, best.params, episodes)
     student, spent = presets.student_network(env, p, "auto:1/15", parameters), best.seconds
     learners = phases(env, p, teacher, student, size.without.get(name, ()))
@@ -204,7 +223,7 @@ def experiment(name: str, size: Sizes) -> tuple[dict, dict]:
             curves["kl"] = made["curves"]["loss/kl"]
             result[role]["kl"] = float(curves["kl"][-1].mean())
         spent += made["seconds"]
-    result["random"] = protocol.random_return(arena, SEED, episodes)
+    result |= {"random": protocol.random_return(arena, SEED, episodes)}
     fractions(name, result)
     return result | {"seconds": spent}, curves
 
@@ -214,7 +233,7 @@ def fractions(name: str, result: dict) -> None:
     floor, whole = result["random"], result["the_teacher"]
     for row in (result["student"], result["control"]):
         row["fraction_of_teacher"] = (row["mean"] - floor) / (whole["return"] - floor)
-        if name in KEPT:
+        if name in STICKY:
             row["fraction_sampled"] = (row["sampled"] - floor) / (whole["sampled"] - floor)
 
 
@@ -240,7 +259,7 @@ def gate(name: str, result: dict) -> list[str]:
             f"students {result['student']['mean']:.1f}, wanted within 10 % of "
             f"{result['the_teacher']['return']:.1f}"
         )
-    if name in KEPT:
+    if name in STICKY:
         return failed + lost(name, result)
     for role in ("teacher", "student") if presets.preset(name).channels else ():
         if result[role]["mean"] < MINATAR * result["random"]:
@@ -254,18 +273,20 @@ def gate(name: str, result: dict) -> list[str]:
 def lost(name: str, result: dict) -> list[str]:
     """What does not hold of a game with sticky actions."""
     failed, plain = [], result["the_teacher"]["plain"]
-    if plain < FLOORS[name]:
-        failed.append(f"the teacher {plain:.1f} without sticky actions, wanted {FLOORS[name]}")
+    if plain < STICKY[name].floor:
+        failed.append(
+            f"the teacher {plain:.1f} without sticky actions, wanted {STICKY[name].floor}"
+        )
     for how, part in {"greedy": "fraction_of_teacher", "sampled": "fraction_sampled"}.items():
-        if (kept := result["student"][part]) < KEPT[name]:
-            failed.append(f"students keep {kept:.3f} of it ({how}), wanted {KEPT[name]}")
+        if (kept := result["student"][part]) < STICKY[name].kept:
+            failed.append(f"students keep {kept:.3f} of it ({how}), wanted {STICKY[name].kept}")
     return failed
 
 
 def draw(name: str, result: dict, curves: dict, size: Sizes):
     """Learning curves, every seed visible; dashed: the one teacher, acting greedily."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-    p = protocol.preset(name, size)
+    p = preset_of(name, size)
     lesser = [(role, "tab:red") for role in curves if role.startswith("without")]
     for role, colour in (
         ("teacher", "tab:gray"),

@@ -1,7 +1,9 @@
-"""Settings that work, one row an environment: data only."""
+"""Settings that work, one row an environment."""
 
 from typing import NamedTuple
 
+from jaxkd import envs
+from jaxkd.base import Box
 from jaxkd.envs.tasks import NAMED
 from jaxkd.envs.tokens import TokenEnv
 
@@ -34,16 +36,13 @@ _MINATAR = Preset(
     unroll_length=128,
     num_minibatches=8,
     learning_rate=1e-3,
-    num_steps=1_000_000,
+    num_steps=1_500_000,
     hidden=(128,),
     channels=(16,),
-    student_steps=1_000_000,
+    student_steps=4_000_000,  # with 1M and a rate of 1e-3 Breakout's student keeps half
     student_epochs=2,
-    student_learning_rate=1e-3,
+    sticky=0.1,
 )
-
-# Seen by hand: with the student's rate and steps of _MINATAR Breakout keeps half.
-_STICKY = _MINATAR._replace(sticky=0.1, student_steps=4_000_000, student_learning_rate=3e-3)
 
 PRESETS: dict[str, Preset] = {
     "CartPole-v1": Preset(normalise_reward=True, gate=500.0),
@@ -98,9 +97,9 @@ PRESETS: dict[str, Preset] = {
     "Catch-bsuite": Preset(unroll_length=16, num_steps=100_000, gate=1.0),
     "FourRooms-misc": Preset(normalise_obs=True, num_steps=150_000),
     # With a learning rate of 1e-3 it stays at 7.0.
-    "Breakout-MinAtar": _STICKY._replace(learning_rate=5e-3, num_steps=1_500_000),
+    "Breakout-MinAtar": _MINATAR._replace(learning_rate=5e-3),
     "SpaceInvaders-MinAtar": _MINATAR,
-    "Freeway-MinAtar": _MINATAR,
+    "Freeway-MinAtar": _MINATAR._replace(student_steps=2_000_000),
     "Asterix-MinAtar": _MINATAR,
 }
 
@@ -113,6 +112,22 @@ RANDOM_RETURNS: dict[str, float] = {
     "Catch-bsuite": -0.6,
 }
 
+
+# Of an environment that has no row, by its kind of actions.
+_DISCRETE = Preset(
+    normalise_obs=True, normalise_reward=True, num_steps=500_000, student_steps=400_000
+)
+# Pendulum's optimiser, see benchmarks/NOTES.md.
+_CONTINUOUS = _DISCRETE._replace(
+    num_envs=32,
+    unroll_length=64,
+    num_epochs=8,
+    num_minibatches=8,
+    learning_rate=1e-3,
+    entropy=0.0,
+    num_steps=2_000_000,
+    student_steps=1_000_000,
+)
 
 # Of a problem in tokens: what a transformer takes to imitate right answers. Newer than its
 # evidence: no return has been measured.
@@ -129,16 +144,22 @@ _UPDATES = 2000  # of teacher and student there
 
 
 def preset(name: str) -> Preset:
-    """The preset of an environment id; for any other both normalisations, 500k steps of a teacher
-    and 400k of a student; for a problem in tokens a transformer, and rollouts of whole episodes.
+    """The preset of an environment id; for any other the default of discrete or of continuous
+    actions, for a problem in tokens a transformer and rollouts of whole episodes.
+
+    Raises:
+        UsageError: there is no such environment.
 
     >>> preset("CartPole-v1").gate, preset("addition-3").unroll_length
     (500.0, 12)
+    >>> preset("Reacher-misc").num_steps
+    2000000
     """
-    generic = Preset(normalise_obs=True, normalise_reward=True, num_steps=500_000)
+    if name in PRESETS:
+        return PRESETS[name]
     problem = NAMED[name]() if name in NAMED else None
-    if not isinstance(problem, TokenEnv):
-        return PRESETS.get(name, generic._replace(student_steps=400_000))
-    length = problem.default_params.max_steps_in_episode
-    steps = _UPDATES * _TOKENS.num_envs * length
-    return _TOKENS._replace(unroll_length=length, num_steps=steps, student_steps=steps)
+    if isinstance(problem, TokenEnv):
+        length = problem.default_params.max_steps_in_episode
+        steps = _UPDATES * _TOKENS.num_envs * length
+        return _TOKENS._replace(unroll_length=length, num_steps=steps, student_steps=steps)
+    return _CONTINUOUS if isinstance(envs.make(name, 1).action_space, Box) else _DISCRETE
