@@ -73,27 +73,26 @@ ROWS = Sizes._fields
 
 
 class Tally:
-    """How a row's trials ended; in a file, so that a call that was cut goes on."""
+    """How a row's trials ended."""
 
-    def __init__(self, file: Path | None = None):
-        self.file, self.tried, self.seconds = file, 0, 0.0
-        self.ends: Counter = Counter()
-        if file is not None and file.exists():
-            kept = json.loads(file.read_text())
-            self.tried, self.seconds = kept["tried"], kept["seconds"]
-            self.ends = Counter(kept["ends"])
-        self._began = time.monotonic() - self.seconds
+    def __init__(self, kept: dict | None = None):
+        """
+        Args:
+            kept: the result of a call that was cut, which goes on.
+        """
+        kept = kept or {"tried": 0, "ends": {}, "seconds": 0.0}
+        self.tried, self.ends = kept["tried"], Counter(kept["ends"])
+        self._began = time.monotonic() - kept["seconds"]
 
     def add(self, ends: Counter) -> None:
         """One more trial."""
-        self.tried, self.seconds = self.tried + 1, time.monotonic() - self._began
+        self.tried += 1
         self.ends += ends
-        if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            kept = {"tried": self.tried, "ends": self.ends, "seconds": self.seconds}
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(kept))
-            part.replace(self.file)
+
+    def result(self) -> dict:
+        """What a row's file holds."""
+        seconds = time.monotonic() - self._began
+        return {"tried": self.tried, "ends": self.ends, "seconds": seconds}
 
 
 def kill_many(place: Path, number: int, tally: Tally) -> None:
@@ -182,9 +181,9 @@ WORK: dict[str, Callable[[Path, int, Tally], None]] = {
 }
 
 
-def tried(row: str, number: int, file: Path | None = None) -> Tally:
+def tried(row: str, number: int, kept: dict | None = None) -> Tally:
     """So many trials of a row, or as many as there were until SIGTERM."""
-    tally, before = Tally(file), signal.signal(signal.SIGTERM, signal.default_int_handler)
+    tally, before = Tally(kept), signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             WORK[row](Path(scratch), number, tally)
@@ -225,13 +224,11 @@ def main(given: frame.Named) -> int:
     settings = protocol.digest({"size": size._asdict(), "chain": CHAIN, "begin": BEGIN})
 
     def experiment(row: str) -> dict:
-        file = Path(frame.place().kept) / "reliability" / f"{row}.json"
-        if given.fresh:
-            file.unlink(missing_ok=True)
-        tally = tried(row, getattr(size, row), file)
-        if count(row, tally.ends) >= getattr(size, row):
-            file.unlink(missing_ok=True)
-        return {"ends": tally.ends, "seconds": tally.seconds}
+        number, file = getattr(size, row), Path(frame.place().folder) / f"reliability/{row}.json"
+        kept = json.loads(file.read_text()) if file.exists() and not given.fresh else None
+        if kept and (kept["settings"] != settings or count(row, kept["ends"]) >= number):
+            kept = None
+        return tried(row, number, kept).result()
 
     results = protocol.by_game("reliability", given.names, ROWS, experiment, settings)
     if not results:
