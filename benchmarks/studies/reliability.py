@@ -226,7 +226,9 @@ def main(given: frame.Named) -> int:
     def experiment(row: str) -> dict:
         number, file = getattr(size, row), Path(frame.place().folder) / f"reliability/{row}.json"
         kept = json.loads(file.read_text()) if file.exists() and not given.fresh else None
-        if kept and (kept["settings"] != settings or count(row, kept["ends"]) >= number):
+        if kept and (
+            kept["settings"]["digest"] != settings["digest"] or count(row, kept["ends"]) >= number
+        ):
             kept = None
         return tried(row, number, kept).result()
 
