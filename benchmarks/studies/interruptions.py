@@ -128,7 +128,10 @@ class Forked:
         said = (folder / "said").read_text()
         return subprocess.CompletedProcess(argv, code, said, said)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Forked":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
         self._server.communicate()
 
 
