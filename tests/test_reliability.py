@@ -191,3 +191,18 @@ def test_eight_devices_write_what_four_and_one_read(tmp_path):
         assert number == devices
         found.append(sha)
     assert len(set(found)) == 1
+
+
+def test_what_takes_too_long_is_named():
+    """Of benchmarks/speed/overheads.py."""
+    import overheads
+
+    rounds = [{"checkpoints": 11}]
+    fast = {
+        "rounds": rounds,
+        "shares": {"wall": 0.01},
+        "starts": {"help": 0.3, "second start": 5.0},
+    }
+    assert overheads.gate(fast) == []
+    slow = {"rounds": [{"checkpoints": 9}], "shares": {"wall": 0.03}}
+    assert len(overheads.gate(slow | {"starts": {"help": 0.5, "second start": 7.0}})) == 4

@@ -16,7 +16,6 @@ import jax
 import multitask
 import no_harm
 import numpy as np
-import overheads
 import partial
 import population
 import precision
@@ -167,13 +166,6 @@ def test_exploration(part):
             exploration.row(np.array(made["steps"]), exploration.budget_of(part)).items()
             <= made.items()
         )
-
-
-def test_what_checkpoints_and_starts_cost():
-    found = read("overheads")
-    assert overheads.gate(found) == found["failed"]
-    slow = found | {"starts": {"help": 1.0, "second start": 7.0}, "shares": {"wall": 0.03}}
-    assert len(overheads.gate(slow)) == len(overheads.gate(found | {"starts": slow["starts"]})) + 1
 
 
 def test_what_a_run_survives():
