@@ -137,7 +137,9 @@ class Forked:
 
 def serve() -> None:
     """Forks a child for every line of standard input, and says its exit code."""
-    import gymnax  # noqa: F401
+    # What gymnax imports; it itself starts a backend, which does not survive a fork.
+    import gymnasium  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
     import orbax.checkpoint  # noqa: F401
 
     from jaxkd import checkpoint  # noqa: F401
