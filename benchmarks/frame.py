@@ -51,6 +51,13 @@ class Named(Given):
 
 
 @dataclass
+class Long(Named):
+    """And a time."""
+
+    minutes: float | None = None  # of each part, which then writes what there is; default no limit
+
+
+@dataclass
 class Seeded(Given):
     """And a number of seeds."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxkd import check
@@ -116,6 +117,11 @@ def spread(over: Mesh, state: Any) -> Any:
 
 
 def _constrain(over: Mesh, tree: Any, spec: PartitionSpec) -> Any:
-    return jax.tree.map(
-        lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(over, spec)), tree
-    )
+    """Inside jit as a constraint; outside the arrays are moved, wherever they were."""
+    place = NamedSharding(over, spec)
+
+    def one(x: Any) -> Any:
+        inside = isinstance(x, Tracer)
+        return jax.lax.with_sharding_constraint(x, place) if inside else jax.device_put(x, place)
+
+    return jax.tree.map(one, tree)

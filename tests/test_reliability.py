@@ -120,13 +120,14 @@ def test_what_is_silent_or_bad_is_found_out(tmp_path, monkeypatch):
     assert hostile.answered(["x"], 2, "error: a\n") == "refused"
 
 
-def test_a_study_that_was_cut_goes_on(tmp_path):
-    first = reliability.Tally(tmp_path / "row.json")
+def test_a_study_that_was_cut_goes_on():
+    first = reliability.Tally()
     first.add(Counter(["refused"]))
-    again = reliability.Tally(tmp_path / "row.json")
-    assert (again.tried, again.ends) == (1, {"refused": 1})
+    kept = first.result()
+    again = reliability.Tally(kept)
     again.add(Counter(["same"]))
-    assert reliability.Tally(tmp_path / "row.json").ends == {"refused": 1, "same": 1}
+    assert (again.tried, again.ends) == (2, {"refused": 1, "same": 1})
+    assert again.result()["seconds"] >= kept["seconds"] >= 0
 
 
 @pytest.mark.slow
@@ -191,3 +192,18 @@ def test_eight_devices_write_what_four_and_one_read(tmp_path):
         assert number == devices
         found.append(sha)
     assert len(set(found)) == 1
+
+
+def test_what_takes_too_long_is_named():
+    """Of benchmarks/speed/overheads.py."""
+    import overheads
+
+    rounds = [{"checkpoints": 11}]
+    fast = {
+        "rounds": rounds,
+        "shares": {"wall": 0.01},
+        "starts": {"help": 0.3, "second start": 5.0},
+    }
+    assert overheads.gate(fast) == []
+    slow = {"rounds": [{"checkpoints": 9}], "shares": {"wall": 0.03}}
+    assert len(overheads.gate(slow | {"starts": {"help": 0.5, "second start": 7.0}})) == 4

@@ -376,10 +376,9 @@ def undisturbed(tmp_path_factory):
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(undisturbed):
     """Between updates, inside saves and restores, in each of the three phases."""
     folder, whole, counts = undisturbed
-    forked = interruptions.Forked(folder.parent)
     kills = interruptions.chain(counts, 10)
-    ends = interruptions.killed(folder.parent / "killed", kills, forked)
-    forked.close()
+    with interruptions.Forked(folder.parent) as forked:
+        ends = interruptions.killed(folder.parent / "killed", kills, forked)
     assert sum(ends.values()) == 10 and min(ends[kind] for kind in interruptions.KINDS) > 0, ends
     assert differs(outcome(folder.parent / "killed"), whole) == []
 

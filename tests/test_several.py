@@ -219,7 +219,7 @@ def hurried(tmp_path_factory):
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    before = {name: getattr(jax.config, name) for name in kept}
+    before = dict(zip(kept, (False, None, 1.0, 0)))  # jax's defaults
     for values in (kept, before):
         for name, value in values.items():
             jax.config.update(name, value)

@@ -128,12 +128,20 @@ class Forked:
         said = (folder / "said").read_text()
         return subprocess.CompletedProcess(argv, code, said, said)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Forked":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
         self._server.communicate()
 
 
 def serve() -> None:
     """Forks a child for every line of standard input, and says its exit code."""
+    # What gymnax imports; it itself starts a backend, which does not survive a fork.
+    import gymnasium  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import orbax.checkpoint  # noqa: F401
+
     from jaxkd import checkpoint  # noqa: F401
     from jaxkd.cli import plan, running  # noqa: F401
 

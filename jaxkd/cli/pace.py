@@ -62,7 +62,7 @@ def trainings(planned: Plan, keys: jax.Array) -> Iterator[tuple[Phase, Together 
 def fitted(settings: Distill | Teach, planned: Plan) -> Distill | Teach:
     """The settings with as many steps as fit the budget, a teacher's and a student's in proportion.
 
-    It is measured once: a run that is resumed has the steps that it began with.
+    It is measured once: a run that is resumed has the steps that it began with, and no budget.
     """
     allowed, taking = budget_seconds(settings.budget or ""), 0.0
     for phase, made in trainings(planned, seeds(settings.seed, settings.seeds)):
@@ -78,4 +78,4 @@ def fitted(settings: Distill | Teach, planned: Plan) -> Distill | Teach:
             steps[option] = max(steps.get(option, 0), updates * course.steps_per_update)
     words = ", ".join(f"--{name.replace('_', '-')} {number}" for name, number in steps.items())
     print(f"--budget {settings.budget}: {words} (a preset's would take {taking:.0f} s)", flush=True)
-    return replace(settings, **steps)
+    return replace(settings, budget=None, **steps)

@@ -43,7 +43,6 @@ _APART = (
     "device",
     "dry_run",
     "devices",
-    "budget",  # it has become steps
     "checkpoint_every",
     "no_cache",
     "no_report",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd import sharding
 from jaxkd.base import Algorithm, Env, Evaluation, Policy, UsageError
@@ -112,6 +112,7 @@ def together(course: Course, keys: jax.Array, params: Sequence[Any], shared: boo
     algorithm = lanes(course.algorithm, shared=shared, at_once=course.at_once)
     if course.mesh is not None:
         algorithm = sharding.shard(algorithm, course.mesh)
+        inputs = jax.device_put(inputs, NamedSharding(course.mesh, PartitionSpec()))
     return Together(algorithm, keys, inputs)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkd import check
 from jaxkd.base import UsageError
@@ -45,7 +46,7 @@ def addition(digits: int = 3) -> Task:
     if digits > 8:
         raise UsageError(f"addition is of at most 8 digits (int32), got {digits}.")
     plus, equals, end = 10, 11, 13
-    places = 10 ** jnp.arange(digits + 1)
+    places = 10 ** np.arange(digits + 1, dtype=np.int32)  # no jax array: a device may come later
 
     def draw(key):
         a, b = jax.random.randint(key, (2,), 0, 10**digits)
