@@ -561,6 +561,7 @@ def test_describe_prints_what_was_assembled(capsys):
         and "batch.teacher" in row
         and "student.policy" in row
     )
-    assert "mixture(beta=0.25)" in text and "gae(gamma=0.99, lambda_=0.95, episodic=True)" in text
+    assert "mixture(beta=0.25, every='step')" in text
+    assert "gae(gamma=0.99, lambda_=0.95, episodic=True)" in text
     assert f"unroll_length   {T}" in text and "num_minibatches 2" in text
     assert hash(kd().description) is not None
