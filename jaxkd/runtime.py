@@ -176,8 +176,8 @@ def _torso(weights: dict[str, np.ndarray], activation: str) -> list[Layer]:
         kernel_and_bias = weights[f"conv_{i}"], weights[f"conv_{i}_bias"]
         made.append(Layer("convolution", kernel_and_bias, then=activation))
     for i in range(number("Dense_")):
-        norm = [weights.get(f"LayerNorm_{i}/{name}") for name in ("scale", "bias")]
-        norm = () if norm[0] is None else tuple(norm)
+        names = f"LayerNorm_{i}/scale", f"LayerNorm_{i}/bias"
+        norm = tuple(weights[name] for name in names if name in weights)
         made.append(Layer("dense", _dense_of(weights, f"Dense_{i}"), norm, activation))
     return made
 

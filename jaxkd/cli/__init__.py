@@ -75,7 +75,9 @@ def _call(command: Any, argv: list[str], stop: signals.Stop) -> int:
     if isinstance(command, settings.Export | settings.Check):
         from jaxkd.cli import exporting
 
-        return (exporting.export if hasattr(command, "to") else exporting.check)(command)
+        if isinstance(command, settings.Check):
+            return exporting.check(command)
+        return exporting.export(command)
     if isinstance(command, settings.CheckEnv):
         from jaxkd.cli.checking import check_env
 

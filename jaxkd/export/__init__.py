@@ -161,10 +161,10 @@ def check_export(path: str | Path) -> Parity:
 
 def _golden(policy: Policy, params: Any, observations: Any, resets: Any) -> dict[str, np.ndarray]:
     """obs [n, ...] as the exported network sees it, resets [n], outputs [n, A]."""
-    made_for = spec(policy)
-    if made_for is None and observations is None:
-        raise UsageError("the policy does not say what it sees: give observations=.")
     if observations is None:
+        made_for = spec(policy)
+        if made_for is None:
+            raise UsageError("the policy does not say what it sees: give observations=.")
         draw = np.random.default_rng(0)
         observations = jax.tree.map(lambda x: _random(draw, x), made_for.obs_spec)
     observations = jax.tree.map(lambda x: jnp.asarray(x)[:_GOLDEN], observations)
