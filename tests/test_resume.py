@@ -390,8 +390,9 @@ def test_a_full_disk_ends_with_4_and_a_run_that_goes_on(undisturbed):
     folder, whole, _ = undisturbed
     place = folder.parent / "full"
     done = interruptions.full(place, 2500)
-    assert done.returncode == 4 and done.stderr.startswith("error: "), done.stderr
-    assert "checkpoint could not be written" in done.stderr and done.stderr.count("\n") == 1
+    said = done.stderr.splitlines()[-1]  # behind warnings of caches that found no room either
+    assert done.returncode == 4 and said.startswith("error: "), done.stderr
+    assert "checkpoint could not be written" in said
     done = interruptions.run(place, RESUME)
     assert done.returncode == 0, done.stderr
     assert differs(outcome(place), whole) == []
