@@ -390,10 +390,9 @@ def test_a_full_disk_ends_with_4_and_a_run_that_goes_on(undisturbed):
     folder, whole, _ = undisturbed
     place = folder.parent / "full"
     done = interruptions.full(place, 2500)
-    # beside warnings of caches that found no room either, and of Orbax's threads
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 4 and len(said) == 1, done.stderr
-    assert "checkpoint could not be written" in said[0]
+    assert done.returncode == 4, done.stderr
+    # caches that found no room either, and Orbax's threads, write there too: they mix with our line
+    assert done.stderr.count("checkpoint could not be written") == 1, done.stderr
     done = interruptions.run(place, RESUME)
     assert done.returncode == 0, done.stderr
     assert differs(outcome(place), whole) == []
