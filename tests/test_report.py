@@ -444,7 +444,6 @@ def test_what_is_not_installed_is_said_before_anything(tmp_path, monkeypatch, ca
 
 
 def test_tensorboard_has_what_was_written(tmp_path):
-    pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
 
     track = jaxkd.tracker("tb", tmp_path, learning_rate=1e-3)
@@ -463,7 +462,6 @@ def test_tensorboard_has_what_was_written(tmp_path):
 
 @pytest.mark.slow
 def test_weights_and_biases_stays_here(tmp_path):
-    pytest.importorskip("wandb")
     track = jaxkd.tracker(["wandb"], tmp_path / "mine", seeds=2)
     track.write({"return": [1.0, 3.0]}, step=1)
     track.close()
