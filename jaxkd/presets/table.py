@@ -100,7 +100,7 @@ PRESETS: dict[str, Preset] = {
     "Breakout-MinAtar": _MINATAR._replace(learning_rate=5e-3),
     "SpaceInvaders-MinAtar": _MINATAR,
     "Freeway-MinAtar": _MINATAR._replace(student_steps=2_000_000),
-    "Asterix-MinAtar": _MINATAR,
+    "Asterix-MinAtar": _MINATAR._replace(num_steps=3_000_000),
 }
 
 
