@@ -7,7 +7,7 @@ For each environment: 16 teachers in one call; the best by 1024 greedy episodes 
 students on it, and 10 controls (the same network, PPO without a teacher, the same number of
 environment steps); greedy and sampled returns over 1024 episodes a seed on other keys, with sticky
 actions where the preset has them. Presets with a CNN cost minutes a seed on two cores: there one
-teacher, 10 students, three controls and 128 episodes, seeds one after the other, each kept as it
+teacher, 10 students, two controls and 128 episodes, seeds one after the other, each kept as it
 ends. Writes results/studies/gates/<env>.json and .png; `tests/test_results.py` checks the
 JSON against the gates below.
 """
@@ -33,7 +33,7 @@ from jaxkd.cli import training
 
 RESULTS = protocol.RESULTS / "studies" / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
-NUM_CONTROLS = 3  # of a preset with a CNN
+NUM_CONTROLS = 2  # of a preset with a CNN
 SEED = 3  # 0 was seen by a gate that failed, 1 and 2 by the choice of settings
 # What must hold: of the teachers the mean (`Preset.gate`) and the worst seed; of the students the
 # mean, and how many reach a return.

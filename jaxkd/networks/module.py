@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import errors
 
 from jaxkd.base import Discrete, Outputs, Policy, UsageError
+from jaxkd.cpu import unrolled
 from jaxkd.description import Spec as Spec  # what a test or a user gives instead of an Env
 from jaxkd.description import described
 from jaxkd.distributions import Categorical, Normal
@@ -66,7 +67,7 @@ def _linen(module: nn.Module, obs_spec: Any) -> nnx.Functions:
 
     def init(key):
         obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), obs_spec)
-        return _called(module.init, module, key, obs)
+        return _called(module.init, module, unrolled(key), obs)
 
     def trainable(params):
         return {

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Policy, UsageError
+from jaxkd.cpu import unrolled
 from jaxkd.description import described
 from jaxkd.networks import module, wrap
 from jaxkd.networks.initial import orthogonal
@@ -136,7 +137,7 @@ def _recurrent(
 
     def init(key):
         obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), obs_spec)
-        return network.init(key, initial_carry(1), obs, jnp.ones(1, jnp.float32))
+        return network.init(unrolled(key), initial_carry(1), obs, jnp.ones(1, jnp.float32))
 
     policy = Policy(init, initial_carry, network.apply, network.apply)
     return module.wrapped(policy, obs_spec, normalise, select)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxkd import check
 from jaxkd.base import Discrete, Policy, UsageError
+from jaxkd.cpu import unrolled
 from jaxkd.description import described
 from jaxkd.distributions import Categorical
 from jaxkd.networks import module, wrap
@@ -270,7 +271,7 @@ def transformer(
 
     def init(key):
         obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), obs_spec)
-        return network.init(key, initial_carry(1), obs, jnp.ones(1, jnp.float32))
+        return network.init(unrolled(key), initial_carry(1), obs, jnp.ones(1, jnp.float32))
 
     policy = Policy(init, initial_carry, network.apply, network.apply)
     return module.wrapped(policy, obs_spec, False, select)
