@@ -482,14 +482,23 @@ def test_rewards_of_a_teacher_need_one():
 # --- normalise before rewards vary ---------------------------------------------------------------
 
 
-def normalised(reward, terminated, rollouts_before=0):
+def normalised(reward, terminated, rollouts_before=0, enlarge=True):
     """The reward after `normalise(0.99)`, behind rollouts of zeros."""
-    transform, data = rewards.normalise(0.99), batch(reward=reward, terminated=terminated)
+    transform = rewards.normalise(0.99, enlarge=enlarge)
+    data = batch(reward=reward, terminated=terminated)
     update = jax.jit(lambda reward, state: transform.update(reward, state, data, CONTEXT))
     state = transform.init(None, ((), data))
     for _ in range(rollouts_before):
         state = update(0 * reward, state)[1]
     return update(reward, state)[0]
+
+
+@pytest.mark.parametrize("size", [0.01, 100.0])
+def test_normalise_that_only_makes_rewards_smaller(size):
+    reward = size * jax.random.normal(jax.random.key(0), (T, B))
+    usual, smaller = (normalised(reward, jnp.zeros((T, B)), enlarge=e) for e in (True, False))
+    assert (jnp.abs(usual) > jnp.abs(reward)).all() == (size < 1)
+    np.testing.assert_array_equal(smaller, reward if size < 1 else usual)
 
 
 def test_normalise_leaves_a_constant_return_alone():

@@ -26,14 +26,14 @@ Keywords = dict[str, Any]
 
 def reinforcement(env: Env, preset: Preset, num_updates: int) -> Keywords:
     """Of `ppo`."""
-    normalised = {"normalise": rewards.normalise(preset.gamma)}
+    scaled = rewards.normalise(preset.gamma, enlarge=preset.enlarge_reward)
     return dict(
         entropy=preset.entropy,
         learning_rate=_decaying(
             preset.learning_rate, num_updates, preset.num_epochs, preset.num_minibatches
         ),
         returns=gae(preset.gamma, preset.lambda_),
-        rewards=normalised if preset.normalise_reward else None,
+        rewards={"normalise": scaled} if preset.normalise_reward else None,
         unroll_length=preset.unroll_length,
         num_epochs=preset.num_epochs,
         num_minibatches=preset.num_minibatches,

@@ -11,7 +11,11 @@ from jaxkd.description import described
 
 @described
 def normalise(
-    gamma: float | jax.Array = 0.99, *, episodic: bool = True, stream: str = ""
+    gamma: float | jax.Array = 0.99,
+    *,
+    episodic: bool = True,
+    enlarge: bool = True,
+    stream: str = "",
 ) -> RewardTransform:
     """The reward divided by the running standard deviation of its discounted return.
 
@@ -28,6 +32,8 @@ def normalise(
         gamma: of R, in [0, 1].
         episodic: R starts at 0 with every episode; False lets it run through resets, as random
             network distillation does.
+        enlarge: False only makes rewards smaller. Where nothing but small costs has been seen yet,
+            they stay small: enlarged, they teach not to look for what is worth them (DeepSea).
         stream: the reward it is chained on.
 
     >>> normalise(0.99).stream
@@ -58,6 +64,8 @@ def normalise(
         # Beyond the rounding of float32.
         varies = known.var > 1e-12 * (known.var + jnp.square(known.mean))
         scale = jnp.where(varies, jax.lax.rsqrt(known.var + 1e-8), 1.0)
+        if not enlarge:
+            scale = jnp.minimum(scale, 1.0)
         return reward * scale, {"actors": last, "moments": known}
 
     return RewardTransform(init, update, stream)
