@@ -13,6 +13,8 @@ import re
 import textwrap
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import answers
 from benchmarks.answers import mean, read
 from jaxkd import presets
@@ -98,6 +100,24 @@ def sticky() -> str:
     )
 
 
+def everywhere() -> str:
+    """Teachers, and what students keep of them, by default settings."""
+    rows = []
+    for file in sorted((HERE / "results/studies/everywhere").glob("*.json")):
+        found = json.loads(file.read_text())
+        today, cells = found["today"], []
+        for how, kept in found["kept"]["today"].items():
+            teacher = f"{np.mean(today['teacher'][how]):.2f}"
+            cells.append(teacher if kept is None else f"{teacher}, {kept:.2f}")
+        for before in ("teacher", "student"):
+            row = found.get("earlier", {}).get(before)
+            cells.append(f"{np.mean(row['greedy']):.2f}" if row else "-")
+        best = "{} ({})".format(*found["reference"]) if found["reference"] else "not known"
+        rows.append((file.stem, f"{today['random']:.2f}", best, *cells))
+    heads = ("environment", "random", "best", "greedy: teachers, kept", "sampled: teachers, kept")
+    return table((*heads, "teachers earlier", "students earlier"), rows)
+
+
 def methods() -> str:
     """Every method, its paper and what it needs."""
     rows = [(f"`{name}`", m.paper, m.needs) for name, m in presets.METHODS.items()]
@@ -157,6 +177,7 @@ def text() -> str:
         "Studies": scripts("studies"),
         "Speed": scripts("speed"),
         "Teachers and students (`studies/gates.py`)": f"{gates()}\n\n{normalising()}\n\n{sticky()}",
+        "By default settings, 4 seeds (`studies/everywhere.py`)": everywhere(),
         "Exploration (`studies/exploration.py`)": exploration(),
         "Beside other libraries, two CPU cores (`speed/peers.py`)": peers(),
         "Steps a second, two CPU cores (`speed/throughput.py`)": throughput(),

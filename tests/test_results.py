@@ -8,6 +8,7 @@ import subprocess
 import bonus_maps
 import compile as compiling
 import drnd
+import everywhere
 import exploration
 import finetune
 import gates
@@ -41,9 +42,10 @@ def test_figures_belong_to_these_settings_and_reach_their_gates(named):
         "settings changed: run benchmarks/studies/gates.py again"
     )
     assert gates.gate(name, result) == result["failed"] == []
-    controls = gates.NUM_CONTROLS if PRESETS[name].channels else 10
-    assert len(result["student"]["seeds"]) == 10 and len(result["control"]["seeds"]) == controls
-    assert sum(result["student"]["seeds"]) / 10 == pytest.approx(result["student"]["mean"])
+    number, controls = gates.GAMES[name][2:] if name in gates.GAMES else (10, 10)
+    assert len(result["student"]["seeds"]) == number
+    assert len(result["control"]["seeds"]) == controls
+    assert sum(result["student"]["seeds"]) / number == pytest.approx(result["student"]["mean"])
 
 
 def test_a_gate_can_fail():
@@ -115,6 +117,18 @@ def test_finetuning():
         for row in r["arms"].values():
             again = finetune.fall(np.mean(row["curve"], axis=0), r["random"])
             assert again["fall"] == pytest.approx(row["fall"])
+
+
+def test_by_default_settings():
+    files = list(everywhere.RESULTS.glob("*.json"))
+    assert files
+    for file in files:
+        found = json.loads(file.read_text())
+        game = {name.replace(" ", "-"): name for name in everywhere.GAMES}[file.stem]
+        assert found["settings"]["digest"] == everywhere.settings(game)["digest"]
+        assert everywhere.gate(game, found) == found["failed"]
+        for who, shares in found["kept"].items():
+            assert shares == {how: everywhere.kept(found[who], how) for how in shares}
 
 
 def test_speed_beside_peers():

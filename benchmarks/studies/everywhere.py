@@ -188,7 +188,11 @@ def main(given: frame.Study) -> int:
         name = f"everywhere/{game.replace(' ', '-')}"
         chosen = settings(game, size)
         arms, seconds = protocol.arms(name, runs, lambda _, chosen=chosen: chosen, told)
-        result = {"settings": chosen} | arms | {"seconds": sum(seconds.values())}
+        result = {"settings": chosen, "reference": REFERENCE.get(game)} | arms
+        result["kept"] = {
+            who: {how: kept(found, how) for how in FIGURES} for who, found in arms.items()
+        }
+        result["seconds"] = sum(seconds.values())
         result["failed"] = gate(game, result)
         protocol.write(name, result)
         failed += [f"{game}: {line}" for line in result["failed"]]

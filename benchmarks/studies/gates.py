@@ -7,9 +7,9 @@ For each environment: 16 teachers in one call; the best by 1024 greedy episodes 
 students on it, and 10 controls (the same network, PPO without a teacher, the same number of
 environment steps); greedy and sampled returns over 1024 episodes a seed on other keys, with sticky
 actions where the preset has them. Presets with a CNN cost minutes a seed on two cores: there one
-teacher, 10 students, two controls and 128 episodes, seeds one after the other, each kept as it
-ends. Writes results/studies/gates/<env>.json and .png; `tests/test_results.py` checks the
-JSON against the gates below.
+teacher, as many students and controls as GAMES says and 128 episodes, seeds one after the other,
+each kept as it ends. Writes results/studies/gates/<env>.json and .png; `tests/test_results.py`
+checks the JSON against the gates below.
 """
 
 from benchmarks import frame
@@ -33,7 +33,6 @@ from jaxkd.cli import training
 
 RESULTS = protocol.RESULTS / "studies" / "gates"
 NUM_TEACHERS, NUM_STUDENTS, NUM_EPISODES = 16, 10, 1024
-NUM_CONTROLS = 2  # of a preset with a CNN
 SEED = 3  # 0 was seen by a gate that failed, 1 and 2 by the choice of settings
 # What must hold: of the teachers the mean (`Preset.gate`) and the worst seed; of the students the
 # mean, and how many reach a return.
@@ -49,16 +48,18 @@ WITHOUT = {"MountainCar-v0": (("normalise_obs",), ("normalise_obs", "normalise_r
 
 
 class Game(NamedTuple):
-    """What must hold of a game with sticky actions."""
+    """What must hold of a game of MinAtar, and of how many students and controls."""
 
     floor: float  # of the one teacher, sampled, without sticky actions
     kept: float  # by students, greedy and sampled, of its return above the random policy's
+    students: int = NUM_STUDENTS
+    controls: int = 2
 
 
-STICKY = {
+GAMES = {
     "Breakout-MinAtar": Game(22.0, 0.9),
     "SpaceInvaders-MinAtar": Game(40.0, 0.8),
-    "Freeway-MinAtar": Game(50.0, 0.9),
+    "Freeway-MinAtar": Game(50.0, 0.9, 1, 1),  # two minutes each
     "Asterix-MinAtar": Game(10.0, 0.75),
 }
 
@@ -86,18 +87,18 @@ SIZES = {
 def settings(name: str, size: Sizes = SIZES["full"]) -> dict:
     """All that a result depends on, and its digest."""
     preset = protocol.preset(name, size)
-    teachers, episodes = (
-        (1, min(128, size.episodes)) if preset.channels else (size.teachers, size.episodes)
-    )
+    teachers, students, episodes = size.teachers, size.students, size.episodes
+    if game := GAMES.get(name):
+        teachers, students, episodes = 1, min(students, game.students), min(128, episodes)
     values = {
         "env": name,
         "teachers": teachers,
-        "students": size.students,
+        "students": students,
         "episodes": episodes,
         "seed": SEED,
     }
-    if preset.channels:
-        values["controls"] = min(size.students, NUM_CONTROLS)
+    if game:
+        values["controls"] = min(students, game.controls)
     values |= {"preset": protocol.changed(preset)} | (
         {"without": size.without[name]} if name in size.without else {}
     )
@@ -197,7 +198,7 @@ def experiment(name: str, size: Sizes) -> tuple[dict, dict]:
     parameters = jaxkd.actor_size(teacher, best.params, env.obs_spec)
     curves, result = {"teacher": curve}, {"settings": chosen}
     result |= of_teachers(best, steps, parameters)
-    if name in STICKY:
+    if name in GAMES:
         result["the_teacher"] |= sampled_returns(name, arena, teacher, best.params, episodes)
     student, spent = presets.student_network(env, p, "auto:1/15", parameters), best.seconds
     learners = phases(env, p, teacher, student, size.without.get(name, ()))
@@ -224,7 +225,7 @@ def fractions(name: str, result: dict) -> None:
     floor, whole = result["random"], result["the_teacher"]
     for row in (result["student"], result["control"]):
         row["fraction_of_teacher"] = (row["mean"] - floor) / (whole["return"] - floor)
-        if name in STICKY:
+        if name in GAMES:
             row["fraction_sampled"] = (row["sampled"] - floor) / (whole["sampled"] - floor)
 
 
@@ -250,7 +251,7 @@ def gate(name: str, result: dict) -> list[str]:
             f"students {result['student']['mean']:.1f}, wanted within 10 % of "
             f"{result['the_teacher']['return']:.1f}"
         )
-    if name in STICKY:
+    if name in GAMES:
         return failed + lost(name, result)
     return failed
 
@@ -258,13 +259,11 @@ def gate(name: str, result: dict) -> list[str]:
 def lost(name: str, result: dict) -> list[str]:
     """What does not hold of a game with sticky actions."""
     failed, plain = [], result["the_teacher"]["plain"]
-    if plain < STICKY[name].floor:
-        failed.append(
-            f"the teacher {plain:.1f} without sticky actions, wanted {STICKY[name].floor}"
-        )
+    if plain < GAMES[name].floor:
+        failed.append(f"the teacher {plain:.1f} without sticky actions, wanted {GAMES[name].floor}")
     for how, part in {"greedy": "fraction_of_teacher", "sampled": "fraction_sampled"}.items():
-        if (kept := result["student"][part]) < STICKY[name].kept:
-            failed.append(f"students keep {kept:.3f} of it ({how}), wanted {STICKY[name].kept}")
+        if (kept := result["student"][part]) < GAMES[name].kept:
+            failed.append(f"students keep {kept:.3f} of it ({how}), wanted {GAMES[name].kept}")
     return failed
 
 
