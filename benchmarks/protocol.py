@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -426,3 +426,28 @@ def by_game(
     found = {k: json.loads(file.read_text()) for k, file in files.items() if file.exists()}
     todays = [name for name in found if found[name]["settings"]["digest"] == settings["digest"]]
     return found if set(todays) == set(games) else {}
+
+
+def over_games(
+    name: str,
+    given: frame.Study,
+    size: Any,
+    experiment: Callable[..., dict],
+    settings: dict,
+    judge: Callable[[dict[str, dict]], dict],
+    draw: Callable[[dict[str, dict], Any], Any],
+) -> int:
+    """The main function of a study of several games: as soon as all of them have been run with
+    these settings, judges and draws what they say together. The script's exit code.
+
+    Args:
+        experiment: (game, size=) -> its result.
+        judge: {game: result} -> what it says of all, "failed" among it.
+        draw: ({game: result}, size) -> a picture.
+    """
+    one = partial(experiment, size=size)
+    if not (results := by_game(name, given.names, size.games, one, settings)):
+        return 0
+    found = judge(results)
+    write(name, found | {"settings": settings}, draw(results, size))
+    return verdict(found["failed"])

@@ -258,14 +258,8 @@ def settings(size: Sizes = SIZES["full"]) -> dict:
 
 def main(given: frame.Study) -> int:
     size = frame.sized(given, SIZES, "students")
-    experiments = partial(experiment, size=size)
-    results = protocol.by_game("finetune", given.names, size.games, experiments, settings(size))
-    if not results:
-        return 0
-    failed = gate(results)
-    figure = draw(results, size)
-    protocol.write("finetune", {"failed": failed, "settings": settings(size)}, figure)
-    return protocol.verdict(failed)
+    judge = lambda results: {"failed": gate(results)}
+    return protocol.over_games("finetune", given, size, experiment, settings(size), judge, draw)
 
 
 if __name__ == "__main__":

@@ -299,15 +299,14 @@ def settings(size: Sizes = SIZES["full"]) -> dict:
 
 def main(given: frame.Study) -> int:
     size = frame.sized(given, SIZES, "students")
-    experiments = partial(experiment, size=size)
-    results = protocol.by_game("q_teacher", given.names, size.games, experiments, settings(size))
-    if not results:
-        return 0
-    found = compare(results, size)
-    failed = found["failed"] = gate(results, found)
-    print(json.dumps(found, indent=1))
-    protocol.write("q_teacher", found | {"settings": settings(size)}, draw(results, size))
-    return protocol.verdict(failed)
+
+    def judge(results: dict[str, dict]) -> dict:
+        found = compare(results, size)
+        found |= {"failed": gate(results, found)}
+        print(json.dumps(found, indent=1, default=float))
+        return found
+
+    return protocol.over_games("q_teacher", given, size, experiment, settings(size), judge, draw)
 
 
 if __name__ == "__main__":

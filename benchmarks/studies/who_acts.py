@@ -284,15 +284,14 @@ def settings(size: Sizes = SIZES["full"]) -> dict:
 
 def main(given: frame.Study) -> int:
     size = frame.sized(given, SIZES, "students")
-    experiments = partial(experiment, size=size)
-    results = protocol.by_game("who_acts", given.names, size.games, experiments, settings(size))
-    if not results:
-        return 0
-    found = compare(results)
-    failed = found["failed"] = gate(found)
-    print(json.dumps(found, indent=1, default=float))
-    protocol.write("who_acts", found | {"settings": settings(size)}, draw(results, size))
-    return protocol.verdict(failed)
+
+    def judge(results: dict[str, dict]) -> dict:
+        found = compare(results)
+        found |= {"failed": gate(found)}
+        print(json.dumps(found, indent=1, default=float))
+        return found
+
+    return protocol.over_games("who_acts", given, size, experiment, settings(size), judge, draw)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,16 @@ _MINATAR = Preset(
     sticky=0.1,
 )
 
+_SWING = Preset(
+    num_envs=32,
+    unroll_length=64,
+    num_epochs=8,
+    num_minibatches=8,
+    learning_rate=1e-3,
+    entropy=0.0,
+    normalise_reward=True,
+)
+
 PRESETS: dict[str, Preset] = {
     "CartPole-v1": Preset(normalise_reward=True, gate=500.0),
     "Acrobot-v1": Preset(
@@ -71,17 +81,7 @@ PRESETS: dict[str, Preset] = {
         student_steps=250_000,
         gate=-112.0,
     ),
-    "Pendulum-v1": Preset(
-        num_envs=32,
-        unroll_length=64,
-        num_epochs=8,
-        num_minibatches=8,
-        learning_rate=1e-3,
-        gamma=0.95,
-        entropy=0.0,
-        normalise_reward=True,
-        gate=-185.0,
-    ),
+    "Pendulum-v1": _SWING._replace(gamma=0.95, gate=-185.0),
     "MountainCarContinuous-v0": Preset(
         num_envs=16,
         unroll_length=256,
@@ -122,18 +122,7 @@ _DISCRETE = Preset(
     num_steps=500_000,
     student_steps=400_000,
 )
-# Pendulum's optimiser, see benchmarks/NOTES.md.
-_CONTINUOUS = _DISCRETE._replace(
-    enlarge_reward=True,
-    num_envs=32,
-    unroll_length=64,
-    num_epochs=8,
-    num_minibatches=8,
-    learning_rate=1e-3,
-    entropy=0.0,
-    num_steps=2_000_000,
-    student_steps=1_000_000,
-)
+_CONTINUOUS = _SWING._replace(normalise_obs=True, num_steps=2_000_000, student_steps=2_000_000)
 
 # Of a problem in tokens: what a transformer takes to imitate right answers. Newer than its
 # evidence: no return has been measured.
