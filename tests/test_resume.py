@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from jaxkd.cli.plan import Plan
 from jaxkd.presets import preset
 
 UPDATES = 450  # a line of metrics.jsonl every third one
+SAVED = Path(__file__).parent / "artifacts" / "run-1"  # stopped while judging; never made anew
 
 
 # --- one phase, with an algorithm that only counts ----------------------------------------------
@@ -295,6 +297,43 @@ def test_another_preset_is_refused_with_both_sides(tmp_path):
         running._check_same(before, asked, Plan(chosen._replace(gamma=0.9), []))
 
 
+def test_a_new_field_of_presets_changes_nothing_until_it_is_used(monkeypatch):
+    """A later version's preset has one more field, which an earlier one's runs know nothing of."""
+
+    class Later(NamedTuple):
+        gamma: float = 0.99
+        hidden: tuple[int, ...] = (64, 64)
+        momentum: float = 0.0
+
+    monkeypatch.setattr(running, "Preset", Later)
+    asked = settings.Distill("CartPole-v1")
+    before = CARD | dict(preset={"gamma": 0.9, "hidden": [8]}, versions={"jaxkd-rl": "0.2"})
+    running._check_same(before, asked, Plan(Later(0.9, (8,)), []))
+    refused = {
+        "momentum then 0.0, now 0.5": Later(0.9, (8,), momentum=0.5),
+        "gamma then 0.9, now 0.99": Later(hidden=(8,)),
+    }
+    for both_sides, now in refused.items():
+        with pytest.raises(UsageError, match=both_sides):
+            running._check_same(before, asked, Plan(now, []))
+
+
+def test_checkpoints_know_a_run_by_what_its_card_says():
+    """Not by what this version would write there."""
+    first = card.read(SAVED)
+    about = SAVED / "checkpoints" / "teacher" / "4" / "_CHECKPOINT_METADATA"
+    saved = json.loads(about.read_text())["custom_metadata"]["about"]["settings"]
+    assert running._digest(first) == saved
+    elsewhere = first["settings"] | dict(device="gpu", devices=2, budget=None, quiet=False)
+    assert running._digest(first | dict(settings=elsewhere)) == saved
+    for other in (
+        dict(command="teach"),
+        dict(settings=first["settings"] | dict(seed=1)),
+        dict(preset=first["preset"] | dict(gamma=0.9)),
+    ):
+        assert running._digest(first | other) != saved
+
+
 def test_runs_are_listed(tmp_path, capsys):
     begun = written(tmp_path / "killed")
     running = directory.Directory(written(tmp_path / "running"))
@@ -335,9 +374,6 @@ def test_runs_are_compared(tmp_path, capsys):
     assert "c has no whole summary.json. `jaxkd resume" in capsys.readouterr().err
 
 
-SAVED = Path(__file__).parent / "artifacts" / "run-1"  # stopped while judging; never made anew
-
-
 def test_a_run_of_an_earlier_version_is_read(tmp_path, capsys):
     """A run that jaxkd 0.2 left: its card, its lines and its policies."""
     found = card.read(SAVED)
@@ -349,6 +385,20 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path, capsys):
         assert jax.tree.structure(params) == jax.tree.structure(policy.init(jax.random.key(0)))
     assert main(["runs", str(SAVED)]) == 0
     assert "interrupted; jaxkd resume" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, capsys):
+    """Trained, it only has to be judged: what it learnt is what was learnt then."""
+    shutil.copytree(SAVED, tmp_path / "run")
+    assert main(["resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert "other versions than the run was begun with" in capsys.readouterr().err
+    found = card.read(tmp_path / "run")
+    assert found["status"] == "finished"
+    for role in ("teacher", "student", "control"):
+        assert np.isfinite(card.summary(tmp_path / "run", found)[role]["iqm"])
+    for file in ("metrics.jsonl", "teachers/00.npz", "students/01.npz"):
+        assert (tmp_path / "run" / file).read_bytes() == (SAVED / file).read_bytes()
 
 
 # --- whole runs, in processes -------------------------------------------------------------------

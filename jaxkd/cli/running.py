@@ -31,6 +31,7 @@ from jaxkd.cli.settings import Distill, Resume, Teach
 from jaxkd.cli.signals import INTERRUPTED, Stop
 from jaxkd.cli.summary import FORMAT as SUMMARY_FORMAT
 from jaxkd.cli.summary import versions
+from jaxkd.presets import Preset
 from jaxkd.report import several
 from jaxkd.run import seeds
 from jaxkd.tracking import check_kinds, tracker
@@ -43,6 +44,7 @@ _APART = (
     "device",
     "dry_run",
     "devices",
+    "budget",  # it has become steps
     "checkpoint_every",
     "no_cache",
     "no_report",
@@ -137,12 +139,17 @@ def _asked(before: dict[str, Any], wanted: Resume) -> Distill | Teach:
 
 
 def _check_same(before: dict[str, Any], settings: Distill | Teach, planned: Plan) -> None:
-    """Raises a UsageError where the same settings mean something else now."""
-    now = directory.plain(planned.preset._asdict())
-    if before["preset"] != now:
+    """Raises a UsageError where the same settings mean something else now.
+
+    A field that the run's version did not know means what its default does.
+    """
+    then, now = before.get("preset"), directory.plain(planned.preset._asdict())
+    if isinstance(then, dict):
+        then = directory.plain(Preset._field_defaults) | then
+    if then != now:
         raise UsageError(
             f"the preset of {settings.env} is another one than this run was begun with: "
-            f"{_apart(before['preset'], now)}. Resume it with jaxkd "
+            f"{_apart(then, now)}. Resume it with jaxkd "
             f"{before['versions'].get('jaxkd-rl')}, or begin anew."
         )
 
@@ -232,7 +239,7 @@ def _summary(
     progress: Progress,
 ) -> dict[str, Any]:
     """What the phases make, with the seconds of all processes that worked on it."""
-    began, digest = time.time(), _digest(asked["command"], settings, planned)
+    began, digest = time.time(), _digest(asked)
     with watching.compilation() as compile_seconds:
         keys, log = seeds(settings.seed, settings.seeds), Log(run.path / METRICS)
         every = settings.checkpoint_every
@@ -251,9 +258,9 @@ def _summary(
     return dict(format=SUMMARY_FORMAT) | facts | left["summary"] | took
 
 
-def _digest(command: str, settings: Distill | Teach, planned: Plan) -> str:
-    """SHA-256 of what the result depends on."""
-    kept = {name: value for name, value in vars(settings).items() if name not in _APART}
-    said = dict(command=command, settings=kept, preset=planned.preset._asdict())
+def _digest(asked: dict[str, Any]) -> str:
+    """SHA-256 of what the result depends on, in the words of the version that began the run."""
+    kept = {name: value for name, value in asked["settings"].items() if name not in _APART}
+    said = dict(command=asked["command"], settings=kept, preset=asked["preset"])
     text = json.dumps(directory.plain(said), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
