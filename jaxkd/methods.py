@@ -1,21 +1,22 @@
 """Recipes named after papers: `distill`, `ppo` or `pqn` with other arguments, and their keywords.
 
 All take (env, student, teacher) and return an `Algorithm` for
-`run(algorithm, key, num_updates, teacher_params)`.
+`run(algorithm, key, num_updates, teacher_params)`. Where actions are discrete, its metrics have
+"loss/agreement": the share of rows where the student's greedy action is the teacher's.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxkd import losses, networks, rewards
-from jaxkd.base import Algorithm, Env, Policy, RewardTransform
+from jaxkd import losses, networks, recipes, rewards
+from jaxkd.base import Algorithm, Discrete, Env, Outputs, Policy, RewardTransform
 from jaxkd.behavior import guide_then_student, mixture, teacher_acts
+from jaxkd.losses import watch
 from jaxkd.memory import ring
-from jaxkd.recipes import distill, ppo, pqn
 from jaxkd.returns import gae, group_relative, monte_carlo
 from jaxkd.returns import scale as scaled_returns
 
@@ -25,6 +26,25 @@ Weight = float | jax.Array | Callable  # a number, or a schedule `update -> numb
 def _given(keywords: dict[str, Any], **defaults: Any) -> dict[str, Any]:
     """The recipe's own keywords, unless the user gives others."""
     return defaults | keywords
+
+
+def _same_action(student: Outputs, batch: Any) -> jax.Array:
+    return student.policy.mode() == batch.teacher.policy.mode()
+
+
+def _watched(recipe: Callable) -> Callable:
+    """`recipe`, which also reports how often student and teacher would do the same."""
+
+    @wraps(recipe)
+    def watching(env, student, teacher=None, *, losses=None, **keywords):
+        if teacher is not None and isinstance(getattr(env, "action_space", None), Discrete):
+            losses = {**(losses or {}), "agreement": watch(_same_action)}
+        return recipe(env, student, teacher, losses=losses, **keywords)
+
+    return watching
+
+
+distill, ppo, pqn = map(_watched, (recipes.distill, recipes.ppo, recipes.pqn))
 
 
 def _first_update(update):

@@ -293,7 +293,9 @@ def test_summary_is_consistent(ran):
     assert summary["control"]["flops_per_action"] == summary["student"]["flops_per_action"]
     assert 0 <= summary["agreement"] <= 1 and summary["kl"] >= 0
     assert summary["different_starts"] == 64 and top["different_episodes"] > 1
-    (kl,) = (line["seeds"]["loss/kl"] for line in ran.lines if line["phase"] == "student")
+    (said,) = (line["seeds"] for line in ran.lines if line["phase"] == "student")
+    kl, agreement = said["loss/kl"], said["loss/agreement"]
+    assert len(agreement) == 2 and all(0 <= share <= 1 for share in agreement)
     assert summary["kl_while_learning"] == dict.fromkeys(
         ("half", "end"), pytest.approx(np.mean(kl))
     )

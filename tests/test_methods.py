@@ -13,6 +13,7 @@ import pytest
 import jaxkd
 from jaxkd import presets
 from jaxkd.cli import main
+from jaxkd.distributions import Categorical
 from jaxkd.optimize import component_key
 
 PRESET = presets.preset("CartPole-v1")._replace(
@@ -39,6 +40,8 @@ def test_every_method_learns_something_finite_from_its_teacher(method):
     )  # of what they do
     after, metrics = two_updates(sure)
     chex.assert_tree_all_finite((after.params, {k: v for k, v in metrics.items() if "/" in k}))
+    named = presets.METHODS[method].build in vars(jaxkd.methods).values()
+    assert ("loss/agreement" in metrics) == (needs_teacher and named)
     chex.assert_trees_all_equal_dtypes(after, state)
     moved = [
         np.abs(a - b).max()
@@ -136,6 +139,52 @@ def test_a_dagger_that_never_mixes_and_keeps_one_rollout_is_on_policy_distillati
     ]
     chex.assert_trees_all_close(*after, atol=1e-6)
     assert jnp.isfinite(jax.tree.leaves(after[0])[0]).all()
+
+
+def test_methods_report_how_often_student_and_teacher_do_the_same():
+    """A student that always pushes left, a teacher that does so left of the middle only."""
+    env = jaxkd.envs.make("CartPole-v1", 8)
+
+    def left(obs):
+        return jnp.stack([jnp.ones_like(obs[..., 0]), jnp.zeros_like(obs[..., 0])], -1)
+
+    def towards(obs):
+        return jnp.stack([-obs[..., 0], obs[..., 0]], -1)
+
+    def fixed(logits):
+        def step(params, carry, obs, reset):
+            return carry, jaxkd.Outputs(Categorical(params * logits(obs)))
+
+        return jaxkd.Policy(lambda key: jnp.ones(()), lambda num_envs: (), step, step)
+
+    terms = {
+        "kl": jaxkd.losses.forward_kl(),
+        "left": jaxkd.losses.watch(lambda student, batch: batch.obs[..., 0] <= 0),
+    }
+    sizes = dict(unroll_length=8, num_minibatches=2, optimizer=optax.sgd(0.0))
+    recipe = jaxkd.methods.on_policy_distillation
+    kd = recipe(env, fixed(left), fixed(towards), losses=terms, **sizes)
+    _, metrics = jaxkd.run(kd, jax.random.key(0), 3, jnp.ones(()))
+    assert (metrics["loss/agreement"] > 0).all() and (metrics["loss/agreement"] < 1).all()
+    np.testing.assert_allclose(metrics["loss/agreement"], metrics["loss/left"], rtol=1e-6)
+    plain = jaxkd.distill(env, fixed(left), fixed(towards), losses=terms, **sizes)
+    alike = [jaxkd.run(a, jax.random.key(0), 3, jnp.ones(()))[0].params for a in (kd, plain)]
+    chex.assert_trees_all_equal(*alike)
+
+
+def test_what_there_is_nothing_to_agree_about_is_not_reported():
+    """No teacher, or actions that are never quite the same."""
+    env, continuous = (jaxkd.envs.make(name, 4) for name in ("CartPole-v1", "Pendulum-v1"))
+    sizes = dict(unroll_length=4, num_minibatches=1)
+    explorer = jaxkd.networks.mlp(env, (4,), extra=("bonus",))
+    small, big = (jaxkd.networks.mlp(continuous, (width,)) for width in (4, 8))
+    algorithms = (
+        (jaxkd.methods.exploration(env, explorer, **sizes), ()),
+        (jaxkd.methods.dagger(continuous, small, big, **sizes), (big.init(jax.random.key(1)),)),
+    )
+    for algorithm, inputs in algorithms:
+        state = jax.eval_shape(algorithm.init, jax.random.key(0))
+        assert "loss/agreement" not in jax.eval_shape(algorithm.step, state, *inputs)[1]
 
 
 def test_a_teacher_that_is_still_learning():

@@ -73,6 +73,7 @@ def planted(
         for line in range(1, 6):
             curve = line / 5 * np.broadcast_to(level, len(student))
             seeds = {"return": curve, "loss/kl": np.full(len(student), 1 / line)}
+            seeds |= {"loss/agreement": np.full(len(student), 1 - 0.5 / line)}
             seeds |= {"return": [None] * len(student)} if line == 1 else {}
             run.append("metrics.jsonl", phase=phase, updates=line, env_steps=line * 64, seeds=seeds)
     if policies:
@@ -191,10 +192,25 @@ def test_everybody_can_read_it(shown):
     assert len(images) == 2 and all(re.search(r'alt="[^"]{20,}"', each) for each in images)
     svgs = re.findall(r"<svg [^>]*>", shown.html)
     assert 'class="missing' not in shown.html
-    assert len(svgs) == 4 and all('role="img"' in each and "aria-label" in each for each in svgs)
+    assert len(svgs) == 5 and all('role="img"' in each and "aria-label" in each for each in svgs)
     assert shown.html.count('scope="col"') == 4 and 'lang="en"' in shown.html
     for wanted in ("prefers-color-scheme: dark", "@media print", "prefers-reduced-motion"):
         assert wanted in shown.html
+
+
+def test_how_alike_they_became_is_drawn(shown):
+    """From metrics.jsonl, the student's; a run that says nothing of it has no such picture."""
+    lines = page._lines(shown.run)
+    drawn = page.curve(lines, "student", "loss/agreement")
+    assert drawn is not None and drawn.steps.tolist() == [64, 128, 192, 256, 320]
+    np.testing.assert_allclose(drawn.values[:, 0], [0.5, 0.75, 1 - 0.5 / 3, 0.875, 0.9])
+    titles = lambda lines: [each.title for each in page._alike(lines)]
+    assert titles(lines) == ["Agreement", "Divergence"]
+    for line in lines:
+        line["seeds"].pop("loss/agreement", None)
+    assert titles(lines) == ["Divergence"]
+    for text in (shown.html, (shown.run / "report.md").read_text()):
+        assert "Share of equal greedy actions on the states of whoever acts" in text
 
 
 def test_it_says_how_to_repeat_and_cite_it(shown):
