@@ -5,7 +5,7 @@
 The rows of throughput.py, and PPO of an LSTM whose sequences are as long as the rollout and a
 quarter of it. Each row starts a pair of processes several times, because a process keeps its luck
 with memory for all its life: a ratio is the median over pairs of the median over rounds. Compile
-seconds are the first pair's, one after the other, tracing included. Run it with nothing else
+seconds are the processor's, tracing included, the median over pairs. Run it with nothing else
 running. Writes results/speed/turns.json.
 """
 
@@ -76,7 +76,7 @@ def begin(tree: Path, row: tuple) -> subprocess.Popen:
 
 
 def ready(child: subprocess.Popen) -> float:
-    """Waits until it has compiled and run once; the seconds that compiling took."""
+    """Waits until it has compiled and run once; the processor seconds that compiling took."""
     compile_seconds = answer(child)
     child.stdout.readline()
     return compile_seconds
@@ -99,16 +99,12 @@ def call(child: subprocess.Popen) -> float:
 
 def measure(row: tuple, before: Path, pairs: int, rounds_each: int) -> dict:
     """Speeds of this tree over that of the other, and compile seconds of both."""
-    trees, ratios, compiling = {"before": before, "now": HERE}, [], {}
-    for pair in range(pairs):
-        children = {}
-        for side, tree in trees.items():
-            children[side] = begin(tree, row)
-            if pair == 0:  # alone
-                compiling[side] = ready(children[side])
-        if pair > 0:
-            for child in children.values():
-                ready(child)
+    trees, ratios = {"before": before, "now": HERE}, []
+    compiling = {side: [] for side in trees}
+    for _ in range(pairs):
+        children = {side: begin(tree, row) for side, tree in trees.items()}
+        for side, child in children.items():
+            compiling[side].append(ready(child))
         rounds = [
             {side: call(child) for side, child in children.items()} for _ in range(rounds_each)
         ]
@@ -119,7 +115,7 @@ def measure(row: tuple, before: Path, pairs: int, rounds_each: int) -> dict:
     return {
         "speed_ratio": float(np.median(ratios)),
         "of_each_pair": ratios,
-        "compile_seconds": compiling,
+        "compile_seconds": {side: float(np.median(of)) for side, of in compiling.items()},
     }
 
 

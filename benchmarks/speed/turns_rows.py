@@ -1,7 +1,7 @@
 """One row of turns.py in a process of its own, whose jaxkd is the one on PYTHONPATH.
 
-It imports jaxkd alone, and of that only what every commit has. Compiles, prints the seconds that
-took, then answers each line it is sent with the seconds of one call.
+It imports jaxkd alone, and of that only what every commit has. Compiles, prints the processor
+seconds that took, then answers each line it is sent with the seconds of one call.
 """
 
 import sys
@@ -41,7 +41,7 @@ def algorithm(method: str, name: str, num_envs: int):
 
 
 def main(method: str, name: str, num_envs: str, num_seeds: str, updates: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     made, inputs = algorithm(method, name, int(num_envs))
     keys = jaxkd.seeds(0, int(num_seeds))
 
@@ -50,7 +50,7 @@ def main(method: str, name: str, num_envs: str, num_seeds: str, updates: str) ->
         return jax.vmap(run)(keys)
 
     program = jax.jit(train).lower(keys, inputs).compile()
-    print(time.perf_counter() - began, flush=True)
+    print(time.process_time() - began, flush=True)
     jax.block_until_ready(program(keys, inputs))
     print("ready", flush=True)
     for _ in sys.stdin:
