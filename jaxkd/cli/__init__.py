@@ -35,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from jaxkd.cli import comparing
 
             return comparing.answer(command)
-        from jaxkd.cli import failure
+        from jaxkd.cli import failure, others
 
         try:
-            return _call(command, argv, stop)
+            with others.unheard():
+                return _call(command, argv, stop)
         except Exception as error:
             code, cause = failure.explain(error)
             if code is None or getattr(command, "traceback", False):
