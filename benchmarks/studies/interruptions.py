@@ -110,7 +110,7 @@ class Forked:
         Args:
             place: whose folders it runs in.
         """
-        self.seconds = 0.0  # of the processor, that the last one took
+        self.seconds = 0.0  # of the processor, that the last one took after its imports
         self._server = subprocess.Popen(
             [sys.executable, "-c", "from interruptions import serve; serve()"],
             env=environment(place / "folder"),
@@ -137,7 +137,8 @@ class Forked:
 
 def serve() -> None:
     """Forks a child for every line of standard input, and says its exit code."""
-    # What gymnax imports; it itself starts a backend, which does not survive a fork.
+    # What gymnax imports; it itself starts a backend, which does not survive a fork: the children
+    # import it, and their clock starts then.
     import gymnasium  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import orbax.checkpoint  # noqa: F401
@@ -153,10 +154,13 @@ def serve() -> None:
             said = os.open("said", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             os.dup2(said, 1)
             os.dup2(said, 2)
+            import gymnax  # noqa: F401
+
+            Path("began").write_text(str(time.process_time()))
             sys.argv = ["child", *given]
             os._exit(child())
         _, status, used = os.wait4(process, 0)
-        seconds = used.ru_utime + used.ru_stime
+        seconds = used.ru_utime + used.ru_stime - float((Path(folder) / "began").read_text())
         print(json.dumps([os.waitstatus_to_exitcode(status), seconds]), flush=True)
 
 

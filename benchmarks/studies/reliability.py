@@ -67,7 +67,6 @@ SIZES = {
     "cpu": Sizes(10, 6, 300, 200, 20, 6),
     "tiny": Sizes(4, 2, 4, 10, 2, 2),
 }
-IMPORT = 2.0  # seconds of importing gymnax, which a fork has to do itself
 ROWS = Sizes._fields
 
 
@@ -164,13 +163,13 @@ def commands(place: Path, number: int, tally: Tally) -> None:
             argv, folder = hostile.line(made, random.Random(-1 - i)), place / str(i)
             folder.mkdir()
             done = forked(folder, argv)
-            if forked.seconds > hostile.LIMIT + IMPORT:  # a machine that is busy may be slow once
+            if forked.seconds > hostile.LIMIT:  # a machine that is busy may be slow once
                 done = forked(folder, argv)
             said = done.stderr.splitlines(keepends=True)
             said = "".join(line for line in said if not line.startswith("device: "))
             end = hostile.answered(argv, done.returncode, said)
-            left = {path.name for path in folder.iterdir()} - {"said", "counts.json"}
-            if left or forked.seconds > hostile.LIMIT + IMPORT:
+            left = {path.name for path in folder.iterdir()} - {"said", "began", "counts.json"}
+            if left or forked.seconds > hostile.LIMIT:
                 end = f"bad: {argv[:3]} took {forked.seconds:.1f} s and left {left}"
             tally.add(Counter([end]))
 
