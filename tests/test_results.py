@@ -17,6 +17,7 @@ import jax
 import multitask
 import no_harm
 import numpy as np
+import overheads
 import partial
 import population
 import precision
@@ -141,6 +142,14 @@ def test_speed_beside_peers():
 def test_compile_seconds():
     found = read("compile")
     assert compiling.gate(found["rows"]) == found["failed"]
+
+
+def test_what_checkpoints_lines_and_starts_cost():
+    """Of a machine that does nothing else; there is no file until it was measured on one."""
+    for file in gates.protocol.RESULTS.glob("speed/overheads.json"):
+        found = json.loads(file.read_text())
+        assert overheads.gate(found) == found["failed"] == []
+        assert found["settings"] == overheads.settings()
 
 
 def test_hierarchical_value_distillation():

@@ -166,14 +166,18 @@ def gate(found: dict) -> list[str]:
     ]
 
 
+def settings(size: Sizes = SIZES["full"]) -> dict:
+    """All that the figures depend on beside the code."""
+    return protocol.digest({"size": size._asdict(), "seeds": SEEDS, "env": ENV})
+
+
 def main(given: frame.Given) -> int:
     size = frame.sized(given, SIZES)
     found = by_turns(size) | {"starts": starts(size.helps)}
     failed = gate(found)
     print({kind: f"{100 * share:.2f} %" for kind, share in found["shares"].items()})
     print({name: f"{seconds:.2f} s" for name, seconds in found["starts"].items()})
-    settings = protocol.digest({"size": size._asdict(), "seeds": SEEDS, "env": ENV})
-    protocol.write("overheads", found | {"failed": failed, "settings": settings})
+    protocol.write("overheads", found | {"failed": failed, "settings": settings(size)})
     return protocol.verdict(failed)
 
 
