@@ -28,7 +28,7 @@ from jaxkd import networks, presets
 from jaxkd.presets import PRESETS, Preset
 
 RESULTS = protocol.RESULTS / "studies" / "everywhere"
-SEED = 5  # nothing was chosen on it
+SEED = 6  # 5 was seen by a gate that failed
 LSTM = "MetaMaze-misc with an LSTM"
 APART = ("MNISTBandit-bsuite", *(name for name, p in PRESETS.items() if p.channels))
 GAMES = (*(name for name in registered_envs if name not in APART), LSTM)
