@@ -172,6 +172,16 @@ class Checkpoints:
                 warnings.warn(f"{error} Going on with the one before.", stacklevel=2)
         raise AssertionError  # the last one returned or raised
 
+    def paths(self, step: int) -> list[str]:
+        """Of the leaves of a checkpoint, such as ".update".
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        place = self._path / str(step)
+        card = check_card(place, self._read(place, lambda: self._written.metadata(step)))
+        return [path for path, *_ in card["leaves"]]
+
     def steps(self) -> list[int]:
         """Of all checkpoints that are there, the newest last."""
         self.wait()

@@ -58,9 +58,9 @@ class Game(NamedTuple):
 
 GAMES = {
     "Breakout-MinAtar": Game(22.0, 0.9),
-    "SpaceInvaders-MinAtar": Game(40.0, 0.8),
+    "SpaceInvaders-MinAtar": Game(40.0, 0.8, controls=3),
     "Freeway-MinAtar": Game(50.0, 0.9, 1, 1),  # two minutes each
-    "Asterix-MinAtar": Game(10.0, 0.75),
+    "Asterix-MinAtar": Game(10.0, 0.75, controls=3),
 }
 
 

@@ -119,6 +119,7 @@ class Saves:
             return None
         mark = jax.ShapeDtypeStruct((MARK,), np.uint8)
         wanted = Kept(mark=mark, answers=self._answers, **like())
+        rows, wanted = wanted.rows, wanted._replace(rows=self._known(wanted.rows, max(there)))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
@@ -129,9 +130,24 @@ class Saves:
         for warning in said:
             print(f"warning: {warning.message}", file=sys.stderr, flush=True)
         self._forget([step for step in there if found is None or step > found[1]])
-        if found is not None:
-            self._check_answers(found[0].answers)
-        return found
+        if found is None:
+            return None
+        kept, step = found
+        self._check_answers(kept.answers)
+        unknown = {
+            name: np.full(row.shape, np.nan, row.dtype)
+            for name, row in rows.items()
+            if name not in kept.rows
+        }
+        return kept._replace(rows=unknown | kept.rows), step
+
+    def _known(self, rows: dict[str, Any], step: int) -> dict[str, Any]:
+        """Those that the checkpoint has: the version that wrote it may not have had all metrics."""
+        try:
+            there = self._checkpoints.paths(step)
+        except ArtifactError:  # restoring says so
+            return rows
+        return {name: row for name, row in rows.items() if f".rows[{name!r}]" in there}
 
     def begin(self) -> None:
         """What came after is written again: lines of metrics.jsonl, later phases' checkpoints."""
